@@ -1,0 +1,55 @@
+# `make` lists what there is. Nothing here needs root, an activated environment or a variable set by hand.
+
+PYTHON ?= python3
+# The torch that demo, tests and CI are tried with; any pip requirement, options included, may stand here instead:
+#   make demo TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
+# Without TORCH= given, a torch that $(PYTHON) already has is reused and none is installed.
+TORCH ?= torch==2.13.0
+
+TORCH_GIVEN := $(if $(filter file,$(origin TORCH)),,--torch-given)
+define ENVIRONMENT
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: ringdp needs Python 3.11 or newer, \
+and $(PYTHON) is none: install one and name it, as in \`make $@ PYTHON=/path/to/python3.12\`" >&2; exit 1; }
+@"$(PYTHON)" tests/environment.py --torch '$(TORCH)' $(TORCH_GIVEN)
+endef
+VENV = .venv/bin/python
+
+.PHONY: help demo test test-all dev build lint format clean
+.NOTPARALLEL:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+demo:  ## train on the handwritten digits, on two ranks and on one, and compare
+	$(ENVIRONMENT) demo
+	@$(VENV) examples/images/demo.py
+
+test:  ## install from the sdist and run the tests (some minutes)
+	$(ENVIRONMENT) test
+	@$(VENV) tests/run.py $(ARGS)
+
+test-all:  ## the same with the tests that take longer
+	$(ENVIRONMENT) test
+	@$(VENV) tests/run.py --all $(ARGS)
+
+dev:  ## an editable installation in .venv, to work on ringdp
+	$(ENVIRONMENT) dev
+
+build:  ## compile in place what changed (after `make dev`)
+	@test -x $(VENV) || { echo "make: run \`make dev\` first" >&2; exit 1; }
+	@RINGDP_MPICC="$$PWD/.venv/bin/mpicc" $(VENV) setup.py -q build_ext --inplace
+
+lint:  ## style and types
+	$(ENVIRONMENT) test
+	@$(VENV) tests/run.py lint types
+
+format:  ## rewrite the sources in the style that lint asks for
+	@test -x .venv/bin/ruff || { echo "make: run \`make dev\` first" >&2; exit 1; }
+	@.venv/bin/ruff check -q --fix . || true
+	@.venv/bin/ruff format -q .
+	@find csrc -name '*.h' -o -name '*.cc' | xargs .venv/bin/clang-format -i
+
+clean:  ## remove what was built (.venv stays)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf ringdp/_core ringdp/_build.py ringdp/*.so
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+// The element types and reduce operations that ringdp knows, with their wire numbers.
+//
+// The numbers travel in headers between ranks and from Python: never renumber, only append.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ringdp {
+
+enum class Dtype : uint8_t {
+  boolean = 0,
+  uint8 = 1,
+  int8 = 2,
+  int16 = 3,
+  int32 = 4,
+  int64 = 5,
+  float16 = 6,
+  bfloat16 = 7,
+  float32 = 8,
+  float64 = 9,
+};
+inline constexpr int kDtypes = 10;
+
+enum class ReduceOp : uint8_t { average = 0, sum = 1, min = 2, max = 3, product = 4 };
+inline constexpr int kReduceOps = 5;
+
+constexpr size_t size_of(Dtype t) {
+  constexpr size_t sizes[kDtypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
+  return sizes[static_cast<int>(t)];
+}
+
+constexpr const char* name_of(Dtype t) {
+  constexpr const char* names[kDtypes] = {"bool",  "uint8",   "int8",     "int16",   "int32",
+                                          "int64", "float16", "bfloat16", "float32", "float64"};
+  return names[static_cast<int>(t)];
+}
+
+constexpr const char* name_of(ReduceOp op) {
+  constexpr const char* names[kReduceOps] = {"Average", "Sum", "Min", "Max", "Product"};
+  return names[static_cast<int>(op)];
+}
+
+constexpr bool is_float(Dtype t) { return t >= Dtype::float16; }
+
+}  // namespace ringdp

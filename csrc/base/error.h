@@ -1,0 +1,39 @@
+// One exception type for the whole core; the binding turns its kind into a Python class.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace ringdp {
+
+enum class ErrorKind {
+  usage,      // the caller asked for something that cannot be: ValueError
+  mismatch,   // ranks disagree about an operation: MismatchError
+  duplicate,  // a name is already in flight: DuplicateNameError
+  deadline,   // nothing arrived in time: DeadlineError
+  peer,       // another rank left, failed or sent poison: PeerError
+  transport,  // MPI reported an error: TransportError
+  closed,     // the world was shut down: NotInitializedError
+  internal,   // a bug in ringdp: RingdpError
+};
+
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, const std::string& what) : std::runtime_error(what), kind_(kind) {}
+  ErrorKind kind() const { return kind_; }
+
+ private:
+  ErrorKind kind_;
+};
+
+// fail(ErrorKind::usage, "rank ", r, " is not one of ", n): builds the text and throws.
+template <class... Parts>
+[[noreturn]] void fail(ErrorKind kind, Parts&&... parts) {
+  std::ostringstream text;
+  (text << ... << std::forward<Parts>(parts));
+  throw Error(kind, text.str());
+}
+
+}  // namespace ringdp

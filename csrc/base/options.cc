@@ -1,0 +1,48 @@
+#include "base/options.h"
+
+#include <cerrno>
+#include <cstdlib>
+
+#include "base/error.h"
+
+namespace ringdp {
+
+const std::vector<OptionRow>& option_table() {
+  static const std::vector<OptionRow> table = {
+      {"RINGDP_TIMEOUT", "600", "seconds that an operation may wait for other ranks before it fails"},
+      {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk (speed only, never results)"},
+      {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (speed only, never results)"},
+      {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks"},
+      {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core"},
+      {"RINGDP_DELAY_SEED", "0", "in-process transport only: not 0 delays messages at random, for tests"},
+  };
+  return table;
+}
+
+namespace {
+
+double number(const char* variable, double low, double high, double fallback) {
+  const char* text = std::getenv(variable);
+  if (text == nullptr || *text == '\0') return fallback;
+  char* end = nullptr;
+  errno = 0;
+  const double value = std::strtod(text, &end);
+  if (*end != '\0' || errno != 0 || !(value >= low && value <= high))
+    fail(ErrorKind::usage, variable, "=", text, " is not a number from ", low, " to ", high);
+  return value;
+}
+
+}  // namespace
+
+Options options_from_environment() {
+  Options o;
+  o.timeout = number("RINGDP_TIMEOUT", 0.01, 1e7, o.timeout);
+  o.segment_bytes = static_cast<uint64_t>(number("RINGDP_SEGMENT_BYTES", 8, 1 << 26, double(o.segment_bytes)));
+  o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
+  o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
+  o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
+  o.delay_seed = static_cast<uint64_t>(number("RINGDP_DELAY_SEED", 0, 4e9, 0));
+  return o;
+}
+
+}  // namespace ringdp

@@ -1,0 +1,31 @@
+// Every option of the core in one table: its environment variable, its default, what it means.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ringdp {
+
+struct Options {
+  double timeout = 600;           // seconds
+  uint64_t segment_bytes = 256 << 10;
+  int64_t depth = 8;
+  double idle_looks = 20;         // per second
+  double spin_us = 20;
+  uint64_t delay_seed = 0;
+};
+
+struct OptionRow {
+  const char* variable;
+  const char* fallback;
+  const char* help;
+};
+
+// The table, for `ringdp info` and the docs.
+const std::vector<OptionRow>& option_table();
+
+// Reads the environment. A value that cannot be understood is an Error naming the variable, the value and what is valid.
+Options options_from_environment();
+
+}  // namespace ringdp

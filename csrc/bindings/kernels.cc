@@ -1,0 +1,83 @@
+#include "bindings/kernels.h"
+
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <string>
+
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using namespace ringdp;
+
+void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+Dtype dtype_of(int number) {
+  if (number < 0 || number >= kDtypes) throw nb::value_error(("no dtype has number " + std::to_string(number)).c_str());
+  return static_cast<Dtype>(number);
+}
+
+ReduceOp operation_of(int number) {
+  if (number < 0 || number >= kReduceOps)
+    throw nb::value_error(("no reduce operation has number " + std::to_string(number)).c_str());
+  return static_cast<ReduceOp>(number);
+}
+
+void refuse_bool(Dtype dtype, const char* what) {
+  if (dtype == Dtype::boolean) throw nb::value_error((std::string("bool has no ") + what).c_str());
+}
+
+void reduce(int dtype, int op, uintptr_t to, uintptr_t a, uintptr_t b, size_t count) {
+  const Dtype t = dtype_of(dtype);
+  const ReduceOp o = operation_of(op);
+  if (o == ReduceOp::average) refuse_bool(t, "Average");
+  kernels::reduce(t, o, pointer(to), pointer(a), pointer(b), count);
+}
+
+void scale(int dtype, uintptr_t to, uintptr_t from, double factor, size_t count) {
+  const Dtype t = dtype_of(dtype);
+  refuse_bool(t, "scale");
+  kernels::scale(t, pointer(to), pointer(from), factor, count);
+}
+
+void divide(int dtype, uintptr_t to, uintptr_t from, int ranks, size_t count) {
+  const Dtype t = dtype_of(dtype);
+  refuse_bool(t, "Average");
+  if (ranks < 1) throw nb::value_error(("cannot divide by " + std::to_string(ranks) + " ranks").c_str());
+  kernels::divide(t, pointer(to), pointer(from), ranks, count);
+}
+
+void force_variant(const std::string& name) {
+  if (!kernels::force_variant(name.c_str()))
+    throw nb::value_error(("this CPU or build has no variant '" + name + "' of the kernels").c_str());
+}
+
+nb::list variants() {
+  nb::list names;
+  for (const auto& v : kernels::kVariants)
+    if (v.runs_here()) names.append(v.name);
+  return names;
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& m) {
+  using namespace nb::literals;
+  nb::module_ k = m.def_submodule("kernels", "The arithmetic on elements, on raw addresses: nothing is checked there.");
+  k.def(
+      "reduce", &reduce, "dtype"_a, "op"_a, "to"_a, "a"_a, "b"_a, "count"_a,
+      "to[i] = a[i] op b[i] for i < count. `to` may be `a` or `b`, otherwise no overlap; addresses need no alignment.\n"
+      "dtype and op are wire numbers. ValueError for an unknown one, or an Average of bool.");
+  k.def("scale", &scale, "dtype"_a, "to"_a, "from_"_a, "factor"_a, "count"_a,
+        "to[i] = from[i] * factor for i < count. `to` may be `from`. ValueError for bool.");
+  k.def("divide", &divide, "dtype"_a, "to"_a, "from_"_a, "ranks"_a, "count"_a,
+        "to[i] = from[i] / ranks for i < count: the end of an average. ValueError for bool or ranks < 1.");
+  k.def("variant", &kernels::variant, "The variant that runs: 'avx512', 'avx2', 'neon' or 'portable'.");
+  k.def("variants", &variants, "All variants that this build contains and this CPU can run, the best first.");
+  k.def("force_variant", &force_variant, "name"_a,
+        "Makes a variant run, for tests; '' returns to the automatic choice. ValueError if it cannot run here.");
+}

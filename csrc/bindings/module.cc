@@ -1,0 +1,217 @@
+// The Python module ringdp._core: engines, handles, and what the tests look at. Thin: no logic of its own.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/options.h"
+#include "bindings/agreement.h"
+#include "bindings/kernels.h"
+#include "bindings/schedules.h"
+#include "bucket/plan.h"
+#include "engine/engine.h"
+#include "transport/local.h"
+#include "transport/mpi.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace ringdp;
+
+namespace {
+
+const char* python_class(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::usage:
+      return "UsageError";
+    case ErrorKind::mismatch:
+      return "MismatchError";
+    case ErrorKind::duplicate:
+      return "DuplicateNameError";
+    case ErrorKind::deadline:
+      return "DeadlineError";
+    case ErrorKind::peer:
+      return "PeerError";
+    case ErrorKind::transport:
+      return "TransportError";
+    case ErrorKind::closed:
+      return "NotInitializedError";
+    case ErrorKind::internal:
+      break;
+  }
+  return "RingdpError";
+}
+
+// The one place where a core error becomes a Python exception.
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    const nb::object type = nb::module_::import_("ringdp.errors").attr(python_class(error.kind()));
+    PyErr_SetString(type.ptr(), error.what());
+  }
+}
+
+void look_for_signals() {
+  nb::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+bool wait(Handle& handle, double seconds) {
+  if (handle.done()) return true;
+  nb::gil_scoped_release release;
+  return handle.wait(Deadline::in(Seconds(seconds)), look_for_signals);
+}
+
+// The output that the operation allocated, handed over: a NumPy array of bytes that owns it.
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> take_output(Handle& handle) {
+  Result& result = handle.result();
+  std::byte* data = result.output.release();
+  if (data == nullptr) fail(ErrorKind::usage, "this operation has no output of its own, or it was taken already");
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<std::byte*>(p); });
+  const size_t shape[1] = {result.output_bytes};
+  return {data, 1, shape, owner};
+}
+
+std::shared_ptr<Handle> submit(Engine& engine, int kind, std::string name, int process_set, uint64_t input,
+                               uint64_t output, int dtype, std::vector<uint64_t> shape, int op, double prescale,
+                               double postscale, int root, std::vector<uint64_t> splits) {
+  Submission s;
+  s.kind = static_cast<OpKind>(kind);
+  s.name = std::move(name);
+  s.process_set = process_set;
+  s.input = reinterpret_cast<const void*>(input);
+  s.output = reinterpret_cast<void*>(output);
+  s.dtype = static_cast<Dtype>(dtype);
+  s.shape = std::move(shape);
+  s.op = static_cast<ReduceOp>(op);
+  s.prescale = prescale;
+  s.postscale = postscale;
+  s.root = root;
+  s.splits = std::move(splits);
+  nb::gil_scoped_release release;
+  return engine.submit(std::move(s));
+}
+
+std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string name, std::string text) {
+  Submission s;
+  s.kind = OpKind::open_plan;
+  s.process_set = process_set;
+  s.name = std::move(name);
+  s.text = std::move(text);
+  return engine.submit(std::move(s));
+}
+
+std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t digest,
+                                      uint64_t data, uint64_t count, int dtype, int op, double prescale,
+                                      double postscale) {
+  Submission s;
+  s.process_set = process_set;
+  s.lane = lane;
+  s.bucket = bucket;
+  s.plan_digest = digest;
+  s.input = s.output = reinterpret_cast<void*>(data);
+  s.shape = {count};
+  s.dtype = static_cast<Dtype>(dtype);
+  s.op = static_cast<ReduceOp>(op);
+  s.prescale = prescale;
+  s.postscale = postscale;
+  nb::gil_scoped_release release;
+  return engine.submit(std::move(s));
+}
+
+std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation) {
+  return std::make_unique<Engine>(options_from_environment(), generation, make_mpi_transport(data),
+                                  make_mpi_transport(control));
+}
+
+// The engines of `size` ranks in this process, for tests: they talk over the local transport.
+std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed) {
+  Options options = options_from_environment();
+  const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
+  std::vector<std::unique_ptr<Engine>> engines;
+  for (int r = 0; r < size; ++r)
+    engines.push_back(std::make_unique<Engine>(options, 0, make_local_transport(data, r),
+                                               make_local_transport(control, r)));
+  return engines;
+}
+
+// A process set over the local transport for the engines of its members, in rank order.
+void add_local_process_set(int id, const std::vector<Engine*>& members) {
+  const int size = static_cast<int>(members.size());
+  const auto data = make_local_hub(size, 0), control = make_local_hub(size, 0);
+  for (int r = 0; r < size; ++r)
+    members[r]->add_process_set(id, make_local_transport(data, r), make_local_transport(control, r));
+}
+
+void bind_engine(nb::module_& m) {
+  nb::class_<Handle>(m, "Handle", "One operation in flight.")
+      .def("poll", &Handle::done, "True once the operation has completed or failed.")
+      .def("wait", &wait, "seconds"_a, "Sleep until done (GIL released); False if the seconds passed first.")
+      .def("check", [](Handle& h) { h.result(); }, "Raise what went wrong, if anything did. Only after done.")
+      .def("stage", [](Handle& h) { return name_of(h.stage()); })
+      .def("take_output", &take_output, "The output that the operation allocated, as a NumPy array of bytes.")
+      .def("rows", [](Handle& h) { return h.result().rows; }, "Rows of, or received from, each rank.")
+      .def("words", [](Handle& h) { return h.result().words; }, "The merged fields of a vote.")
+      .def("lane", [](Handle& h) { return h.result().lane; }, "The lane that a plan was given.");
+
+  nb::class_<Engine>(m, "Engine", "One rank's engine thread and its communicators.")
+      .def_prop_ro("rank", &Engine::rank)
+      .def_prop_ro("size", &Engine::size)
+      .def_prop_ro("timeout", [](Engine& e) { return e.options().timeout; })
+      .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
+           "prescale"_a, "postscale"_a, "root"_a, "splits"_a)
+      .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
+      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
+           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
+      .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
+      .def("add_process_set",
+           [](Engine& e, int id, uint64_t data, uint64_t control) {
+             e.add_process_set(id, make_mpi_transport(data), make_mpi_transport(control));
+           },
+           "id"_a, "data"_a, "control"_a)
+      .def("shutdown", &Engine::shutdown, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("abort", &Engine::abort, "code"_a)
+      .def("forget_after_fork", &Engine::forget_after_fork);
+
+  m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
+  m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a);
+  m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a);
+  m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a);
+  m.def("option_table", [] {
+    nb::list rows;
+    for (const OptionRow& row : option_table()) rows.append(nb::make_tuple(row.variable, row.fallback, row.help));
+    return rows;
+  });
+}
+
+void bind_plan(nb::module_& m) {
+  m.def("assign_buckets",
+        [](const std::vector<uint64_t>& counts, const std::vector<int>& dtypes, uint64_t first_bytes, uint64_t bytes) {
+          std::vector<PlanTensor> tensors;
+          for (size_t i = 0; i < counts.size(); ++i) tensors.push_back({counts[i], static_cast<Dtype>(dtypes.at(i))});
+          nb::list out;
+          for (const PlanBucket& bucket : assign_buckets(tensors, first_bytes, bytes))
+            out.append(nb::make_tuple(static_cast<int>(bucket.dtype), bucket.count, bucket.tensors, bucket.offsets));
+          return out;
+        },
+        "counts"_a, "dtypes"_a, "first_bytes"_a, "bytes"_a,
+        "Buckets for tensors in the given order: a list of (dtype, count, tensor indices, offsets).");
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  nb::register_exception_translator(translate);
+  bind_engine(m);
+  bind_plan(m);
+  bind_kernels(m);
+  bind_schedules(m);
+  bind_agreement(m);
+}

@@ -1,0 +1,94 @@
+#include "bindings/schedules.h"
+
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "collectives/cases.h"
+#include "collectives/simulate_memory.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace ringdp {
+namespace {
+
+using simulate::Case;
+using simulate::Collective;
+using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
+
+void bind_enums(nb::module_& m) {
+  nb::enum_<Kind>(m, "Kind")
+      .value("send", Kind::send)
+      .value("receive", Kind::receive)
+      .value("reduce", Kind::reduce)
+      .value("copy", Kind::copy)
+      .value("finish", Kind::finish);
+  nb::enum_<Place>(m, "Place")
+      .value("input", Place::input)
+      .value("output", Place::output)
+      .value("scratch", Place::scratch);
+  nb::enum_<Collective>(m, "Collective")
+      .value("allreduce", Collective::allreduce)
+      .value("reduce_scatter", Collective::reduce_scatter)
+      .value("allgather", Collective::allgather)
+      .value("broadcast", Collective::broadcast)
+      .value("alltoall", Collective::alltoall);
+}
+
+void bind_data(nb::module_& m) {
+  nb::class_<Region>(m, "Region", "Where a region begins: a place and an offset in elements.")
+      .def_rw("place", &Region::place)
+      .def_rw("offset", &Region::offset);
+  nb::class_<Move>(m, "Move", "One thing done to one segment; after: indices of earlier moves, -1 for none.")
+      .def_rw("kind", &Move::kind)
+      .def_rw("prescale", &Move::prescale)
+      .def_rw("peer", &Move::peer)
+      .def_rw("count", &Move::count)
+      .def_rw("to", &Move::to)
+      .def_rw("from_", &Move::from)
+      .def_rw("with_", &Move::with)
+      .def_rw("after", &Move::after)
+      .def("__repr__", [](const Move& move) { return simulate::describe(move); });
+  nb::class_<Schedule>(m, "Schedule", "The moves of one rank. `moves` gives and takes copies.")
+      .def_prop_rw(
+          "moves", [](const Schedule& s) { return s.moves; },
+          [](Schedule& s, std::vector<Move> moves) { s.moves = std::move(moves); })
+      .def_rw("scratch", &Schedule::scratch)
+      .def("__len__", [](const Schedule& s) { return s.moves.size(); });
+}
+
+Case make_case(Collective collective, int ranks, std::vector<uint64_t> counts, uint64_t segment, int depth,
+               bool prescale, bool finish, bool in_place, int root) {
+  return {collective, ranks, std::move(counts), {segment, depth}, {prescale, finish}, in_place, root};
+}
+
+void bind_simulator(nb::module_& m) {
+  nb::class_<Case>(m, "Case", "A collective with all its parameters; see collectives/cases.h for `counts`.")
+      .def_ro("ranks", &Case::ranks)
+      .def("__repr__", [](const Case& c) { return simulate::describe(c); });
+  m.def("case", &make_case, "collective"_a, "ranks"_a, "counts"_a, "segment"_a, "depth"_a = 8, nb::kw_only(),
+        "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0);
+  m.def("schedules_of", &simulate::schedules_of, "case"_a, "The schedules of all ranks, by rank.");
+  m.def("check", &simulate::check, "case"_a, "schedules"_a, "first_seed"_a = 0, "seeds"_a = 1, ReleaseGil(),
+        "Simulates the schedules once for each seed; raises an error that names rank and move.");
+  m.def("sweep", &simulate::sweep, "collective"_a, "ranks"_a, "max_count"_a, "segments"_a, "depths"_a, "seed"_a = 0,
+        ReleaseGil(), "Simulates all cases of a collective on so many ranks once; returns how many there were.");
+  m.def(
+      "sums",
+      [](const Case& c, int rank, uint64_t seed) {
+        return simulate::Simulation(simulate::schedules_of(c), simulate::problem_of(c)).sums(rank, seed);
+      },
+      "case"_a, "rank"_a, "seed"_a = 0, "How each element of the rank's output was added up, the numbers being ranks.");
+}
+
+}  // namespace
+
+void bind_schedules(nb::module_& m) {
+  nb::module_ sub = m.def_submodule("schedules", "Schedules as data, and their simulator.");
+  bind_enums(sub);
+  bind_data(sub);
+  bind_simulator(sub);
+}
+
+}  // namespace ringdp

@@ -1,0 +1,227 @@
+#include "collectives/cases.h"
+
+#include <algorithm>
+#include <random>
+
+#include "base/check.h"
+
+namespace ringdp::simulate {
+namespace {
+
+uint64_t sum_of(const std::vector<uint64_t>& counts, size_t begin, size_t end) {
+  uint64_t sum = 0;
+  for (size_t i = begin; i < end; ++i) sum += counts[i];
+  return sum;
+}
+
+uint64_t everyone(int ranks) { return ranks == 64 ? ~uint64_t{0} : (uint64_t{1} << ranks) - 1; }
+
+// Elements [begin, begin + count) of the tensor, as a value of these ranks.
+void append(std::vector<Value>& to, uint64_t begin, uint64_t count, uint64_t ranks, Arithmetic done = {}) {
+  to.reserve(to.size() + count);
+  for (uint64_t i = begin; i < begin + count; ++i)
+    to.push_back({ranks, static_cast<uint32_t>(i), 0, done.prescale, done.finish});
+}
+
+void append_input(std::vector<Value>& to, uint64_t count, int rank) {
+  append(to, 0, count, uint64_t{1} << rank);
+  for (Value& v : to) v.sum = Sums::leaf(rank);
+}
+
+// What rank r sends to each, and what each sends to rank r.
+std::vector<uint64_t> sent_by(const Case& c, int r) {
+  return {c.counts.begin() + r * c.ranks, c.counts.begin() + (r + 1) * c.ranks};
+}
+std::vector<uint64_t> received_by(const Case& c, int r) {
+  std::vector<uint64_t> counts;
+  for (int from = 0; from < c.ranks; ++from) counts.push_back(c.counts[from * c.ranks + r]);
+  return counts;
+}
+
+Schedule schedule_of(const Case& c, int r) {
+  switch (c.collective) {
+    case Collective::allreduce:
+      return ring_allreduce(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
+    case Collective::reduce_scatter:
+      return ring_reduce_scatter(r, c.counts, c.pipeline, c.arithmetic);
+    case Collective::allgather:
+      return ring_allgather(r, c.counts, c.pipeline);
+    case Collective::broadcast:
+      return tree_broadcast(c.ranks, r, c.root, c.counts[0], c.pipeline, c.in_place);
+    case Collective::alltoall:
+      return pairwise_alltoall(r, sent_by(c, r), received_by(c, r), c.pipeline);
+  }
+  fail(ErrorKind::usage, "unknown collective");
+}
+
+std::vector<Value> input_of(const Case& c, int r) {
+  std::vector<Value> input;
+  switch (c.collective) {
+    case Collective::allreduce:
+    case Collective::reduce_scatter:
+      append_input(input, sum_of(c.counts, 0, c.counts.size()), r);
+      break;
+    case Collective::allgather:
+      append_input(input, c.counts[r], r);
+      break;
+    case Collective::broadcast:
+      if (r == c.root) append_input(input, c.counts[0], r);
+      break;
+    case Collective::alltoall:
+      append_input(input, sum_of(c.counts, r * c.ranks, (r + 1) * c.ranks), r);
+      break;
+  }
+  return input;
+}
+
+std::vector<Value> expected_of(const Case& c, int r) {
+  std::vector<Value> output;
+  switch (c.collective) {
+    case Collective::allreduce:
+      append(output, 0, c.counts[0], everyone(c.ranks), c.arithmetic);
+      break;
+    case Collective::reduce_scatter:
+      append(output, sum_of(c.counts, 0, r), c.counts[r], everyone(c.ranks), c.arithmetic);
+      break;
+    case Collective::allgather:
+      for (int from = 0; from < c.ranks; ++from) append(output, 0, c.counts[from], uint64_t{1} << from);
+      break;
+    case Collective::broadcast:
+      append(output, 0, c.counts[0], uint64_t{1} << c.root);
+      break;
+    case Collective::alltoall:
+      for (int from = 0; from < c.ranks; ++from) {
+        const size_t row = static_cast<size_t>(from) * c.ranks;
+        append(output, sum_of(c.counts, row, row + r), c.counts[row + r], uint64_t{1} << from);
+      }
+      break;
+  }
+  return output;
+}
+
+void check_shape(const Case& c) {
+  size_t counts = 1;
+  if (c.collective == Collective::reduce_scatter || c.collective == Collective::allgather) counts = c.ranks;
+  if (c.collective == Collective::alltoall) counts = static_cast<size_t>(c.ranks) * c.ranks;
+  if (c.ranks < 1 || c.counts.size() != counts) fail(ErrorKind::usage, describe(c), ": needs ", counts, " counts");
+}
+
+// `total` elements over `parts`, in any way, some of them empty.
+std::vector<uint64_t> random_parts(uint64_t total, int parts, std::mt19937_64& random) {
+  std::vector<uint64_t> counts(parts, 0);
+  while (total > 0) {
+    const uint64_t n = 1 + random() % total;
+    counts[random() % parts] += n;
+    total -= n;
+  }
+  return counts;
+}
+
+std::vector<uint64_t> equal_parts(uint64_t total, int parts) {
+  std::vector<uint64_t> counts;
+  for (int i = 0; i < parts; ++i) {
+    const Chunk chunk = chunk_of(total, parts, i);
+    counts.push_back(chunk.end - chunk.begin);
+  }
+  return counts;
+}
+
+// The ways to divide `count` elements in this collective.
+std::vector<std::vector<uint64_t>> divisions(Collective collective, int ranks, uint64_t count,
+                                             std::mt19937_64& random) {
+  if (collective == Collective::allreduce || collective == Collective::broadcast) return {{count}};
+  if (collective != Collective::alltoall) return {equal_parts(count, ranks), random_parts(count, ranks, random)};
+  std::vector<uint64_t> equal, uneven;
+  for (int r = 0; r < ranks; ++r) {
+    for (uint64_t n : equal_parts(count, ranks)) equal.push_back(n);
+    for (uint64_t n : random_parts(random() % (count + 1), ranks, random)) uneven.push_back(n);
+  }
+  return {equal, uneven};
+}
+
+// All segments that are not shorter than the longest chunk cut alike: the first of them stands for all.
+std::vector<uint64_t> different(const std::vector<uint64_t>& segments, Collective collective, int ranks,
+                                const std::vector<uint64_t>& counts) {
+  uint64_t longest = *std::max_element(counts.begin(), counts.end());
+  if (collective == Collective::allreduce) longest = chunk_of(longest, ranks, 0).end;
+  std::vector<uint64_t> kept;
+  bool whole = false;
+  for (uint64_t segment : segments) {
+    if (segment < longest || !whole) kept.push_back(segment);
+    whole |= segment >= longest;
+  }
+  return kept;
+}
+
+}  // namespace
+
+std::string describe(const Case& c) {
+  constexpr const char* names[] = {"allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall"};
+  std::ostringstream text;
+  text << names[static_cast<int>(c.collective)] << " on " << c.ranks << " ranks, counts";
+  for (uint64_t n : c.counts) text << " " << n;
+  text << ", segment " << c.pipeline.segment << ", depth " << c.pipeline.depth << ", root " << c.root
+       << (c.arithmetic.prescale ? ", prescale" : "") << (c.arithmetic.finish ? ", finish" : "")
+       << (c.in_place ? ", in place" : "");
+  return text.str();
+}
+
+std::vector<Schedule> schedules_of(const Case& c) {
+  check_shape(c);
+  std::vector<Schedule> schedules;
+  for (int r = 0; r < c.ranks; ++r) schedules.push_back(schedule_of(c, r));
+  return schedules;
+}
+
+Problem problem_of(const Case& c) {
+  check_shape(c);
+  Problem p;
+  p.in_place = c.in_place;
+  p.receive_window = static_cast<uint64_t>(c.pipeline.depth);
+  if (c.collective == Collective::alltoall) p.send_window = p.receive_window;
+  for (int r = 0; r < c.ranks; ++r) {
+    p.inputs.push_back(input_of(c, r));
+    p.expected.push_back(expected_of(c, r));
+  }
+  return p;
+}
+
+void check(const Case& c, std::vector<Schedule> schedules, uint64_t first_seed, uint64_t seeds) {
+  uint64_t seed = first_seed;
+  try {
+    Simulation simulation(std::move(schedules), problem_of(c));
+    for (; seed < first_seed + seeds; ++seed) simulation.run(seed);
+  } catch (const Error& e) {
+    throw Error(e.kind(), describe(c) + ", seed " + std::to_string(seed) + ": " + e.what());
+  }
+}
+
+uint64_t sweep(Collective collective, int ranks, uint64_t max_count, const std::vector<uint64_t>& segments,
+               const std::vector<int>& depths, uint64_t seed) {
+  const bool reduces = collective == Collective::allreduce || collective == Collective::reduce_scatter;
+  const bool can_be_in_place = collective == Collective::allreduce || collective == Collective::broadcast;
+  std::mt19937_64 random(seed);
+  uint64_t cases = 0;
+  Case c;
+  c.collective = collective, c.ranks = ranks;
+  const auto vary_and_check = [&] {
+    for (int variant = 0; variant < 8; ++variant) {
+      c.arithmetic = {(variant & 1) != 0, (variant & 2) != 0};
+      c.in_place = (variant & 4) != 0;
+      if (!reduces && (variant & 3)) continue;
+      if (!can_be_in_place && c.in_place) continue;
+      const bool every_root = collective == Collective::broadcast && c.pipeline.depth == depths.front();
+      for (c.root = 0; c.root < (every_root ? ranks : 1); ++c.root) check(c, schedules_of(c), seed + cases++, 1);
+    }
+  };
+  for (uint64_t count = 0; count <= max_count; ++count)
+    for (const std::vector<uint64_t>& counts : divisions(collective, ranks, count, random))
+      for (uint64_t segment : different(segments, collective, ranks, counts))
+        for (int depth : depths) {
+          c.counts = counts, c.pipeline = {segment, depth};
+          vary_and_check();
+        }
+  return cases;
+}
+
+}  // namespace ringdp::simulate

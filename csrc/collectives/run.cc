@@ -1,0 +1,315 @@
+#include "collectives/run.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <sstream>
+
+#include "base/check.h"
+#include "kernels/kernels.h"
+
+namespace ringdp {
+
+Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
+         Transport& transport)
+    : schedule_(std::move(schedule)),
+      memory_(memory),
+      elements_(elements),
+      header_(header),
+      tag_(tag),
+      longest_message_(longest_message),
+      transport_(transport),
+      remaining_(schedule_.moves.size()) {
+  if (schedule_.scratch) scratch_.reset(new std::byte[schedule_.scratch * size_of(elements_.dtype)]);
+  find_channels();
+  link_moves();
+}
+
+Run::~Run() = default;
+
+void Run::find_channels() {
+  std::map<int, Outgoing> out;
+  std::map<int, Incoming> in;
+  for (size_t i = 0; i < schedule_.moves.size(); ++i) {
+    const Move& move = schedule_.moves[i];
+    if (move.kind == Kind::send) out[move.peer].moves.push_back(static_cast<int32_t>(i));
+    if (move.kind == Kind::receive) in[move.peer].moves.push_back(static_cast<int32_t>(i));
+  }
+  for (auto& [peer, channel] : out) {
+    channel.peer = peer;
+    outgoing_.push_back(std::move(channel));
+  }
+  for (auto& [peer, channel] : in) {
+    channel.peer = peer;
+    incoming_.push_back(std::move(channel));
+  }
+  headers_missing_ = static_cast<int>(incoming_.size());
+}
+
+void Run::link_moves() {
+  const auto& moves = schedule_.moves;
+  waiting_for_.assign(moves.size(), 0);
+  first_dependent_.assign(moves.size() + 1, 0);
+  for (const Move& move : moves)
+    for (const int32_t a : move.after)
+      if (a >= 0) ++first_dependent_[a + 1];
+  for (size_t i = 0; i < moves.size(); ++i) first_dependent_[i + 1] += first_dependent_[i];
+  dependents_.resize(first_dependent_.back());
+  std::vector<int32_t> next(first_dependent_.begin(), first_dependent_.end() - 1);
+  for (size_t i = 0; i < moves.size(); ++i)
+    for (const int32_t a : moves[i].after)
+      if (a >= 0) {
+        dependents_[next[a]++] = static_cast<int32_t>(i);
+        ++waiting_for_[i];
+      }
+  for (size_t i = 0; i < moves.size(); ++i)
+    if (waiting_for_[i] == 0 && moves[i].kind != Kind::send && moves[i].kind != Kind::receive)
+      ready_.push_back(static_cast<int32_t>(i));
+}
+
+// The first messages: this rank's header to everybody it will send to, and a receive for each header it expects.
+void Run::start() {
+  started_ = true;
+  for (Incoming& in : incoming_) in.header_request = transport_.receive(in.peer, tag_, &in.header, sizeof in.header);
+  for (Outgoing& out : outgoing_) {
+    out.posted.emplace_back(-1, transport_.send(out.peer, tag_, &header_, sizeof header_));
+  }
+}
+
+bool Run::progress() {
+  if (finished_) return false;
+  bool moved = !started_;
+  if (!started_) start();
+  moved |= take_headers();
+  if (draining_) {
+    moved |= drain();
+  } else {
+    moved |= complete_receives();
+    if (!draining_) moved |= compute();
+    if (!draining_) moved |= post();
+  }
+  moved |= complete_sends();
+  check_finished();
+  return moved;
+}
+
+bool Run::take_headers() {
+  bool moved = false;
+  for (Incoming& in : incoming_) {
+    size_t length = 0;
+    if (!in.header_request.pending() || !transport_.test(in.header_request, &length)) continue;
+    moved = in.header_here = true;
+    --headers_missing_;
+    std::string wrong;
+    if (length == 0 || (length == sizeof(Header) && in.header.poisoned())) {
+      wrong = "rank " + std::to_string(in.peer) + " gave up this operation before it sent any data";
+      in.closed = length == 0;
+    } else if (length != sizeof(Header)) {
+      wrong = "rank " + std::to_string(in.peer) + " sent something that is no header";
+    } else {
+      wrong = difference(header_, in.header, in.peer);
+    }
+    if (!wrong.empty()) fail_with(wrong);
+  }
+  return moved;
+}
+
+bool Run::complete_receives() {
+  bool moved = false;
+  for (Incoming& in : incoming_) {
+    size_t length = 0;
+    while (!draining_ && !in.posted.empty() && transport_.test(in.posted.front().second, &length)) {
+      const int32_t move = in.posted.front().first;
+      in.posted.pop_front();
+      moved = true;
+      if (length == bytes_of(schedule_.moves[move])) {
+        ++in.completed;
+        completed(move);
+        continue;
+      }
+      in.closed = length == 0;
+      fail_with(length == 0 ? "rank " + std::to_string(in.peer) + " gave up this operation (poison in place of data)"
+                            : "rank " + std::to_string(in.peer) + " sent a segment of an unexpected length");
+    }
+  }
+  return moved;
+}
+
+bool Run::complete_sends() {
+  bool moved = false;
+  for (Outgoing& out : outgoing_) {
+    while (!out.posted.empty() && transport_.test(out.posted.front().second)) {
+      const int32_t move = out.posted.front().first;
+      out.posted.pop_front();
+      moved = true;
+      if (move >= 0 && !draining_) completed(move);
+    }
+  }
+  return moved;
+}
+
+// Arithmetic, a bounded amount, so that one large operation does not keep the others waiting. Before the headers are
+// compared the output must not be written.
+bool Run::compute() {
+  uint64_t bytes = 0;
+  bool moved = false;
+  while (headers_missing_ == 0 && !ready_.empty() && bytes < kComputeBytes) {
+    const int32_t index = ready_.front();
+    ready_.pop_front();
+    const Move& move = schedule_.moves[index];
+    execute(move);
+    bytes += bytes_of(move);
+    completed(index);
+    moved = true;
+  }
+  return moved;
+}
+
+bool Run::post() {
+  if (headers_missing_ > 0) return false;
+  bool moved = false;
+  const auto may = [&](const auto& channel) {
+    return channel.next < channel.moves.size() && channel.posted.size() < kInFlight &&
+           waiting_for_[channel.moves[channel.next]] == 0;
+  };
+  for (Incoming& in : incoming_) {
+    for (; may(in); moved = true) {
+      const int32_t index = in.moves[in.next++];
+      const Move& move = schedule_.moves[index];
+      in.posted.emplace_back(index, transport_.receive(in.peer, tag_, at(move.to), bytes_of(move)));
+    }
+  }
+  for (Outgoing& out : outgoing_) {
+    for (; may(out); moved = true) {
+      const int32_t index = out.moves[out.next++];
+      const Move& move = schedule_.moves[index];
+      out.posted.emplace_back(index, transport_.send(out.peer, tag_, at(move.from), bytes_of(move)));
+    }
+  }
+  return moved;
+}
+
+void Run::completed(int32_t index) {
+  --remaining_;
+  for (int32_t d = first_dependent_[index]; d < first_dependent_[index + 1]; ++d) {
+    const int32_t dependent = dependents_[d];
+    const Kind kind = schedule_.moves[dependent].kind;
+    if (--waiting_for_[dependent] == 0 && kind != Kind::send && kind != Kind::receive) ready_.push_back(dependent);
+  }
+}
+
+std::byte* Run::at(const Region& region) {
+  const size_t offset = region.offset * size_of(elements_.dtype);
+  switch (region.place) {
+    case Place::input:  // never written: the schedules' tests prove it
+      return const_cast<std::byte*>(static_cast<const std::byte*>(memory_.input)) + offset;
+    case Place::output:
+      return static_cast<std::byte*>(memory_.output) + offset;
+    case Place::scratch:
+      return scratch_.get() + offset;
+  }
+  fail(ErrorKind::internal, "no such place");
+}
+
+void Run::execute(const Move& move) {
+  std::byte *to = at(move.to), *from = at(move.from);
+  const Dtype dtype = elements_.dtype;
+  switch (move.kind) {
+    case Kind::reduce:
+      kernels::reduce(dtype, elements_.op, to, from, at(move.with), move.count);
+      return;
+    case Kind::copy:
+      if (move.prescale)
+        kernels::scale(dtype, to, from, elements_.prescale, move.count);
+      else if (to != from)
+        std::memcpy(to, from, bytes_of(move));
+      return;
+    case Kind::finish:
+      if (elements_.divide != 1) {
+        kernels::divide(dtype, to, from, elements_.divide, move.count);
+        from = to;
+      }
+      if (elements_.postscale != 1) kernels::scale(dtype, to, from, elements_.postscale, move.count);
+      return;
+    case Kind::send:
+    case Kind::receive:
+      break;
+  }
+  fail(ErrorKind::internal, "a move that is no arithmetic");
+}
+
+void Run::poison(const std::string& why) {
+  if (!finished_ && !draining_) {
+    header_.flags |= started_ ? 0 : Header::kPoison;
+    if (!started_) start();
+    fail_with(why);
+  }
+}
+
+// From here on nothing is computed, what has been posted completes, and the neighbours are told.
+void Run::fail_with(const std::string& why) {
+  if (error_.empty()) error_ = why;
+  if (draining_) return;
+  draining_ = true;
+  for (Outgoing& out : outgoing_) {
+    out.posted.emplace_back(-1, transport_.send(out.peer, tag_, nullptr, 0));
+    out.poisoned = true;
+  }
+}
+
+bool Run::drain() {
+  bool moved = false;
+  for (Incoming& in : incoming_) moved |= drain_channel(in);
+  return moved;
+}
+
+// Posted receives complete into their own regions (the output is void now); then whatever comes goes into a spare
+// buffer, one message at a time, until poison or until a matching neighbour has sent all it had.
+bool Run::drain_channel(Incoming& in) {
+  if (in.header_request.pending()) return false;
+  bool moved = false;
+  size_t length = 0;
+  while (!in.closed && !in.posted.empty() && transport_.test(in.posted.front().second, &length)) {
+    in.posted.pop_front();
+    in.closed = length == 0;
+    in.completed += length != 0;
+    moved = true;
+  }
+  if (in.closed) {
+    for (auto& [move, request] : in.posted) transport_.cancel(request);
+    in.posted.clear();
+    return moved;
+  }
+  const bool same = !in.header.poisoned() && difference(header_, in.header, in.peer).empty();
+  if (in.posted.empty() && same && in.completed == in.moves.size()) {
+    in.closed = true;
+  } else if (in.posted.empty()) {
+    if (!in.spare) in.spare.reset(new std::byte[longest_message_]);
+    in.posted.emplace_back(-1, transport_.receive(in.peer, tag_, in.spare.get(), longest_message_));
+    moved = true;
+  }
+  return moved;
+}
+
+void Run::check_finished() {
+  const auto idle = [](const auto& channel) { return channel.posted.empty(); };
+  if (draining_) {
+    const auto closed = [](const Incoming& in) { return in.closed && in.posted.empty(); };
+    finished_ = std::all_of(outgoing_.begin(), outgoing_.end(), idle) &&
+                std::all_of(incoming_.begin(), incoming_.end(), closed);
+  } else {
+    finished_ = remaining_ == 0 && headers_missing_ == 0 && std::all_of(outgoing_.begin(), outgoing_.end(), idle);
+  }
+}
+
+bool Run::abandon() {
+  for (Incoming& in : incoming_) {
+    if (in.header_request.pending()) transport_.cancel(in.header_request);
+    for (auto& [move, request] : in.posted) transport_.cancel(request);
+    in.posted.clear();
+  }
+  finished_ = true;
+  return std::all_of(outgoing_.begin(), outgoing_.end(), [](const Outgoing& out) { return out.posted.empty(); });
+}
+
+}  // namespace ringdp

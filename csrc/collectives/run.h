@@ -1,0 +1,121 @@
+// The executor: carries out one rank's schedule over a transport, as a state machine that never blocks.
+//
+// Many runs advance side by side; each call of progress() does what can be done now, at most a few segments of
+// arithmetic, and returns. On each channel (a peer to send to, or to receive from) the order is
+//
+//     header · segment · segment · … · [empty message: poison]
+//
+// No data is received from a peer before its header was compared, and no data is sent before *all* incoming headers were
+// compared. Poison, an empty message in place of data, says that the sender will send nothing more: the run failed there.
+// A run that fails, for a wrong header or for poison, sends poison itself and goes on *draining*: it receives and throws
+// away what its neighbours still send, until they have sent poison too. So all ranks of a ring fail, no message is left
+// behind, and the channels can be used for the next operation.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agree/header.h"
+#include "base/dtype.h"
+#include "collectives/schedule.h"
+#include "transport/transport.h"
+
+namespace ringdp {
+
+// What the arithmetic moves do. The wire and the schedule know elements only.
+struct Elements {
+  Dtype dtype = Dtype::float32;
+  ReduceOp op = ReduceOp::sum;
+  double prescale = 1;   // copy moves with `prescale`
+  int divide = 1;        // finish moves divide by this first,
+  double postscale = 1;  // then multiply by this
+};
+
+struct Memory {
+  const void* input = nullptr;
+  void* output = nullptr;
+};
+
+class Run {
+ public:
+  // longest_message: no message of this operation, from any rank, is longer (bytes): what draining must be ready for.
+  Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
+      Transport& transport);
+  ~Run();
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  // Does what can be done now; true if anything was. Throws only for transport errors, after which the run must be kept
+  // (its requests own memory) but not used.
+  bool progress();
+  bool done() const { return finished_; }
+  const std::string& error() const { return error_; }  // after done(): "" or why it failed
+
+  // This rank knows that it deviates: the others must not use its data.
+  void poison(const std::string& why);
+
+  // Takes receives back that nothing will match (after a deadline). Sends that are not complete stay the transport's.
+  bool abandon();
+
+ private:
+  struct Outgoing {
+    int peer = 0;
+    std::vector<int32_t> moves;  // sends, in order
+    size_t next = 0;             // the first not posted
+    std::deque<std::pair<int32_t, Request>> posted;
+    bool poisoned = false;
+  };
+  struct Incoming {
+    int peer = 0;
+    std::vector<int32_t> moves;  // receives, in order
+    size_t next = 0, completed = 0;
+    std::deque<std::pair<int32_t, Request>> posted;
+    Header header;
+    Request header_request;
+    bool header_here = false, closed = false;
+    std::unique_ptr<std::byte[]> spare;  // where drained messages go
+  };
+
+  void find_channels();
+  void link_moves();
+  void start();
+  bool take_headers();
+  bool complete_receives();
+  bool complete_sends();
+  bool compute();
+  bool post();
+  bool drain();
+  bool drain_channel(Incoming& in);
+  void fail_with(const std::string& why);
+  void completed(int32_t move);
+  void execute(const Move& move);
+  std::byte* at(const Region& region);
+  size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
+  void check_finished();
+
+  static constexpr int kInFlight = 16;               // messages posted per channel and direction
+  static constexpr uint64_t kComputeBytes = 1 << 20;  // arithmetic per progress()
+
+  const Schedule schedule_;
+  const Memory memory_;
+  const Elements elements_;
+  Header header_;
+  const int tag_;
+  const size_t longest_message_;
+  Transport& transport_;
+
+  std::unique_ptr<std::byte[]> scratch_;
+  std::vector<int32_t> waiting_for_;             // per move: how many of its `after` are not done
+  std::vector<int32_t> first_dependent_, dependents_;  // per move: who waits for it (compressed rows)
+  std::deque<int32_t> ready_;                    // arithmetic moves that may start
+  std::vector<Outgoing> outgoing_;
+  std::vector<Incoming> incoming_;
+  size_t remaining_;
+  int headers_missing_ = 0;
+  bool started_ = false, draining_ = false, finished_ = false;
+  std::string error_;
+};
+
+}  // namespace ringdp

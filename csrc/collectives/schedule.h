@@ -1,0 +1,106 @@
+// An algorithm is data: a pure function of (ranks, rank, counts, segment) returns the list of moves one rank
+// makes. Nothing here sends or adds anything; collectives/run.h executes a schedule over a transport,
+// collectives/simulate.h executes the schedules of all ranks in one thread in any order of arrival.
+//
+// Vocabulary: a tensor of `count` elements is cut into N *chunks*, chunk i owned by rank i; a chunk is cut into
+// *segments*, the unit of pipelining. A *move* is one thing done to one segment. A move starts when the moves it
+// names in `after` are done, and not before; there is no "step" of the algorithm as a whole.
+//
+// Order on the wire. For each pair of ranks the sends of the one, in the order of its list, meet the receives of the
+// other, in the order of its list: the executor posts the sends to one peer in list order, and the receives from one
+// peer in list order (a first-in first-out channel). A later send to the same peer waits for an earlier one to have
+// been *posted*, never for it to be complete.
+//
+// Memory. A move owns its regions from its start to its end: a send may read its region at any time between being
+// posted and being complete, a receive may write at any time. So whoever writes a region that an earlier
+// move sends or reads must name that move in `after`. tests/unit checks this by simulation.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+
+namespace ringdp {
+
+enum class Kind : uint8_t {
+  send,     // from -> peer
+  receive,  // peer -> to
+  reduce,   // to = from op with
+  copy,     // to = from, scaled by the operation's prescale factor if move.prescale
+  finish,   // to = from, divided (average) and scaled (postscale): applied once to each fully reduced segment
+};
+
+// Where a region lies. `input` is read only; in-place operations have input == output.
+enum class Place : uint8_t { input, output, scratch };
+
+struct Region {
+  Place place = Place::input;
+  uint64_t offset = 0;  // in elements
+};
+
+struct Move {
+  static constexpr int kAfter = 4;
+
+  Kind kind{};
+  bool prescale = false;  // copy only
+  int peer = -1;          // send, receive: rank within the process set
+  uint64_t count = 0;     // elements, never 0
+  Region to{}, from{}, with{};
+  std::array<int32_t, kAfter> after{-1, -1, -1, -1};  // indices of earlier moves in the list; -1: none
+};
+
+struct Schedule {
+  std::vector<Move> moves;
+  uint64_t scratch = 0;  // elements of scratch memory needed
+};
+
+// How one all-reduce, reduce-scatter, … is cut; affects speed only, never the order of addition.
+struct Pipeline {
+  uint64_t segment = 0;  // elements per segment, at least 1
+  int depth = 8;         // receives in flight (scratch slots) per rank
+};
+
+// What is done to the elements besides moving them.
+struct Arithmetic {
+  bool prescale = false;  // the input must be scaled before it is first sent or added
+  bool finish = false;    // fully reduced segments must be divided or scaled
+};
+
+// Chunk i of `count` elements over `ranks`: [begin, end). Sizes differ by at most one.
+struct Chunk {
+  uint64_t begin, end;
+};
+constexpr Chunk chunk_of(uint64_t count, int ranks, int i) {
+  const uint64_t base = count / ranks, extra = count % ranks, k = static_cast<uint64_t>(i);
+  const uint64_t begin = k * base + (k < extra ? k : extra);
+  return {begin, begin + base + (k < extra ? 1 : 0)};
+}
+
+// --- the algorithms, one file each --------------------------------------------------------------------------
+// All of them are valid for any ranks >= 1 (1: the copies and finishes alone, if any are needed) and any count >= 0.
+
+// Ring all-reduce = ring reduce-scatter, then ring all-gather, each segment forwarded as soon as it is reduced.
+// Patarasu & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69 (2009).
+// in_place says that input and output are the same memory.
+Schedule ring_allreduce(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+
+// Reduce-scatter by ring with given chunk sizes: rank i ends with the reduced chunk i in output[0, counts[i]).
+// The input is left untouched.
+Schedule ring_reduce_scatter(int rank, const std::vector<uint64_t>& counts, Pipeline, Arithmetic);
+
+// All-gather by ring: rank i contributes counts[i] elements; output = all contributions in rank order.
+Schedule ring_allgather(int rank, const std::vector<uint64_t>& counts, Pipeline);
+
+// Broadcast by a pipelined binomial tree from root. input is read on root only; output is written on every rank
+// (on root too, by a copy, unless in_place).
+Schedule tree_broadcast(int ranks, int rank, int root, uint64_t count, Pipeline, bool in_place);
+
+// All-to-all: send_counts[i] elements go to rank i, receive_counts[i] come from rank i, both packed in rank order.
+// Pairwise: in round k exchange with rank + k and rank - k.
+Schedule pairwise_alltoall(int rank, const std::vector<uint64_t>& send_counts,
+                           const std::vector<uint64_t>& receive_counts, Pipeline);
+
+}  // namespace ringdp

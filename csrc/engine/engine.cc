@@ -1,0 +1,472 @@
+#include "engine/engine.h"
+
+#include <sched.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "agree/digest.h"
+#include "base/check.h"
+
+namespace ringdp {
+
+namespace {
+
+// Unnamed calls are matched by their order: the k-th of each rank with the k-th of all others. The name repeats after this
+// many calls, so that the agreed ids and signatures of a loop are found again; a call whose predecessor in the slot is
+// still in flight waits for it.
+constexpr uint64_t kUnnamedSlots = 64;
+
+constexpr const char* kUnnamedPrefix = "unnamed.";
+
+Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ringdp.init() again first"}; }
+
+Error peer_left(const Submission& s, const ProcessSet& set) {
+  return {ErrorKind::peer, "rank " + std::to_string(set.rank()) + ": " + name_of(s.kind) + " '" + s.name +
+                               "' cannot complete: rank " + std::to_string(set.rounds.left_rank()) +
+                               " has shut ringdp down"};
+}
+
+}  // namespace
+
+// --- the callers' side ---------------------------------------------------------------------------------------------
+
+Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data,
+               std::unique_ptr<Transport> control)
+    : options_(options),
+      generation_(generation),
+      rank_(data->rank()),
+      size_(data->size()),
+      abort_through_(data.get()) {
+  sizes_[0] = size_;
+  sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control));
+  thread_ = std::thread([this] { main(); });
+}
+
+Engine::~Engine() {
+  if (thread_.joinable()) shutdown(0);
+}
+
+std::shared_ptr<Handle> Engine::submit(Submission submission) {
+  auto handle = submission.handle = std::make_shared<Handle>();
+  {
+    std::lock_guard lock(mutex_);
+    if (broken_) throw Error(*broken_);
+    if (leaving_) throw closed_error();
+    const auto size = sizes_.find(submission.process_set);
+    if (size == sizes_.end())
+      fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", submission.process_set);
+    validate(submission, rank_, size->second);
+    if (submission.lane < 0 && !submission.name.empty() &&
+        !in_flight_.emplace(submission.process_set, submission.name).second)
+      fail(ErrorKind::duplicate, "rank ", rank_, ": ", name_of(submission.kind), " '", submission.name,
+           "': an operation of this name is still in flight; wait for it first, or use another name");
+    arrivals_.push_back({});
+    arrivals_.back().submission = std::move(submission);
+  }
+  wake();
+  return handle;
+}
+
+std::shared_ptr<Handle> Engine::vote(int process_set, int lane, std::vector<uint64_t> fields) {
+  auto handle = std::make_shared<Handle>();
+  {
+    std::lock_guard lock(mutex_);
+    if (broken_) throw Error(*broken_);
+    if (leaving_) throw closed_error();
+    arrivals_.push_back({});
+    Arrival& arrival = arrivals_.back();
+    arrival.is_vote = true;
+    arrival.vote = std::move(fields);
+    arrival.submission.process_set = process_set;
+    arrival.submission.lane = lane;
+    arrival.submission.handle = handle;
+  }
+  wake();
+  return handle;
+}
+
+void Engine::add_process_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!sizes_.emplace(id, data->size()).second) fail(ErrorKind::usage, "process set ", id, " is there already");
+    arrivals_.push_back({});
+    arrivals_.back().new_set = std::make_unique<ProcessSet>(id, std::move(data), std::move(control));
+  }
+  wake();
+}
+
+bool Engine::shutdown(double seconds) {
+  {
+    std::lock_guard lock(mutex_);
+    leaving_ = true;
+  }
+  wake();
+  const Deadline deadline = Deadline::in(Seconds(seconds));
+  {
+    std::unique_lock lock(mutex_);
+    while (!stop_ && !deadline.passed()) work_.wait_for(lock, std::chrono::milliseconds(10));
+  }
+  const bool all_left = stop_;
+  stop_ = true;
+  wake();
+  if (thread_.joinable()) thread_.join();
+  return all_left;
+}
+
+void Engine::abort(int code) { abort_through_->abort(code); }
+
+void Engine::forget_after_fork() {
+  if (thread_.joinable()) thread_.detach();
+}
+
+void Engine::wake() { work_.notify_all(); }
+
+// --- the engine's thread -------------------------------------------------------------------------------------------
+
+void Engine::main() {
+  prctl(PR_SET_NAME, "ringdp-engine");
+  prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds: pauses of tens of µs would otherwise last 50 µs longer
+  try {
+    loop();
+  } catch (const Error& error) {
+    break_down(error);
+  } catch (const std::exception& error) {
+    break_down(Error(ErrorKind::internal, error.what()));
+  }
+}
+
+void Engine::loop() {
+  while (!stop_) {
+    bool moved = take_arrivals();
+    for (auto& [id, set] : sets_) {
+      moved |= agree(*set);
+      moved |= count_votes(*set);
+    }
+    moved |= advance_operations();
+    check_deadlines();
+    if (everyone_left()) break;
+    rest(moved);
+  }
+  break_down(closed_error());
+  for (auto& [id, set] : sets_)
+    if (!set->wire.running()) set->wire.cancel();
+}
+
+bool Engine::take_arrivals() {
+  std::deque<Arrival> arrived;
+  bool leaving;
+  {
+    std::lock_guard lock(mutex_);
+    arrived.swap(arrivals_);
+    leaving = leaving_;
+  }
+  for (Arrival& arrival : arrived) take(arrival);
+  if (leaving && !left_) {
+    left_ = true;
+    for (auto& [id, lanes] : waiting_) {
+      for (Start& start : lanes) start.submission.handle->fail(closed_error());
+      lanes.clear();
+    }
+  }
+  return !arrived.empty();
+}
+
+void Engine::take(Arrival& arrival) {
+  if (arrival.new_set) {
+    const int id = arrival.new_set->id;
+    sets_[id] = std::move(arrival.new_set);
+    return;
+  }
+  Submission& s = arrival.submission;
+  ProcessSet& set = process_set(s.process_set);
+  if (s.lane >= 0 && set.lanes.count(s.lane) == 0) {
+    s.handle->fail(Error(ErrorKind::internal, "there is no plan " + std::to_string(s.lane)));
+  } else if (s.lane >= 0 && set.lanes[s.lane].broken) {
+    s.handle->fail(Error(ErrorKind::peer, "plan " + std::to_string(s.lane) + " has failed in an earlier step"));
+  } else if (arrival.is_vote) {
+    Lane& lane = set.lanes[s.lane];
+    lane.votes.push_back({std::move(arrival.vote), s.handle});
+    if (lane.votes.size() == 1) begin_vote(lane);
+  } else if (s.lane >= 0) {
+    take_planned(std::move(s), set);
+  } else {
+    take_named(std::move(s), set);
+  }
+}
+
+void Engine::name_unnamed(Submission& s, ProcessSet& set) {
+  s.name = kUnnamedPrefix + std::to_string(set.unnamed++ % kUnnamedSlots);
+}
+
+void Engine::take_named(Submission s, ProcessSet& set) {
+  if (s.name.empty()) {
+    name_unnamed(s, set);
+    std::lock_guard lock(mutex_);
+    if (!in_flight_.emplace(set.id, s.name).second) {
+      queued_[{set.id, s.name}].push_back(std::move(s));
+      return;
+    }
+  }
+  if (set.left) {
+    s.handle->fail(closed_error());
+    return;
+  }
+  if (set.rounds.left_rank() >= 0) {
+    release_name(s);
+    s.handle->fail(peer_left(s, set));
+    return;
+  }
+  s.handle->enter(Stage::agree);
+  const uint64_t token = ++last_token_;
+  set.rounds.submit(Digest().add(s.name).value(), s.signature(), token);
+  agreeing_.emplace(token, std::move(s));
+}
+
+void Engine::take_planned(Submission s, ProcessSet& set) {
+  Lane& lane = set.lanes[s.lane];
+  const uint64_t sequence = lane.next++;
+  start(std::move(s), set, sequence, false);
+}
+
+// One look at the agreement of a process set: enter an instance if there is reason to, carry it on, act on its result.
+bool Engine::agree(ProcessSet& set) {
+  Rounds& rounds = set.rounds;
+  Dissemination& wire = set.wire;
+  if (rounds.closed()) return false;
+  if (!wire.running()) {
+    if (!wire.armed()) wire.arm(rounds.words());
+    if (left_ && rounds.between_rounds()) leave(set);
+    if (!rounds.wants_to_enter() && !wire.heard()) return false;
+    Rounds::Words mine = rounds.contribution();
+    wire.enter(std::move(mine), [&rounds](auto& a, const auto& b) { rounds.merge(a, b); });
+  }
+  if (!wire.progress()) return wire.moved();
+  for (const Rounds::Decision& decision : rounds.complete(wire.result())) decide(set, decision);
+  return true;
+}
+
+// This rank submits nothing more to the set; what is still being agreed fails here and, through the rounds, elsewhere.
+void Engine::leave(ProcessSet& set) {
+  if (set.left) return;
+  set.left = true;
+  for (auto it = agreeing_.begin(); it != agreeing_.end();) {
+    if (it->second.process_set != set.id) {
+      ++it;
+      continue;
+    }
+    it->second.handle->fail(closed_error());
+    it = agreeing_.erase(it);
+  }
+  set.rounds.leave();
+}
+
+void Engine::decide(ProcessSet& set, const Rounds::Decision& decision) {
+  auto node = agreeing_.extract(decision.token);
+  RINGDP_CHECK(!node.empty());
+  Submission& s = node.mapped();
+  if (decision.kind == Rounds::Decision::peer_left) {
+    release_name(s);
+    s.handle->fail(peer_left(s, set));
+    return;
+  }
+  start(std::move(s), set, decision.sequence, decision.kind == Rounds::Decision::mismatch);
+}
+
+// Operations of a lane start in the order of their sequence, never more than kInFlight of them at a time.
+void Engine::start(Submission s, ProcessSet& set, uint64_t sequence, bool explain) {
+  const int lane_id = std::max(s.lane, 0);
+  Lane& lane = set.lanes[lane_id];
+  auto& waiting = waiting_[{set.id, lane_id}];
+  if (!waiting.empty() || lane.in_flight >= ProcessSet::kInFlight) {
+    waiting.push_back({std::move(s), sequence, explain});
+    return;
+  }
+  ++lane.in_flight;
+  active_.emplace_back(std::move(s), set, sequence, generation_, options_, explain);
+}
+
+bool Engine::start_waiting() {
+  bool moved = false;
+  for (auto& [key, waiting] : waiting_) {
+    ProcessSet& set = process_set(key.first);
+    while (!waiting.empty() && set.lanes[key.second].in_flight < ProcessSet::kInFlight) {
+      Start next = std::move(waiting.front());
+      waiting.pop_front();
+      ++set.lanes[key.second].in_flight;
+      active_.emplace_back(std::move(next.submission), set, next.sequence, generation_, options_, next.explain);
+      moved = true;
+    }
+  }
+  return moved;
+}
+
+bool Engine::advance_operations() {
+  bool moved = false;
+  for (auto it = active_.begin(); it != active_.end();) {
+    moved |= it->progress();
+    const auto here = it++;
+    if (!here->done()) continue;
+    finished(*here);
+    active_.erase(here);
+  }
+  return start_waiting() || moved;
+}
+
+// The name is free before anybody hears of the end: who has waited for a name may use it again at once.
+void Engine::finished(Operation& operation) {
+  Lane& lane = process_set(operation.process_set()).lanes[operation.lane()];
+  --lane.in_flight;
+  if (operation.lane() > 0 && operation.failed()) lane.broken = true;
+  release_name(operation.submission());
+  operation.deliver();
+}
+
+void Engine::release_name(const Submission& s) {
+  if (s.lane >= 0) return;
+  {
+    std::lock_guard lock(mutex_);
+    in_flight_.erase({s.process_set, s.name});
+  }
+  const auto queue = queued_.find({s.process_set, s.name});
+  if (queue == queued_.end()) return;
+  Submission next = std::move(queue->second.front());
+  queue->second.pop_front();
+  if (queue->second.empty()) queued_.erase(queue);
+  {
+    std::lock_guard lock(mutex_);
+    in_flight_.emplace(next.process_set, next.name);
+  }
+  ProcessSet& set = process_set(next.process_set);
+  take_named(std::move(next), set);
+}
+
+void Engine::begin_vote(Lane& lane) {
+  lane.ballot->enter(lane.votes.front().words, [](auto& mine, const auto& theirs) {
+    for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
+  });
+}
+
+bool Engine::count_votes(ProcessSet& set) {
+  bool moved = false;
+  for (auto& [id, lane] : set.lanes) {
+    if (lane.votes.empty()) continue;
+    const bool ended = lane.ballot->progress();
+    moved |= ended || lane.ballot->moved();
+    if (!ended) continue;
+    Result result;
+    result.words = lane.ballot->result();
+    lane.votes.front().handle->finish(std::move(result));
+    lane.votes.pop_front();
+    if (!lane.votes.empty()) begin_vote(lane);
+  }
+  return moved;
+}
+
+// Ten looks a second: an operation whose deadline has passed fails here. Its memory may still be in the transport's hands,
+// so it is parked; the lane of a plan is broken by it.
+void Engine::check_deadlines() {
+  const auto now = Clock::now();
+  if (now - last_check_ < std::chrono::milliseconds(100)) return;
+  last_check_ = now;
+  const Deadline started = Deadline::in(Seconds(-options_.timeout));  // what was handed in before is overdue
+  const auto overdue = [&](const Handle& handle) { return !handle.done() && handle.made() < started.end(); };
+  const std::string who = "rank " + std::to_string(rank_) + ": ";
+  for (auto& [token, s] : agreeing_)  // it stays pending: the other ranks may have counted on it already
+    if (overdue(*s.handle))
+      s.handle->fail(Error(ErrorKind::deadline, who + name_of(s.kind) + " '" + s.name +
+                                                    "' waited RINGDP_TIMEOUT seconds, and at least one rank has not "
+                                                    "submitted it"));
+  for (auto& [id, set] : sets_)
+    for (auto& [lane_id, lane] : set->lanes)
+      for (Vote& vote : lane.votes)
+        if (overdue(*vote.handle)) {
+          lane.broken = true;
+          vote.handle->fail(Error(ErrorKind::deadline, who + "at least one rank has not come to this step's vote"));
+        }
+  for (auto it = active_.begin(); it != active_.end();) {
+    const auto here = it++;
+    if (!here->overdue()) continue;
+    here->give_up(Error(ErrorKind::deadline, who + here->label() +
+                                                 " did not complete within RINGDP_TIMEOUT: another rank has stopped, "
+                                                 "is far behind, or has not come to this operation"));
+    finished(*here);
+    parked_.splice(parked_.end(), active_, here);
+  }
+}
+
+// On the wire: spin shortly, yield, then sleep with pauses growing to 100 µs (1 ms while waiting only for other ranks to
+// submit). With nothing to do: sleep until a submission, or the next look.
+void Engine::rest(bool moved) {
+  const auto now = Clock::now();
+  if (moved) {
+    last_move_ = now;
+    pause_ = std::chrono::microseconds(0);
+    return;
+  }
+  const auto waited = std::chrono::duration<double, std::micro>(now - last_move_).count();
+  const bool active = anything_active();
+  std::chrono::microseconds pause;
+  if (!active && !anything_pending()) {
+    pause = std::chrono::microseconds(static_cast<int64_t>(1e6 / options_.idle_looks));
+  } else if (waited < options_.spin_us) {
+    return;
+  } else if (waited < 5 * options_.spin_us) {
+    sched_yield();
+    return;
+  } else {
+    const int64_t most = active || waited < 1e5 ? 100 : 1000;
+    pause_ = std::chrono::microseconds(std::min<int64_t>(most, std::max<int64_t>(5, 2 * pause_.count())));
+    pause = pause_;
+  }
+  std::unique_lock lock(mutex_);
+  if (arrivals_.empty() && !stop_ && leaving_ == left_) work_.wait_for(lock, pause);
+}
+
+bool Engine::anything_active() const {
+  if (!active_.empty()) return true;
+  for (const auto& [id, set] : sets_)
+    for (const auto& [lane_id, lane] : set->lanes)
+      if (!lane.votes.empty()) return true;
+  return false;
+}
+
+bool Engine::anything_pending() const {
+  return std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) {
+    return entry.second->rounds.pending() || entry.second->wire.running();
+  });
+}
+
+bool Engine::everyone_left() const {
+  return left_ && active_.empty() &&
+         std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->rounds.closed(); });
+}
+
+// Nothing more is accepted, and whoever waits is told why.
+void Engine::break_down(const Error& error) {
+  std::deque<Arrival> arrived;
+  {
+    std::lock_guard lock(mutex_);
+    broken_ = error;
+    arrived.swap(arrivals_);
+    in_flight_.clear();
+  }
+  for (Arrival& arrival : arrived)
+    if (arrival.submission.handle) arrival.submission.handle->fail(error);
+  for (auto& [token, submission] : agreeing_) submission.handle->fail(error);
+  for (auto& [key, queue] : queued_)
+    for (Submission& submission : queue) submission.handle->fail(error);
+  for (auto& [key, queue] : waiting_)
+    for (Start& start : queue) start.submission.handle->fail(error);
+  for (auto& [id, set] : sets_)
+    for (auto& [lane_id, lane] : set->lanes)
+      for (Vote& vote : lane.votes) vote.handle->fail(error);
+  for (Operation& operation : active_) operation.submission().handle->fail(error);
+  stop_ = true;
+  wake();
+}
+
+ProcessSet& Engine::process_set(int id) { return *sets_.at(id); }
+
+}  // namespace ringdp

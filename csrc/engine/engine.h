@@ -1,0 +1,125 @@
+// The engine: one thread per rank that takes submissions, lets the ranks agree on them, and carries them out.
+//
+// Everything below `submit` runs on the engine's thread, which alone talks to the transports. It sleeps when there is nothing
+// to do, but for some looks a second at the control communicators, so that other ranks' rounds go on.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/options.h"
+#include "engine/operation.h"
+#include "submit/submission.h"
+#include "world/process_set.h"
+
+namespace ringdp {
+
+class Engine {
+ public:
+  // Process set 0 holds all ranks. `generation` is part of every header.
+  Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control);
+  ~Engine();  // as shutdown(), if that was not called
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const Options& options() const { return options_; }
+
+  // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
+  std::shared_ptr<Handle> submit(Submission submission);
+
+  // One step's vote on a plan's lane: the fields are merged by MIN over all ranks.
+  std::shared_ptr<Handle> vote(int process_set, int lane, std::vector<uint64_t> fields);
+
+  // Another process set over its own communicators, agreed by the caller; its members only.
+  void add_process_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control);
+
+  // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or the
+  // seconds are over. The thread is joined. False if other ranks were still there.
+  bool shutdown(double seconds);
+
+  // Ends the whole job at once.
+  void abort(int code);
+
+  // In a forked child the thread does not exist: forget it, and never touch a transport again.
+  void forget_after_fork();
+
+ private:
+  struct Arrival {  // one thing handed to the engine's thread
+    Submission submission;
+    std::vector<uint64_t> vote;
+    bool is_vote = false;
+    std::unique_ptr<ProcessSet> new_set;
+  };
+
+  void main();
+  void loop();
+  bool take_arrivals();
+  void take(Arrival& arrival);
+  void take_named(Submission submission, ProcessSet& set);
+  void take_planned(Submission submission, ProcessSet& set);
+  void name_unnamed(Submission& submission, ProcessSet& set);
+  bool agree(ProcessSet& set);
+  void decide(ProcessSet& set, const Rounds::Decision& decision);
+  void leave(ProcessSet& set);
+  void start(Submission submission, ProcessSet& set, uint64_t sequence, bool explain);
+  bool advance_operations();
+  bool start_waiting();
+  void finished(Operation& operation);
+  bool count_votes(ProcessSet& set);
+  void begin_vote(Lane& lane);
+  void check_deadlines();
+  void release_name(const Submission& submission);
+  void rest(bool moved);
+  bool anything_active() const;
+  bool anything_pending() const;
+  bool everyone_left() const;
+  void break_down(const Error& error);
+  void wake();
+  ProcessSet& process_set(int id);
+
+  const Options options_;
+  const uint32_t generation_;
+  const int rank_, size_;
+  Transport* abort_through_;
+
+  std::mutex mutex_;  // guards the next five
+  std::condition_variable work_;
+  std::deque<Arrival> arrivals_;
+  std::set<std::pair<int, std::string>> in_flight_;  // names, by process set
+  std::map<int, int> sizes_;                         // of the process sets, for validation
+  std::optional<Error> broken_;                      // nothing more is accepted
+  bool leaving_ = false;
+  std::atomic<bool> stop_{false};
+
+  // The engine's thread only:
+  std::map<int, std::unique_ptr<ProcessSet>> sets_;
+  std::map<uint64_t, Submission> agreeing_;                     // by token
+  std::map<std::pair<int, std::string>, std::deque<Submission>> queued_;  // unnamed calls whose slot is taken
+  struct Start {
+    Submission submission;
+    uint64_t sequence;
+    bool explain;
+  };
+  std::map<std::pair<int, int>, std::deque<Start>> waiting_;  // by process set and lane: too many in flight
+  std::list<Operation> active_;
+  std::list<Operation> parked_;  // failed with requests open: their memory must stay
+  uint64_t last_token_ = 0;
+  bool left_ = false;
+  Clock::time_point last_move_ = Clock::now(), last_check_ = Clock::now();
+  std::chrono::microseconds pause_{0};
+
+  std::thread thread_;
+};
+
+}  // namespace ringdp

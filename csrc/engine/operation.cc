@@ -1,0 +1,264 @@
+#include "engine/operation.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <new>
+#include <sstream>
+
+#include "agree/digest.h"
+#include "base/check.h"
+
+namespace ringdp {
+
+Operation::Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation,
+                     const Options& options, bool explain)
+    : submission_(std::move(submission)),
+      set_(set),
+      sequence_(sequence),
+      generation_(generation),
+      options_(options),
+      explain_(explain),
+      description_(explain ? submission_.description() : ""),
+      lane_(std::max(submission_.lane, 0)),
+      deadline_(Deadline::in(Seconds(options.timeout))) {}
+
+std::string Operation::label() const {
+  if (submission_.lane >= 0)
+    return "bucket " + std::to_string(submission_.bucket) + " of plan " + std::to_string(submission_.lane);
+  return std::string(name_of(submission_.kind)) + " '" + submission_.name + "'";
+}
+
+bool Operation::progress() {
+  if (done_) return false;
+  bool moved = !begun_;
+  if (!begun_) begin();
+  if (run_) moved |= run_->progress();
+  if (run_ && run_->done()) {
+    run_finished();
+    moved = true;
+  }
+  return moved;
+}
+
+void Operation::begin() {
+  begun_ = true;
+  submission_.handle->enter(Stage::reduce);
+  if (explain_ || submission_.first_may_differ()) return run_sizes();
+  if (submission_.kind == OpKind::barrier) return finish();
+  if (submission_.kind == OpKind::open_plan) {
+    result_.lane = set_.next_lane++;
+    if (result_.lane > set_.max_lane())
+      return give_up(Error(ErrorKind::usage, "this MPI's tags allow only " + std::to_string(set_.max_lane()) + " plans"));
+    set_.lanes[result_.lane].ballot = std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
+    return finish();
+  }
+  const Elements e = elements();
+  start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
+}
+
+Elements Operation::elements() const {
+  Elements e;
+  e.dtype = submission_.dtype;
+  e.op = submission_.op;
+  e.prescale = submission_.prescale;
+  e.postscale = submission_.postscale;
+  if (e.op == ReduceOp::average) {
+    // float16 overflows early: it is scaled before the first hop. All others are divided once, at the end.
+    if (e.dtype == Dtype::float16)
+      e.prescale /= set_.size();
+    else
+      e.divide = set_.size();
+  }
+  return e;
+}
+
+// Segments grow with very large chunks so that the number of moves stays in the thousands. Speed only: the order of
+// addition does not depend on the segment.
+Pipeline Operation::pipeline(uint64_t chunk_elements, Dtype dtype) const {
+  constexpr uint64_t kMostSegments = 2048;
+  const uint64_t wanted = std::max(options_.segment_bytes, chunk_elements * size_of(dtype) / kMostSegments);
+  const uint64_t bytes = std::min<uint64_t>(wanted, kLongestMessage);
+  return {std::max<uint64_t>(1, bytes / size_of(dtype)), static_cast<int>(options_.depth)};
+}
+
+Schedule Operation::fixed_schedule(const Elements& e) const {
+  const Submission& s = submission_;
+  const uint64_t count = s.count();
+  const int ranks = set_.size(), rank = set_.rank();
+  const Arithmetic arithmetic{e.prescale != 1, e.divide != 1 || e.postscale != 1};
+  const bool in_place = s.input == s.output;
+  switch (s.kind) {
+    case OpKind::allreduce:
+      return ring_allreduce(ranks, rank, count, pipeline(count / ranks, s.dtype), arithmetic, in_place);
+    case OpKind::broadcast:
+      return tree_broadcast(ranks, rank, s.root, count, pipeline(count, s.dtype), in_place);
+    case OpKind::reducescatter: {
+      std::vector<uint64_t> counts;
+      for (int i = 0; i < ranks; ++i) {
+        const Chunk rows = chunk_of(s.shape[0], ranks, i);
+        counts.push_back((rows.end - rows.begin) * s.row_count());
+      }
+      return ring_reduce_scatter(rank, counts, pipeline(counts[0], s.dtype), arithmetic);
+    }
+    default:
+      fail(ErrorKind::internal, "no fixed schedule for ", name_of(s.kind));
+  }
+}
+
+uint64_t Operation::row_count() const { return explain_ ? 1 : submission_.row_count(); }
+
+// All-gather and all-to-all: first every rank tells its number of rows, then the data follow.
+void Operation::run_sizes() {
+  const int ranks = set_.size();
+  const Pipeline one{1, static_cast<int>(options_.depth)};
+  all_sizes_.assign(ranks, 0);
+  Elements e;
+  e.dtype = Dtype::int64;
+  const std::vector<uint64_t> ones(ranks, 1);
+  if (submission_.kind == OpKind::alltoall && !explain_) {
+    my_sizes_.assign(submission_.splits.begin(), submission_.splits.end());
+    start_run(pairwise_alltoall(set_.rank(), ones, ones, one), {my_sizes_.data(), all_sizes_.data()}, e, 0);
+  } else {
+    my_sizes_ = {static_cast<int64_t>(explain_ ? description_.size() : submission_.shape[0])};
+    start_run(ring_allgather(set_.rank(), ones, one), {my_sizes_.data(), all_sizes_.data()}, e, 0);
+  }
+}
+
+void Operation::run_variable_data() {
+  Elements e;
+  e.dtype = explain_ ? Dtype::uint8 : submission_.dtype;
+  std::vector<uint64_t> counts;
+  uint64_t total = 0;
+  for (const int64_t rows : all_sizes_) {
+    RINGDP_CHECK(rows >= 0);
+    result_.rows.push_back(static_cast<uint64_t>(rows));
+    counts.push_back(static_cast<uint64_t>(rows) * row_count());
+    total += counts.back();
+  }
+  result_.output_bytes = total * size_of(e.dtype);
+  result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
+  const Memory memory{explain_ ? description_.data() : submission_.input, result_.output.get()};
+  const Pipeline pipe = pipeline(*std::max_element(counts.begin(), counts.end()), e.dtype);
+  if (submission_.kind == OpKind::alltoall && !explain_) {
+    std::vector<uint64_t> mine;
+    for (const uint64_t rows : submission_.splits) mine.push_back(rows * row_count());
+    start_run(pairwise_alltoall(set_.rank(), mine, counts, pipe), memory, e, 1);
+  } else {
+    start_run(ring_allgather(set_.rank(), counts, pipe), memory, e, 1);
+  }
+  if (!result_.output)
+    run_->poison("rank " + std::to_string(set_.rank()) + " has no memory for " + std::to_string(result_.output_bytes) +
+                 " bytes of output");
+}
+
+void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part) {
+  run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), ProcessSet::tag(lane_, sequence_),
+                               kLongestMessage, *set_.data);
+}
+
+Header Operation::header(const Elements& e, uint32_t part) const {
+  const Submission& s = submission_;
+  uint64_t scale[2];
+  std::memcpy(&scale[0], &s.prescale, 8);
+  std::memcpy(&scale[1], &s.postscale, 8);
+  Header h;
+  h.generation = generation_;
+  h.process_set = static_cast<uint32_t>(set_.id);
+  h.root = s.root;
+  h.digest = s.lane >= 0 ? s.plan_digest : Digest().add(s.name).value();
+  h.sequence = sequence_;
+  h.count = explain_ ? 0 : s.first_may_differ() ? s.row_count() : s.count();
+  h.scale = Digest().add(scale[0]).add(scale[1]).value();
+  h.bucket = s.bucket;
+  h.part = part;
+  h.kind = static_cast<uint8_t>(s.kind);
+  h.dtype = static_cast<uint8_t>(e.dtype);
+  h.op = static_cast<uint8_t>(s.op);
+  if (explain_) {  // the ranks differ: only the name and the place in the order are the same
+    h.root = -1;
+    h.scale = h.kind = h.op = 0;
+  }
+  return h;
+}
+
+void Operation::run_finished() {
+  if (!run_->error().empty()) {
+    done_ = true;
+    error_ = Error(ErrorKind::peer,
+                   "rank " + std::to_string(set_.rank()) + ": " + label() + " failed: " + run_->error());
+    return;
+  }
+  if ((explain_ || submission_.first_may_differ()) && !sizes_known_) {
+    sizes_known_ = true;
+    return run_variable_data();
+  }
+  finish();
+}
+
+void Operation::finish() {
+  done_ = true;
+  if (explain_) error_ = Error(ErrorKind::mismatch, disagreement());
+}
+
+void Operation::deliver() {
+  if (error_)
+    submission_.handle->fail(*error_);
+  else
+    submission_.handle->finish(std::move(result_));
+}
+
+void Operation::give_up(const Error& error) {
+  if (run_) run_->abandon();
+  done_ = true;
+  error_ = error;
+}
+
+namespace {
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  constexpr size_t kMost = 8;
+  std::ostringstream out;
+  out << (ranks.size() == 1 ? "rank " : "ranks ");
+  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) out << (i ? ", " : "") << ranks[i];
+  if (ranks.size() > kMost) out << " and " << ranks.size() - kMost << " more";
+  return out.str();
+}
+
+}  // namespace
+
+// What each group of ranks submitted under the name: the first line in which the descriptions differ.
+std::string Operation::disagreement() const {
+  const char* text = reinterpret_cast<const char*>(result_.output.get());
+  std::vector<std::vector<std::string>> of_rank;
+  for (const uint64_t length : result_.rows) {
+    of_rank.push_back(lines_of(std::string(text, length)));
+    text += length;
+  }
+  const auto line = [&](size_t rank, size_t i) {
+    return i < of_rank[rank].size() ? of_rank[rank][i] : std::string("(nothing more)");
+  };
+  size_t longest = 0, differs = 0;
+  for (const auto& lines : of_rank) longest = std::max(longest, lines.size());
+  while (differs < longest && [&] {
+    for (size_t r = 1; r < of_rank.size(); ++r)
+      if (line(r, differs) != line(0, differs)) return false;
+    return true;
+  }())
+    ++differs;
+  std::map<std::string, std::vector<int>> groups;
+  for (size_t r = 0; r < of_rank.size(); ++r) groups[line(r, differs)].push_back(static_cast<int>(r));
+  std::ostringstream out;
+  out << "rank " << set_.rank() << ": '" << submission_.name << "' differs between ranks; nothing was exchanged:";
+  for (const auto& [what, ranks] : groups) out << "\n  " << ranks_text(ranks) << ": " << what;
+  return out.str();
+}
+
+}  // namespace ringdp

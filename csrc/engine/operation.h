@@ -1,0 +1,68 @@
+// One operation from agreement to completion: builds the schedules its kind needs and runs them one after another.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/options.h"
+#include "collectives/run.h"
+#include "submit/submission.h"
+#include "world/process_set.h"
+
+namespace ringdp {
+
+class Operation {
+ public:
+  // `explain`: the ranks disagree about this operation; exchange descriptions and fail with a table of them.
+  Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation, const Options& options,
+            bool explain);
+
+  bool progress();  // true if anything was done
+  bool done() const { return done_; }
+  bool failed() const { return error_.has_value(); }
+  void deliver();  // after done(): hands result or error to whoever waits
+  int lane() const { return lane_; }
+  int process_set() const { return set_.id; }
+  bool overdue() const { return deadline_.passed(); }
+
+  // After its deadline, or when the engine must stop.
+  void give_up(const Error& error);
+  const Submission& submission() const { return submission_; }
+  std::string label() const;  // "allreduce 'x'" or "bucket 3 of plan 2"
+
+ private:
+  void begin();
+  void run_finished();
+  void run_sizes();
+  void run_variable_data();
+  void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part);
+  void finish();
+  Schedule fixed_schedule(const Elements& elements) const;
+  Elements elements() const;
+  Header header(const Elements& elements, uint32_t part) const;
+  Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const;
+  uint64_t row_count() const;
+  std::string disagreement() const;
+
+  static constexpr size_t kLongestMessage = 64 << 20;
+
+  Submission submission_;
+  ProcessSet& set_;
+  const uint64_t sequence_;
+  const uint32_t generation_;
+  const Options& options_;
+  const bool explain_;
+  const std::string description_;
+  const int lane_;
+  const Deadline deadline_;
+  std::unique_ptr<Run> run_;
+  std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
+  bool sizes_known_ = false, begun_ = false, done_ = false;
+  std::optional<Error> error_;
+  Result result_;
+};
+
+}  // namespace ringdp

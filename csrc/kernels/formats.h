@@ -1,0 +1,61 @@
+// The four float formats as bits, and what needs to be known of them: NaN, infinity, order.
+//
+// Included by loops.h only, once per variant; everything is in an unnamed namespace because each variant compiles it
+// with other instructions.
+#pragma once
+
+#include "kernels/table.h"
+
+namespace ringdp::kernels {
+namespace {
+
+struct Float16 {
+  using Bits = uint16_t;
+  static constexpr Bits infinity = 0x7c00, nan = 0x7e00;
+};
+struct Bfloat16 {
+  using Bits = uint16_t;
+  static constexpr Bits infinity = 0x7f80, nan = 0x7fc0;
+};
+struct Float32 {
+  using Bits = uint32_t;
+  using Value = float;
+  static constexpr Bits infinity = 0x7f800000, nan = 0x7fc00000;
+};
+struct Float64 {
+  using Bits = uint64_t;
+  using Value = double;
+  static constexpr Bits infinity = 0x7ff0000000000000, nan = 0x7ff8000000000000;
+};
+
+template <class To, class From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// The quiet NaN that is positive and has no payload, in the place of any NaN. (Value may be a vector of floats.)
+template <class Value>
+inline Value canonical(Value x) {
+  constexpr Value zero{};
+  return x == x ? x : zero + std::numeric_limits<float>::quiet_NaN();
+}
+
+template <class Format>
+inline bool is_nan(typename Format::Bits x) {
+  constexpr auto magnitude = static_cast<typename Format::Bits>(std::numeric_limits<typename Format::Bits>::max() / 2);
+  return (x & magnitude) > Format::infinity;
+}
+
+// Bits of a float to an integer in the order of the numbers, -0 below +0; the same function leads back.
+template <class Bits>
+inline std::make_signed_t<Bits> ordered(Bits x) {
+  using Signed = std::make_signed_t<Bits>;
+  const auto s = static_cast<Signed>(x);
+  return static_cast<Signed>(s ^ ((s >> (8 * sizeof(Bits) - 1)) & std::numeric_limits<Signed>::max()));
+}
+
+}  // namespace
+}  // namespace ringdp::kernels

@@ -1,0 +1,145 @@
+// The loops over elements, and the table of them. Each variant_*.cc includes this once, with the instructions it may
+// use, and publishes `kTable` under its own name.
+#pragma once
+
+#include "kernels/convert.h"
+#include "kernels/exact.h"
+#include "kernels/formats.h"
+#include "kernels/operations.h"
+
+// `to` may be exactly `a` or `b`: the compiler need not fear that a store changes a later load.
+#if defined(__clang__)
+#define RINGDP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define RINGDP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+namespace ringdp::kernels {
+namespace {
+
+// An element at any address: tensors come as byte ranges, and views of them need not be aligned.
+template <class T>
+struct __attribute__((packed, may_alias)) Element {
+  T value;
+};
+
+template <class T>
+Element<T>* elements(void* p) {
+  return static_cast<Element<T>*>(p);
+}
+template <class T>
+const Element<T>* elements(const void* p) {
+  return static_cast<const Element<T>*>(p);
+}
+
+template <class T, class Operation>
+void reduce_loop(void* to_, const void* a_, const void* b_, size_t count) {
+  auto* to = elements<T>(to_);
+  auto *a = elements<T>(a_), *b = elements<T>(b_);
+  RINGDP_INDEPENDENT
+  for (size_t i = 0; i < count; ++i) to[i].value = Operation::of(a[i].value, b[i].value);
+}
+
+template <class T, class Function>
+void map_loop(void* to_, const void* from_, size_t count, Function function) {
+  auto* to = elements<T>(to_);
+  auto* from = elements<T>(from_);
+  RINGDP_INDEPENDENT
+  for (size_t i = 0; i < count; ++i) to[i].value = function(from[i].value);
+}
+
+// --- scale and divide -----------------------------------------------------------------------------------------
+template <class T>
+void scale_integers(void* to, const void* from, double factor, size_t count) {
+  map_loop<T>(to, from, count, [factor](T x) { return scaled_integer(x, factor); });
+}
+template <class T>
+void divide_integers(void* to, const void* from, int ranks, size_t count) {
+  map_loop<T>(to, from, count, [ranks](T x) { return floor_divided(x, ranks); });
+}
+
+template <class Value>
+void scale_floats(void* to, const void* from, double factor, size_t count) {
+  const auto f = static_cast<Value>(factor);
+  map_loop<Value>(to, from, count, [f](Value x) { return canonical(x * f); });
+}
+template <class Value>
+void divide_floats(void* to, const void* from, int ranks, size_t count) {
+  const auto n = static_cast<Value>(ranks);
+  map_loop<Value>(to, from, count, [n](Value x) { return canonical(x / n); });
+}
+
+template <class Format>
+void scale_halves(void* to, const void* from, double factor, size_t count) {
+  const auto f = static_cast<float>(factor);
+  map_loop<uint16_t>(to, from, count, [f](uint16_t x) { return narrow(Format{}, widen(Format{}, x) * f); });
+}
+template <class Format>
+void divide_halves(void* to, const void* from, int ranks, size_t count) {
+  const auto n = static_cast<float>(ranks);
+  map_loop<uint16_t>(to, from, count, [n](uint16_t x) { return narrow(Format{}, widen(Format{}, x) / n); });
+}
+
+// --- rows of the table: Average (which adds), Sum, Min, Max, Product; scale; divide --------------------------------
+template <class T>
+constexpr Row integer_row() {
+  constexpr Reduce sum = reduce_loop<T, IntegerSum<T>>;
+  return {{sum, sum, reduce_loop<T, IntegerMin<T>>, reduce_loop<T, IntegerMax<T>>, reduce_loop<T, IntegerProduct<T>>},
+          scale_integers<T>,
+          divide_integers<T>};
+}
+
+template <class Format>
+constexpr Row float_row() {
+  using Bits = typename Format::Bits;
+  using Value = typename Format::Value;
+  constexpr Reduce sum = reduce_loop<Value, Canonical<Value, Add>>;
+  return {{sum, sum, reduce_loop<Bits, FloatMin<Format>>, reduce_loop<Bits, FloatMax<Format>>,
+           reduce_loop<Value, Canonical<Value, Multiply>>},
+          scale_floats<Value>,
+          divide_floats<Value>};
+}
+
+template <class Format>
+constexpr Row halves_row() {
+  constexpr Reduce sum = reduce_loop<uint16_t, Widened<Format, Add>>;
+  return {{sum, sum, reduce_loop<uint16_t, FloatMin<Format>>, reduce_loop<uint16_t, FloatMax<Format>>,
+           reduce_loop<uint16_t, Widened<Format, Multiply>>},
+          scale_halves<Format>,
+          divide_halves<Format>};
+}
+
+constexpr Row bool_row() {
+  constexpr Reduce either = reduce_loop<uint8_t, Or>, both = reduce_loop<uint8_t, And>;
+  return {{nullptr, either, both, either, both}, nullptr, nullptr};
+}
+
+}  // namespace
+}  // namespace ringdp::kernels
+
+#if RINGDP_HARDWARE_FLOAT16
+#include "kernels/hardware_float16.h"
+#define RINGDP_FLOAT16_ROW hardware_float16_row()
+#else
+#define RINGDP_FLOAT16_ROW halves_row<Float16>()
+#endif
+
+namespace ringdp::kernels {
+namespace {
+
+// Constant, so that no code of this variant runs before its turn.
+constexpr Table kTable = {{
+    bool_row(),
+    integer_row<uint8_t>(),
+    integer_row<int8_t>(),
+    integer_row<int16_t>(),
+    integer_row<int32_t>(),
+    integer_row<int64_t>(),
+    RINGDP_FLOAT16_ROW,
+    halves_row<Bfloat16>(),
+    float_row<Float32>(),
+    float_row<Float64>(),
+}};
+
+}  // namespace
+}  // namespace ringdp::kernels

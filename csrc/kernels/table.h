@@ -1,0 +1,31 @@
+// What one variant offers: a function for every dtype and operation.
+//
+// Every standard header that the kernels need is included here, before a variant file allows itself more
+// instructions (see RINGDP_TARGET in kernels/simd.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "base/dtype.h"
+
+namespace ringdp::kernels {
+
+using Reduce = void (*)(void* to, const void* a, const void* b, size_t count);
+using Scale = void (*)(void* to, const void* from, double factor, size_t count);
+using Divide = void (*)(void* to, const void* from, int ranks, size_t count);
+
+struct Row {
+  Reduce reduce[kReduceOps];  // indexed by ReduceOp; nullptr: the dtype lacks this operation
+  Scale scale;
+  Divide divide;
+};
+
+struct Table {
+  Row rows[kDtypes];  // indexed by Dtype
+};
+
+}  // namespace ringdp::kernels

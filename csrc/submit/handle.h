@@ -1,0 +1,56 @@
+// What a submission gives back: poll it, wait for it, read its result. Shared by the caller's and the engine's thread.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/error.h"
+#include "engine/stage.h"
+
+namespace ringdp {
+
+// What an operation returns besides the caller's own output buffer.
+struct Result {
+  std::unique_ptr<std::byte[]> output;  // all-gather and all-to-all: sizes are known only after the ranks have told
+  uint64_t output_bytes = 0;
+  std::vector<uint64_t> rows;   // all-gather: rows of each rank; all-to-all: rows received from each rank
+  std::vector<uint64_t> words;  // vote: the merged fields
+  int lane = -1;                // open_plan: the lane of the plan
+};
+
+class Handle {
+ public:
+  bool done() const { return done_.load(std::memory_order_acquire); }
+  Clock::time_point made() const { return made_; }
+  Stage stage() const { return stage_.load(std::memory_order_relaxed); }
+  void enter(Stage stage) { stage_.store(stage, std::memory_order_relaxed); }
+
+  void finish(Result result);
+  void fail(const Error& error);
+
+  // Sleeps until done; `look` is called some ten times a second (it may throw, to end the wait: Ctrl-C). False if the
+  // deadline passed first.
+  [[nodiscard]] bool wait(Deadline deadline, const std::function<void()>& look);
+
+  // After done(): throws what went wrong, or gives the result.
+  Result& result();
+
+ private:
+  const Clock::time_point made_ = Clock::now();
+  std::atomic<bool> done_{false};
+  std::atomic<Stage> stage_{Stage::submit};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Result result_;
+  std::optional<Error> error_;
+};
+
+}  // namespace ringdp

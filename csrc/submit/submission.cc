@@ -1,0 +1,76 @@
+#include "submit/submission.h"
+
+#include <cstring>
+#include <numeric>
+#include <sstream>
+
+#include "agree/digest.h"
+#include "base/error.h"
+
+namespace ringdp {
+
+namespace {
+
+uint64_t bits_of(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+bool reduces(OpKind kind) { return kind == OpKind::allreduce || kind == OpKind::reducescatter; }
+
+}  // namespace
+
+uint64_t Submission::count() const {
+  return std::accumulate(shape.begin(), shape.end(), uint64_t{1}, std::multiplies<>());
+}
+
+uint64_t Submission::row_count() const {
+  return shape.empty() ? 1 : std::accumulate(shape.begin() + 1, shape.end(), uint64_t{1}, std::multiplies<>());
+}
+
+uint64_t Submission::signature() const {
+  Digest digest;
+  digest.add(uint64_t(kind)).add(uint64_t(dtype)).add(uint64_t(op)).add(uint64_t(int64_t{root}));
+  digest.add(bits_of(prescale)).add(bits_of(postscale)).add(uint64_t{shape.size()}).add(text);
+  for (size_t i = first_may_differ() ? 1 : 0; i < shape.size(); ++i) digest.add(shape[i]);
+  return digest.value();
+}
+
+std::string Submission::description() const {
+  std::ostringstream out;
+  if (kind == OpKind::open_plan) return text;
+  out << name_of(kind);
+  if (kind == OpKind::barrier) return out.str();
+  out << " of " << name_of(dtype) << "[";
+  for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
+  out << "]";
+  if (reduces(kind)) {
+    out << ", op " << name_of(op);
+    if (prescale != 1) out << ", prescale_factor " << prescale;
+    if (postscale != 1) out << ", postscale_factor " << postscale;
+  }
+  if (root >= 0) out << ", root_rank " << root;
+  return out.str();
+}
+
+void validate(const Submission& s, int rank, int size) {
+  const auto refuse = [&](auto&&... parts) {
+    fail(ErrorKind::usage, "rank ", rank, ": ", name_of(s.kind), s.name.empty() ? "" : " '" + s.name + "'", ": ", parts...);
+  };
+  if (s.kind == OpKind::broadcast && (s.root < 0 || s.root >= size))
+    refuse("root_rank ", s.root, " is not one of the ", size, " ranks");
+  if (reduces(s.kind) && s.dtype == Dtype::boolean) {
+    if (s.op == ReduceOp::average) refuse("bool tensors have no average; use Max (or) or Min (and)");
+    if (s.prescale != 1 || s.postscale != 1) refuse("bool tensors cannot be scaled");
+  }
+  if ((s.kind == OpKind::reducescatter || s.first_may_differ()) && s.shape.empty())
+    refuse("the tensor needs at least one dimension");
+  if (s.kind == OpKind::alltoall) {
+    if (s.splits.size() != size_t(size)) refuse("splits has ", s.splits.size(), " entries for ", size, " ranks");
+    const uint64_t rows = std::accumulate(s.splits.begin(), s.splits.end(), uint64_t{0});
+    if (rows != s.shape[0]) refuse("splits add up to ", rows, " rows, the tensor has ", s.shape[0]);
+  }
+}
+
+}  // namespace ringdp

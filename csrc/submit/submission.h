@@ -1,0 +1,58 @@
+// What a caller hands in: one operation on one tensor (pointer, count, dtype), by name or as a bucket of a plan.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "submit/handle.h"
+
+namespace ringdp {
+
+enum class OpKind : uint8_t { allreduce, reducescatter, broadcast, allgather, alltoall, barrier, open_plan };
+
+constexpr const char* name_of(OpKind kind) {
+  constexpr const char* names[] = {"allreduce", "reducescatter", "broadcast", "allgather",
+                                   "alltoall",  "barrier",       "open_plan"};
+  return names[static_cast<int>(kind)];
+}
+
+struct Submission {
+  OpKind kind = OpKind::allreduce;
+  std::string name;  // "" for an unnamed call: it gets the next automatic name of its process set
+  int process_set = 0;
+
+  // The tensor. `shape` is what the ranks compare; for all-gather and all-to-all its first entry may differ. The memory is
+  // the caller's and must live until the handle is done. input may equal output (in place). All-gather and all-to-all
+  // bring their own output.
+  const void* input = nullptr;
+  void* output = nullptr;
+  Dtype dtype = Dtype::float32;
+  std::vector<uint64_t> shape;
+
+  ReduceOp op = ReduceOp::sum;
+  double prescale = 1, postscale = 1;
+  int root = -1;
+  std::vector<uint64_t> splits;  // all-to-all: rows for each rank
+  std::string text;              // open_plan: the plan as text, a line a parameter, compared between ranks
+
+  // A bucket of a plan (lane >= 0): exchanged at once, without agreement; every rank submits the same buckets in order.
+  int lane = -1;
+  uint32_t bucket = 0;
+  uint64_t plan_digest = 0;
+
+  std::shared_ptr<Handle> handle;
+
+  uint64_t count() const;          // elements
+  uint64_t row_count() const;      // elements of one row of the first dimension
+  bool first_may_differ() const { return kind == OpKind::allgather || kind == OpKind::alltoall; }
+  uint64_t signature() const;      // digest of everything that must be equal on all ranks
+  std::string description() const;  // the same in words: "allreduce float32[3, 4] Average, prescale 1, postscale 1"
+};
+
+// Throws ErrorKind::usage for what can be seen without asking other ranks.
+void validate(const Submission& submission, int rank, int size);
+
+}  // namespace ringdp

@@ -1,0 +1,96 @@
+#include "transport/mpi.h"
+
+#include <dlfcn.h>
+
+#include <limits>
+#include <mutex>
+
+#include "base/check.h"
+#include "transport/mpi/table.h"
+
+namespace ringdp {
+
+namespace {
+
+const ringdp_mpi_table* table = nullptr;
+
+[[noreturn]] void mpi_failed() { fail(ErrorKind::transport, table->error_text()); }
+
+class MpiTransport final : public Transport {
+ public:
+  explicit MpiTransport(uint64_t comm) : channel_(table->open(comm)) {
+    if (channel_ == nullptr) mpi_failed();
+  }
+  ~MpiTransport() override { table->close(channel_); }
+  MpiTransport(const MpiTransport&) = delete;
+  MpiTransport& operator=(const MpiTransport&) = delete;
+
+  int rank() const override { return table->rank(channel_); }
+  int size() const override { return table->size(channel_); }
+  int max_tag() const override { return table->max_tag(channel_); }
+
+  Request send(int peer, int tag, const void* data, size_t bytes) override {
+    RINGDP_CHECK(bytes <= kMaxMessage);
+    Request request;
+    if (table->send(channel_, peer, tag, data, bytes, &request.handle) < 0) mpi_failed();
+    return request;
+  }
+
+  Request receive(int peer, int tag, void* data, size_t bytes) override {
+    RINGDP_CHECK(bytes <= kMaxMessage);
+    Request request;
+    if (table->receive(channel_, peer, tag, data, bytes, &request.handle) < 0) mpi_failed();
+    return request;
+  }
+
+  bool test(Request& request, size_t* received) override {
+    size_t bytes = 0;
+    const int done = table->test(channel_, &request.handle, &bytes);
+    if (done < 0) mpi_failed();
+    if (done == 1 && received) *received = bytes;
+    return done == 1;
+  }
+
+  void cancel(Request& request) override {
+    if (request.pending() && table->cancel(channel_, &request.handle) < 0) mpi_failed();
+  }
+
+  [[noreturn]] void abort(int code) override {
+    table->abort(code);
+    fail(ErrorKind::transport, "MPI_Abort returned");
+  }
+
+ private:
+  // MPI counts are int, and Open MPI 5 has no functions with 64-bit counts: segments keep messages far below.
+  static constexpr size_t kMaxMessage = std::numeric_limits<int>::max();
+  void* channel_;
+};
+
+}  // namespace
+
+std::string load_mpi_unit(const std::string& path) {
+  static std::mutex mutex;
+  static std::string loaded;
+  std::lock_guard lock(mutex);
+  if (table != nullptr) {
+    if (path != loaded) fail(ErrorKind::usage, "the MPI unit ", loaded, " is loaded already; cannot load ", path);
+    return table->made_for;
+  }
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) fail(ErrorKind::transport, "cannot load the MPI unit: ", dlerror());
+  using Entry = const ringdp_mpi_table* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(library, RINGDP_MPI_TABLE_SYMBOL));
+  if (entry == nullptr) fail(ErrorKind::transport, path, " is no MPI unit of ringdp: ", dlerror());
+  if (entry()->version != RINGDP_MPI_TABLE_VERSION)
+    fail(ErrorKind::transport, "the MPI unit ", path, " is of another version of ringdp: reinstall ringdp");
+  table = entry();
+  loaded = path;
+  return table->made_for;
+}
+
+std::unique_ptr<Transport> make_mpi_transport(uint64_t comm) {
+  if (table == nullptr) fail(ErrorKind::internal, "the MPI unit is not loaded");
+  return std::make_unique<MpiTransport>(comm);
+}
+
+}  // namespace ringdp

@@ -1,0 +1,30 @@
+/* The table of functions between the core, which links no MPI, and the MPI unit, the one shared object that does.
+ *
+ * Plain C, so that a unit made by another compiler, or for another MPI, fits the same core. Functions that can fail return
+ * a negative number and leave the reason in error_text(); requests are the MPI's own handles, copied into 64 bits.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define RINGDP_MPI_TABLE_VERSION 1u
+#define RINGDP_MPI_TABLE_SYMBOL "ringdp_mpi_table"
+
+struct ringdp_mpi_table {
+  uint32_t version;      /* RINGDP_MPI_TABLE_VERSION of the unit */
+  const char* made_for;  /* the library version of the MPI whose mpi.h it was compiled with */
+
+  /* comm is the communicator's handle as mpi4py gives it; it stays the caller's. NULL on failure. */
+  void* (*open)(uint64_t comm);
+  void (*close)(void*);
+  int (*rank)(void*);
+  int (*size)(void*);
+  int (*max_tag)(void*);
+  int (*send)(void*, int peer, int tag, const void* data, size_t bytes, uint64_t* request);
+  int (*receive)(void*, int peer, int tag, void* data, size_t bytes, uint64_t* request);
+  int (*test)(void*, uint64_t* request, size_t* bytes); /* 1 complete, 0 not yet; bytes: received (of a receive) */
+  int (*cancel)(void*, uint64_t* request);
+  void (*abort)(int code);
+  const char* (*error_text)(void);
+};

@@ -1,0 +1,40 @@
+// What every transport offers: first-in first-out channels between the ranks of one process set.
+//
+// A channel is (sender, receiver, tag). The messages of a channel are matched in the order in which they were posted on
+// either side. Nothing here blocks: posting returns at once, test() tells whether a request is complete.
+// A transport is used by one thread, the engine's. Adding one: implement these functions, and run the rank suite over it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ringdp {
+
+struct Request {
+  uint64_t handle = 0;  // the transport's own; 0: none
+  bool pending() const { return handle != 0; }
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int max_tag() const = 0;
+
+  // The memory stays untouched (send) or owned by the transport (receive) until test() has returned true.
+  [[nodiscard]] virtual Request send(int peer, int tag, const void* data, size_t bytes) = 0;
+  [[nodiscard]] virtual Request receive(int peer, int tag, void* data, size_t bytes) = 0;
+
+  // True once complete; the request is then empty and *received (if wanted) is the length of the message received. A
+  // message may be shorter than its receive (an empty one is poison, see collectives/run.h); a longer one is an Error.
+  [[nodiscard]] virtual bool test(Request&, size_t* received = nullptr) = 0;
+
+  // Takes back a receive that nothing will match. Afterwards the request is empty and its memory is the caller's again.
+  virtual void cancel(Request&) = 0;
+
+  // Ends all processes of the job (local: marks the job as aborted, so that every rank's next call fails).
+  [[noreturn]] virtual void abort(int code) = 0;
+};
+
+}  // namespace ringdp

@@ -1,0 +1,34 @@
+"""The data and the network: handwritten digits that come with scikit-learn, 8 × 8 pixels each. Nothing is downloaded."""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+HELD_OUT = 360  # of 1,797 images
+
+
+def load() -> tuple[TensorDataset, TensorDataset]:
+    """(training, held-out): images (N, 1, 8, 8) float32 in [0, 1] with labels (N,) int64. The split is always the same."""
+    from sklearn.datasets import load_digits  # here, so that data-loading workers do without it
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16
+    digits = torch.from_numpy(labels).long()
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(1797))
+    held_out, training = order[:HELD_OUT], order[HELD_OUT:]
+    return TensorDataset(images[training], digits[training]), TensorDataset(images[held_out], digits[held_out])
+
+
+def network() -> nn.Module:
+    """Two convolutions and two linear layers, 71,754 parameters: (N, 1, 8, 8) to the scores (N, 10)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(512, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )

@@ -1,0 +1,104 @@
+"""ringdp trains one model on many processes at once: data parallelism for MPI clusters.
+
+Importing touches no MPI; `init()` does. The collective operations here take NumPy arrays; `ringdp.torch` has the same
+ones for PyTorch tensors, and the optimizer. Start: `ringdp run -n 4 script.py`, mpirun or srun.
+"""
+
+from ringdp.constants import Average, Max, Min, Product, ReduceOp, Sum
+from ringdp.errors import (
+    DeadlineError,
+    DuplicateNameError,
+    InitError,
+    MismatchError,
+    NotInitializedError,
+    PeerError,
+    RingdpError,
+    TransportError,
+    UsageError,
+)
+from ringdp.numpy.ops import (
+    allgather,
+    allgather_async,
+    allreduce,
+    allreduce_,
+    allreduce_async,
+    allreduce_async_,
+    alltoall,
+    alltoall_async,
+    barrier,
+    broadcast,
+    broadcast_,
+    broadcast_async,
+    broadcast_async_,
+    poll,
+    reducescatter,
+    reducescatter_async,
+    synchronize,
+)
+from ringdp.ops import Handle
+from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.state import allgather_object, broadcast_object
+from ringdp.version import __version__
+from ringdp.world import (
+    cross_rank,
+    cross_size,
+    init,
+    is_homogeneous,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+
+__all__ = [
+    "Average",
+    "DeadlineError",
+    "DuplicateNameError",
+    "Handle",
+    "InitError",
+    "Max",
+    "Min",
+    "MismatchError",
+    "NotInitializedError",
+    "PeerError",
+    "ProcessSet",
+    "Product",
+    "ReduceOp",
+    "RingdpError",
+    "Sum",
+    "TransportError",
+    "UsageError",
+    "__version__",
+    "allgather",
+    "allgather_async",
+    "allgather_object",
+    "allreduce",
+    "allreduce_",
+    "allreduce_async",
+    "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
+    "barrier",
+    "broadcast",
+    "broadcast_",
+    "broadcast_async",
+    "broadcast_async_",
+    "broadcast_object",
+    "cross_rank",
+    "cross_size",
+    "global_process_set",
+    "init",
+    "is_homogeneous",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "poll",
+    "rank",
+    "reducescatter",
+    "reducescatter_async",
+    "shutdown",
+    "size",
+    "synchronize",
+]

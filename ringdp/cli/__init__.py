@@ -1,0 +1,1 @@
+"""The command line: `ringdp run`, `ringdp info`, `ringdp bench`. Each a module, imported when asked for."""

@@ -1,0 +1,102 @@
+"""One size of `ringdp bench`: every contestant checked and timed, in both forms."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ringdp.cli.contestants import Contestant
+
+ITEMSIZE = {
+    "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+}  # fmt: skip
+
+
+def bandwidths(size: int, microseconds: float, ranks: int) -> tuple[float, float]:
+    """(algbw, busbw) in GB/s, 10^9 bytes a second."""
+    algbw = size / microseconds / 1e3 if microseconds > 0 else 0.0
+    return algbw, algbw * 2 * (ranks - 1) / ranks
+
+
+def wrong_elements(one: Contestant, comm: Any, op: str, dtype: str, count: int, in_place: bool) -> int:
+    """One checked iteration: elements over all ranks that differ from what they must be.
+
+    Out of place, an element of the input that was changed counts as well.
+    """
+    import numpy as np
+
+    from ringdp.cli import inputs
+
+    given = inputs.input_of(comm.rank, comm.size, op, dtype, count)
+    x = one.array(given, dtype)
+    result = one.numbers((one.allreduce_ if in_place else one.allreduce)(x, op))
+    wanted = inputs.expected(comm.size, op, dtype, count)
+    wrong = count if result.shape != wanted.shape else int(np.count_nonzero(result != wanted))
+    if not in_place:
+        wrong += int(np.count_nonzero(one.numbers(x) != given))
+    return int(comm.allreduce(wrong))
+
+
+def _barrier(comm: Any) -> None:
+    """One that yields: a rank that came early must not keep a core from another one's thread."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        os.sched_yield()
+
+
+def times(
+    contestants: Sequence[Contestant], comm: Any, options: argparse.Namespace, count: int, in_place: bool
+) -> list[float]:
+    """Microseconds of each contestant: the median of its iterations, of the slowest rank.
+
+    The contestants take turns, so that whatever else the machine does hits all of them alike; every iteration begins
+    with a barrier.
+    """
+    from statistics import median
+    from time import perf_counter
+
+    from ringdp.cli import inputs
+
+    given = inputs.input_of(comm.rank, comm.size, options.op, options.datatype, count)
+    buffers = [one.array(given, options.datatype) for one in contestants]
+    calls = [one.allreduce_ if in_place else one.allreduce for one in contestants]
+    taken: list[list[float]] = [[] for _ in contestants]
+    for iteration in range(options.warmup_iters + options.iters):
+        for mine, call, x in zip(taken, calls, buffers, strict=True):
+            _barrier(comm)
+            start = perf_counter()
+            call(x, options.op)
+            if iteration >= options.warmup_iters:
+                mine.append(perf_counter() - start)
+    return [max(comm.allgather(median(mine) * 1e6)) for mine in taken]
+
+
+Row = dict[str, Any]
+
+
+def measure(
+    contestants: Sequence[Contestant], comm: Any, options: argparse.Namespace, size: int
+) -> list[Row]:
+    """A row for each contestant; the first is the one the ratios are taken to."""
+    count = size // ITEMSIZE[options.datatype]
+    fixed = {"size": size, "count": count, "type": options.datatype, "redop": options.op, "root": -1}
+    rows: list[Row] = [{**fixed, "contestant": one.name} for one in contestants]
+    forms = {"both": (False, True), "yes": (True,), "no": (False,)}[options.in_place]
+    for in_place in forms:
+        wrong: list[int | None] = [None] * len(contestants)
+        for i, one in enumerate(contestants if options.check else ()):
+            checks = range(options.check)
+            wrong[i] = sum(
+                wrong_elements(one, comm, options.op, options.datatype, count, in_place) for _ in checks
+            )
+        taken = times(contestants, comm, options, count, in_place)
+        for row, bad, t in zip(rows, wrong, taken, strict=True):
+            algbw, busbw = bandwidths(size, t, comm.size)
+            row["in_place" if in_place else "out_of_place"] = {
+                "time_us": t, "algbw": algbw, "busbw": busbw, "wrong": bad, "ratio": t / taken[0] if taken[0] else None,
+            }  # fmt: skip
+    return rows

@@ -1,0 +1,41 @@
+"""NumPy arrays: the same operations as `ringdp` itself offers at the top level."""
+
+from ringdp.numpy.ops import (
+    allgather,
+    allgather_async,
+    allreduce,
+    allreduce_,
+    allreduce_async,
+    allreduce_async_,
+    alltoall,
+    alltoall_async,
+    barrier,
+    broadcast,
+    broadcast_,
+    broadcast_async,
+    broadcast_async_,
+    poll,
+    reducescatter,
+    reducescatter_async,
+    synchronize,
+)
+
+__all__ = [
+    "allgather",
+    "allgather_async",
+    "allreduce",
+    "allreduce_",
+    "allreduce_async",
+    "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
+    "barrier",
+    "broadcast",
+    "broadcast_",
+    "broadcast_async",
+    "broadcast_async_",
+    "poll",
+    "reducescatter",
+    "reducescatter_async",
+    "synchronize",
+]

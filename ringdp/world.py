@@ -1,0 +1,331 @@
+"""The job as one rank sees it: `init()`, `shutdown()`, who and where this rank is.
+
+Importing touches no MPI; `init()` does. One `World` is current in a process. (Tests run several ranks as threads of one
+process: `use()` makes a world current for one thread.)
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.metadata
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from ringdp import launch, mpi
+from ringdp.errors import InitError, NotInitializedError
+
+# Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
+PARENT_VARIABLE = "RINGDP_PARENT"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands: in the job, on its host, and among the ranks of the same local rank on other hosts."""
+
+    rank: int
+    size: int
+    local_rank: int = 0
+    local_size: int = 1
+    cross_rank: int = 0
+    cross_size: int = 1
+    homogeneous: bool = True
+
+
+@dataclass
+class World:
+    """One rank's engine, place and communicators."""
+
+    engine: Any
+    place: Place
+    communicators: list[Any] = field(default_factory=list)
+    generation: int = 0
+    pid: int = field(default_factory=os.getpid)
+    comm: Any = None  # what init() was given
+    tracked: list[Any] = field(
+        default_factory=list
+    )  # handles that nobody may be holding: their tensors must live
+    plans: int = 0  # optimizers made so far, for their names
+
+    def track(self, handle: Any) -> None:
+        """Keep `handle` and its tensors until it is done."""
+        if len(self.tracked) >= 64:
+            self.tracked = [h for h in self.tracked if h.holds_memory()]
+        self.tracked.append(handle)
+
+
+_world: World | None = None
+_generation = 0
+_local = threading.local()
+_hooks_installed = False
+
+
+# --- which world ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def use(world: World) -> Iterator[World]:
+    """Make `world` the current one for this thread."""
+    previous = getattr(_local, "world", None)
+    _local.world = world
+    try:
+        yield world
+    finally:
+        _local.world = previous
+
+
+def current() -> World:
+    """The world of this rank.
+
+    Raises:
+        NotInitializedError: before `init()`, after `shutdown()`, or in a child process of a rank.
+    """
+    world = getattr(_local, "world", None) or _world
+    if world is None:
+        _refuse_children("collective operations")
+        raise NotInitializedError("ringdp is not initialised: call ringdp.init() first (or it was shut down)")
+    if world.pid != os.getpid():
+        _refuse_children("collective operations")
+    return world
+
+
+def _parent() -> list[int] | None:
+    """What the rank that started this process wrote, if this process is a child of a rank."""
+    text = os.environ.get(PARENT_VARIABLE)
+    if text is None:
+        return None
+    values = [int(word) for word in text.split()]
+    if values[0] == os.getpid():
+        return None
+    if multiprocessing.parent_process() is not None or (_world is not None and _world.pid != os.getpid()):
+        return values
+    return None
+
+
+def _refuse_children(what: str) -> None:
+    parent = _parent()
+    if parent is not None:
+        raise NotInitializedError(
+            f"process {os.getpid()} is a child of rank {parent[1]} (process {parent[0]}): {what} work only in the rank "
+            "itself. Data-loading workers may ask rank() and size(), nothing more"
+        )
+
+
+def _place() -> Place:
+    parent = _parent()
+    if parent is not None:
+        return Place(*parent[1:7], homogeneous=bool(parent[7]))
+    return current().place
+
+
+# --- init and shutdown ----------------------------------------------------------------------------
+
+
+def init(comm: Any = None) -> None:
+    """Join the job: initialise MPI (unless that was done), check that all ranks fit together, start the engine.
+
+    Collective over all ranks. A second call with the same arguments does nothing; after `shutdown()` it starts anew.
+
+    Args:
+        comm: an mpi4py communicator whose ranks form the job; default all that were started together. It is duplicated.
+
+    Raises:
+        InitError: no MPI or another than the one built for, a thread level that is too low, N jobs of size 1 instead of
+            one of size N, or versions of ringdp, MPI or the framework that differ between ranks.
+        NotInitializedError: in a child process of a rank.
+    """
+    global _world, _generation
+    if _world is not None and _world.pid == os.getpid():
+        if comm is not _world.comm:
+            raise InitError(
+                "ringdp.init() was called before with another communicator: call ringdp.shutdown() first"
+            )
+        return
+    _refuse_children("ringdp.init()")
+    MPI = mpi.load()
+    base = MPI.COMM_WORLD if comm is None else comm
+    library = launch.library_name(MPI.Get_library_version())
+    if base.Get_size() == 1 and comm is None:
+        _refuse_singleton(library)
+    _compare_versions(base, library)
+    place = _find_place(MPI, base)
+
+    from ringdp import _core
+
+    data, control = base.Dup(), base.Dup()
+    handles = [int(MPI._handleof(c)) for c in (data, control)]
+    _generation += 1
+    engine = _core.mpi_engine(handles[0], handles[1], _generation)
+    _world = World(engine, place, [data, control], _generation, comm=comm)
+    numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
+    os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
+    _install_hooks()
+    _warn_oversubscription(base, place)
+
+
+def shutdown() -> None:
+    """Leave the job: outstanding operations of this rank fail, then wait until all ranks have left. Collective.
+
+    MPI stays initialised. Does nothing where ringdp is not initialised. `init()` may follow.
+    """
+    global _world
+    world = _world
+    if world is None or world.pid != os.getpid():
+        return
+    _world = None
+    os.environ.pop(PARENT_VARIABLE, None)
+    all_left = world.engine.shutdown(world.engine.timeout)
+    if all_left:
+        for communicator in world.communicators:
+            communicator.Free()
+
+
+def is_initialized() -> bool:
+    """True between `init()` and `shutdown()`, in the rank's own process."""
+    world = getattr(_local, "world", None) or _world
+    return world is not None and world.pid == os.getpid()
+
+
+def _refuse_singleton(library: str) -> None:
+    traces = launch.launcher_traces(os.environ)
+    if traces is not None and launch.is_silent_singleton(traces, 1, os.environ):
+        raise InitError(launch.singleton_error(traces, library))
+
+
+def _compare_versions(comm: Any, library: str) -> None:
+    versions = {"ringdp": _version("ringdp"), "MPI": library, "Python": sys.version.split()[0]}
+    versions |= {name: _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
+    of_rank = comm.allgather(versions)
+    for what in versions:
+        found: dict[str, list[int]] = {}
+        for rank, theirs in enumerate(of_rank):
+            found.setdefault(theirs[what], []).append(rank)
+        if len(found) > 1:
+            table = "; ".join(
+                f"{version} on rank{'s' * (len(r) > 1)} {_few(r)}" for version, r in found.items()
+            )
+            raise InitError(
+                f"the ranks have different versions of {what}: {table}. Install the same on all hosts"
+            )
+
+
+def _few(ranks: list[int], most: int = 8) -> str:
+    text = ", ".join(map(str, ranks[:most]))
+    return text if len(ranks) <= most else f"{text} and {len(ranks) - most} more"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _find_place(MPI: Any, base: Any) -> Place:
+    local = base.Split_type(MPI.COMM_TYPE_SHARED, key=base.Get_rank())
+    cross = base.Split(color=local.Get_rank(), key=base.Get_rank())
+    sizes = base.allgather(local.Get_size())
+    place = Place(
+        base.Get_rank(),
+        base.Get_size(),
+        local.Get_rank(),
+        local.Get_size(),
+        cross.Get_rank(),
+        cross.Get_size(),
+        homogeneous=len(set(sizes)) == 1,
+    )
+    local.Free()
+    cross.Free()
+    return place
+
+
+def _warn_oversubscription(base: Any, place: Place) -> None:
+    warning = launch.oversubscription_warning(
+        place.local_size, launch.cores_of_host(), launch.bound_cores(), launch.threads_of_process(os.environ)
+    )
+    warnings = base.gather(warning, root=0)
+    if place.rank == 0:
+        for text in dict.fromkeys(w for w in warnings if w):
+            print(f"ringdp: {text}", file=sys.stderr, flush=True)
+
+
+# --- what happens at the ends ---------------------------------------------------------------------
+
+
+def _install_hooks() -> None:
+    global _hooks_installed
+    if _hooks_installed:
+        return
+    _hooks_installed = True
+    # The engine must be joined before MPI is finalised; mpi4py finalises after all atexit hooks of Python.
+    atexit.register(shutdown)
+    os.register_at_fork(after_in_child=_after_fork)
+    previous = sys.excepthook
+
+    def excepthook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+        previous(kind, value, traceback)
+        _end_job(kind)
+
+    sys.excepthook = excepthook
+
+
+def _after_fork() -> None:
+    """A forked child has no engine thread: it must not join it, and never talk to MPI."""
+    if _world is not None:
+        _world.engine.forget_after_fork()
+
+
+def _end_job(kind: type[BaseException]) -> None:
+    """An exception that nobody caught on this rank: the others would wait for it in vain."""
+    world = _world
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    if world is None or world.pid != os.getpid() or world.place.size == 1 or interactive:
+        return
+    print(f"ringdp: rank {world.place.rank} ended by {kind.__name__}: ending the job", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    world.engine.abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+
+# --- who and where --------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """This rank's number, 0 to size() - 1. In a child process: the parent's."""
+    return _place().rank
+
+
+def size() -> int:
+    """The number of ranks of the job."""
+    return _place().size
+
+
+def local_rank() -> int:
+    """This rank's number among the ranks of its host."""
+    return _place().local_rank
+
+
+def local_size() -> int:
+    """The number of ranks on this host."""
+    return _place().local_size
+
+
+def cross_rank() -> int:
+    """This host's number among the hosts that have this local rank."""
+    return _place().cross_rank
+
+
+def cross_size() -> int:
+    """The number of hosts that have this local rank."""
+    return _place().cross_size
+
+
+def is_homogeneous() -> bool:
+    """True if every host has the same number of ranks."""
+    return _place().homogeneous

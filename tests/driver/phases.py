@@ -1,0 +1,139 @@
+"""The table of phases: what `tests/run.py` runs, in which order, and how long each command may take."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from driver.environ import BIN, mpirun
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TESTS = ROOT / "tests"
+# The rank of a process, as its launcher says it; pytest puts the variable's value into the name of its file of results.
+RANK = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
+
+LOCAL_RANKS = (1, 2, 3, 4, 7)
+MPI_RANKS = (1, 2, 3, 4)
+FRAMEWORK_RANKS = (2, 3)
+
+
+@dataclass(frozen=True)
+class Command:
+    label: str
+    words: list[str]
+    limit: float  # seconds
+    ranks: int = 0  # processes that write results; 0: a tool that only passes or fails
+    cwd: Path = ROOT
+    rank_variable: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked for: a part of the tests by pytest's expression, numbers of ranks, the long ones too."""
+
+    expression: str = ""
+    ranks: tuple[int, ...] = ()
+    everything: bool = False
+
+
+def lint(_: Selection) -> list[Command]:
+    sources = sorted(
+        str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cc")
+    )
+    return [
+        Command("ruff check", [tool("ruff"), "check", "--no-cache", "."], 60),
+        Command("ruff format", [tool("ruff"), "format", "--no-cache", "--check", "."], 60),
+        Command("clang-format", [tool("clang-format"), "--dry-run", "-Werror", *sources], 60),
+    ]
+
+
+def types(_: Selection) -> list[Command]:
+    spec = importlib.util.find_spec("ringdp")
+    if spec is None or not spec.origin:
+        raise ModuleNotFoundError(
+            "ringdp is not installed in this environment: run `make test` or `make dev`"
+        )
+    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / "build" / "mypy")]
+    # Not from the root, unless ringdp is installed from there: it is the installed package that is checked, with the
+    # stubs that were made when it was built.
+    editable = Path(spec.origin).is_relative_to(ROOT / "ringdp")
+    words = [sys.executable, "-m", "mypy", *options, "-p", "ringdp"]
+    return [Command("mypy", words, 240, cwd=ROOT if editable else TESTS)]
+
+
+def unit(selection: Selection) -> list[Command]:
+    return [plain("unit", "unit", selection, 300)]
+
+
+def local(selection: Selection) -> list[Command]:
+    numbers = selection.ranks or LOCAL_RANKS
+    return [plain(f"local -n {n}", "ranks", selection, 180, [f"--local-ranks={n}"]) for n in numbers]
+
+
+def ranks(selection: Selection) -> list[Command]:
+    return [under_mpirun(f"ranks -n {n}", n, ["ranks"], selection, 240) for n in selection.ranks or MPI_RANKS]
+
+
+def frameworks(selection: Selection) -> list[Command]:
+    commands = [plain("frameworks", "frameworks", selection, 300)] if has_tests("frameworks") else []
+    # Files whose name says so run on several ranks; test_*.py do what they do in one process.
+    files = sorted(str(p.relative_to(TESTS)) for p in (TESTS / "frameworks").rglob("ranks_*.py"))
+    for n in (selection.ranks or FRAMEWORK_RANKS) if files else ():
+        commands.append(under_mpirun(f"frameworks -n {n}", n, files, selection, 300))
+    return commands
+
+
+def cluster(selection: Selection) -> list[Command]:
+    return [plain("cluster", "cluster", selection, 400)]
+
+
+def examples(selection: Selection) -> list[Command]:
+    return [plain("examples", "examples", selection, 400)]
+
+
+PHASES = {f.__name__: f for f in (lint, types, unit, local, ranks, frameworks, cluster, examples)}
+
+
+def has_tests(folder: str) -> bool:
+    return any((TESTS / folder).rglob("test_*.py"))
+
+
+def tool(name: str) -> str:
+    return str(BIN / name) if (BIN / name).exists() else name
+
+
+def plain(
+    label: str, folder: str, selection: Selection, limit: float, options: list[str] | None = None
+) -> Command:
+    words = pytest_words([folder], selection, limit) + (options or [])
+    return Command(label, [sys.executable, *words], limit, ranks=1, rank_variable="")
+
+
+def under_mpirun(label: str, n: int, files: list[str], selection: Selection, limit: float) -> Command:
+    words = [mpirun(), "-n", str(n), sys.executable, *pytest_words(files, selection, limit), "--with-mpi"]
+    return Command(label, words, limit, ranks=n, rank_variable=RANK[mpi_family()])
+
+
+def pytest_words(files: list[str], selection: Selection, limit: float) -> list[str]:
+    # Shortly before the limit every thread's stack is written: that is where it hangs.
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"faulthandler_timeout={limit - 20:.0f}",
+    ]
+    if not selection.everything:
+        words += ["-m", "not slow"]
+    if selection.expression:
+        words += ["-k", selection.expression]
+    return words + [str(TESTS / f) for f in files]
+
+
+def mpi_family() -> str:
+    from ringdp._build import MPI_FAMILY
+
+    return str(MPI_FAMILY)

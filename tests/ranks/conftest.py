@@ -1,0 +1,95 @@
+"""The rank suite runs the same tests over two transports.
+
+Over MPI: `mpirun -n N python -m pytest --with-mpi tests/ranks`: every process is a rank and runs each test once.
+In one process: `python -m pytest tests/ranks --local-ranks=N`: each test function runs in N threads at once, each of them
+a rank of a fresh world over the `local` transport, whose messages arrive with seeded random delays.
+"""
+
+import functools
+import os
+import threading
+
+import pytest
+
+os.environ.setdefault(
+    "RINGDP_TIMEOUT", "30"
+)  # a test that hangs fails by name, long before the driver's limit
+
+import ringdp
+from ringdp import world
+
+
+def pytest_addoption(parser):
+    parser.addoption("--local-ranks", type=int, default=0, help="run in threads over the local transport")
+    parser.addoption(
+        "--local-seed", type=int, default=1, help="seed of the local transport's delays; 0: none"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "min_ranks(n): needs at least so many ranks")
+    config.addinivalue_line("markers", "processes_only: needs ranks that are processes (mpirun)")
+
+
+def pytest_collection_modifyitems(config, items):
+    local = config.getoption("--local-ranks")
+    for item in items:
+        if not local:
+            item.add_marker(pytest.mark.mpi)
+        elif item.get_closest_marker("processes_only"):
+            item.add_marker(pytest.mark.skip(reason="needs ranks that are processes"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _job(request):
+    if request.config.getoption("--local-ranks"):
+        yield
+        return
+    ringdp.init()
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _enough_ranks(request):
+    marker = request.node.get_closest_marker("min_ranks")
+    ranks = request.config.getoption("--local-ranks") or ringdp.size()
+    if marker and ranks < marker.args[0]:
+        pytest.skip(f"needs {marker.args[0]} ranks")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    size = pyfuncitem.config.getoption("--local-ranks")
+    if not size:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    run_local(
+        size, pyfuncitem.config.getoption("--local-seed"), functools.partial(pyfuncitem.obj, **arguments)
+    )
+    return True
+
+
+def run_local(size, seed, body):
+    """Run `body` in `size` threads, each a rank; raise the first rank's failure."""
+    from ringdp import _core
+
+    engines = _core.local_engines(size, seed)
+    failures = {}
+
+    def rank_main(rank):
+        here = world.World(engines[rank], world.Place(rank, size, rank, size))
+        with world.use(here):
+            try:
+                body()
+            except BaseException as failure:
+                failures[rank] = failure
+            finally:
+                here.engine.shutdown(30)
+
+    threads = [threading.Thread(target=rank_main, args=(r,)) for r in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in sorted(failures):
+        raise failures[rank]

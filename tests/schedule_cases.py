@@ -1,0 +1,31 @@
+"""Cases of all collectives that are small enough to run under many seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from ringdp import _core
+
+s = _core.schedules
+
+
+def small_cases() -> Iterator[Any]:
+    """Several segments a chunk, uneven chunks and reused slots."""
+    for depth, prescale, finish in product((1, 2, 3), (False, True), (False, True)):
+        options = {"prescale": prescale, "finish": finish}
+        for ranks, count, segment in ((2, 7, 1), (3, 20, 2), (4, 10, 1), (5, 6, 2)):
+            for in_place in (False, True):
+                yield s.case(
+                    s.Collective.allreduce, ranks, [count], segment, depth, in_place=in_place, **options
+                )
+        for counts in ([5, 4], [3, 3, 3], [7, 0, 2], [9, 1, 5, 2], [2] * 5):
+            yield s.case(s.Collective.reduce_scatter, len(counts), counts, 1, depth, **options)
+    for depth in (1, 2, 3):
+        for counts in ([5, 4], [3, 3, 3], [7, 0, 2], [9, 1, 5, 2]):
+            yield s.case(s.Collective.allgather, len(counts), counts, 1, depth)
+        for ranks in (2, 3, 5, 8):
+            yield s.case(s.Collective.broadcast, ranks, [6], 1, depth, root=ranks // 2, in_place=ranks == 3)
+        for ranks in (2, 3, 4):
+            yield s.case(s.Collective.alltoall, ranks, [i * 7 % 5 for i in range(ranks * ranks)], 1, depth)
