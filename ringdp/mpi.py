@@ -65,9 +65,9 @@ def load() -> Any:
     running = launch.library_name(MPI.Get_library_version())
     if family(running) != built.MPI_FAMILY:
         raise InitError(
-            f"ringdp was built for {built.MPI_FAMILY} ({built.MPI_VERSION}), but mpi4py has loaded {running}: "
-            "reinstall ringdp with this MPI's mpicc (pip install --no-cache-dir --force-reinstall --no-deps ringdp, with "
-            "RINGDP_MPICC=/path/to/mpicc), or run it in the environment it was built in"
+            f"ringdp was built for {built.MPI_FAMILY} ({built.MPI_VERSION}), but mpi4py has loaded "
+            f"{running}: reinstall ringdp with this MPI's mpicc (RINGDP_MPICC=/path/to/mpicc pip install "
+            "--no-cache-dir --force-reinstall --no-deps ringdp), or run it in the environment it was built in"
         )
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)

@@ -120,7 +120,8 @@ def _refuse_children(what: str) -> None:
 def _place() -> Place:
     parent = _parent()
     if parent is not None:
-        return Place(*parent[1:7], homogeneous=bool(parent[7]))
+        _, rank, size, local_rank, local_size, cross_rank, cross_size, homogeneous = parent
+        return Place(rank, size, local_rank, local_size, cross_rank, cross_size, bool(homogeneous))
     return current().place
 
 

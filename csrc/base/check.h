@@ -3,9 +3,9 @@
 
 #include "base/error.h"
 
-#define RINGDP_CHECK(condition, ...)                                                        \
-  do {                                                                                      \
-    if (!(condition))                                                                       \
-      ::ringdp::fail(::ringdp::ErrorKind::internal, "internal check failed: " #condition, \
-                     " (", __FILE__, ":", __LINE__, ") ", ##__VA_ARGS__);                   \
+#define RINGDP_CHECK(condition, ...)                                                                           \
+  do {                                                                                                         \
+    if (!(condition))                                                                                          \
+      ::ringdp::fail(::ringdp::ErrorKind::internal, "internal check failed: " #condition, " (", __FILE__, ":", \
+                     __LINE__, ") ", ##__VA_ARGS__);                                                           \
   } while (false)

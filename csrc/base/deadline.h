@@ -10,9 +10,7 @@ using Seconds = std::chrono::duration<double>;
 
 class Deadline {
  public:
-  static Deadline in(Seconds s) {
-    return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(s));
-  }
+  static Deadline in(Seconds s) { return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(s)); }
   bool passed() const { return Clock::now() >= end_; }
   Clock::time_point end() const { return end_; }
 

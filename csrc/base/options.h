@@ -8,10 +8,10 @@
 namespace ringdp {
 
 struct Options {
-  double timeout = 600;           // seconds
+  double timeout = 600;  // seconds
   uint64_t segment_bytes = 256 << 10;
   int64_t depth = 8;
-  double idle_looks = 20;         // per second
+  double idle_looks = 20;  // per second
   double spin_us = 20;
   uint64_t delay_seed = 0;
 };
@@ -25,7 +25,8 @@ struct OptionRow {
 // The table, for `ringdp info` and the docs.
 const std::vector<OptionRow>& option_table();
 
-// Reads the environment. A value that cannot be understood is an Error naming the variable, the value and what is valid.
+// Reads the environment. A value that cannot be understood is an Error naming the variable, the value and what is
+// valid.
 Options options_from_environment();
 
 }  // namespace ringdp

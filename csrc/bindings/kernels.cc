@@ -1,9 +1,11 @@
 #include "bindings/kernels.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -56,10 +58,10 @@ void force_variant(const std::string& name) {
     throw nb::value_error(("this CPU or build has no variant '" + name + "' of the kernels").c_str());
 }
 
-nb::list variants() {
-  nb::list names;
+std::vector<std::string> variants() {
+  std::vector<std::string> names;
   for (const auto& v : kernels::kVariants)
-    if (v.runs_here()) names.append(v.name);
+    if (v.runs_here()) names.push_back(v.name);
   return names;
 }
 

@@ -137,8 +137,8 @@ std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed
   const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
   std::vector<std::unique_ptr<Engine>> engines;
   for (int r = 0; r < size; ++r)
-    engines.push_back(std::make_unique<Engine>(options, 0, make_local_transport(data, r),
-                                               make_local_transport(control, r)));
+    engines.push_back(
+        std::make_unique<Engine>(options, 0, make_local_transport(data, r), make_local_transport(control, r)));
   return engines;
 }
 
@@ -154,11 +154,14 @@ void bind_engine(nb::module_& m) {
   nb::class_<Handle>(m, "Handle", "One operation in flight.")
       .def("poll", &Handle::done, "True once the operation has completed or failed.")
       .def("wait", &wait, "seconds"_a, "Sleep until done (GIL released); False if the seconds passed first.")
-      .def("check", [](Handle& h) { h.result(); }, "Raise what went wrong, if anything did. Only after done.")
+      .def(
+          "check", [](Handle& h) { h.result(); }, "Raise what went wrong, if anything did. Only after done.")
       .def("stage", [](Handle& h) { return name_of(h.stage()); })
       .def("take_output", &take_output, "The output that the operation allocated, as a NumPy array of bytes.")
-      .def("rows", [](Handle& h) { return h.result().rows; }, "Rows of, or received from, each rank.")
-      .def("words", [](Handle& h) { return h.result().words; }, "The merged fields of a vote.")
+      .def(
+          "rows", [](Handle& h) { return h.result().rows; }, "Rows of, or received from, each rank.")
+      .def(
+          "words", [](Handle& h) { return h.result().words; }, "The merged fields of a vote.")
       .def("lane", [](Handle& h) { return h.result().lane; }, "The lane that a plan was given.");
 
   nb::class_<Engine>(m, "Engine", "One rank's engine thread and its communicators.")
@@ -171,11 +174,12 @@ void bind_engine(nb::module_& m) {
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
            "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
-      .def("add_process_set",
-           [](Engine& e, int id, uint64_t data, uint64_t control) {
-             e.add_process_set(id, make_mpi_transport(data), make_mpi_transport(control));
-           },
-           "id"_a, "data"_a, "control"_a)
+      .def(
+          "add_process_set",
+          [](Engine& e, int id, uint64_t data, uint64_t control) {
+            e.add_process_set(id, make_mpi_transport(data), make_mpi_transport(control));
+          },
+          "id"_a, "data"_a, "control"_a)
       .def("shutdown", &Engine::shutdown, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("abort", &Engine::abort, "code"_a)
       .def("forget_after_fork", &Engine::forget_after_fork);
@@ -192,17 +196,18 @@ void bind_engine(nb::module_& m) {
 }
 
 void bind_plan(nb::module_& m) {
-  m.def("assign_buckets",
-        [](const std::vector<uint64_t>& counts, const std::vector<int>& dtypes, uint64_t first_bytes, uint64_t bytes) {
-          std::vector<PlanTensor> tensors;
-          for (size_t i = 0; i < counts.size(); ++i) tensors.push_back({counts[i], static_cast<Dtype>(dtypes.at(i))});
-          nb::list out;
-          for (const PlanBucket& bucket : assign_buckets(tensors, first_bytes, bytes))
-            out.append(nb::make_tuple(static_cast<int>(bucket.dtype), bucket.count, bucket.tensors, bucket.offsets));
-          return out;
-        },
-        "counts"_a, "dtypes"_a, "first_bytes"_a, "bytes"_a,
-        "Buckets for tensors in the given order: a list of (dtype, count, tensor indices, offsets).");
+  m.def(
+      "assign_buckets",
+      [](const std::vector<uint64_t>& counts, const std::vector<int>& dtypes, uint64_t first_bytes, uint64_t bytes) {
+        std::vector<PlanTensor> tensors;
+        for (size_t i = 0; i < counts.size(); ++i) tensors.push_back({counts[i], static_cast<Dtype>(dtypes.at(i))});
+        nb::list out;
+        for (const PlanBucket& bucket : assign_buckets(tensors, first_bytes, bytes))
+          out.append(nb::make_tuple(static_cast<int>(bucket.dtype), bucket.count, bucket.tensors, bucket.offsets));
+        return out;
+      },
+      "counts"_a, "dtypes"_a, "first_bytes"_a, "bytes"_a,
+      "Buckets for tensors in the given order: a list of (dtype, count, tensor indices, offsets).");
 }
 
 }  // namespace

@@ -64,7 +64,7 @@ void Run::link_moves() {
       }
   for (size_t i = 0; i < moves.size(); ++i)
     if (waiting_for_[i] == 0 && moves[i].kind != Kind::send && moves[i].kind != Kind::receive)
-      ready_.push_back(static_cast<int32_t>(i));
+      ready_.push(static_cast<int32_t>(i));
 }
 
 // The first messages: this rank's header to everybody it will send to, and a receive for each header it expects.
@@ -154,8 +154,8 @@ bool Run::compute() {
   uint64_t bytes = 0;
   bool moved = false;
   while (headers_missing_ == 0 && !ready_.empty() && bytes < kComputeBytes) {
-    const int32_t index = ready_.front();
-    ready_.pop_front();
+    const int32_t index = ready_.top();
+    ready_.pop();
     const Move& move = schedule_.moves[index];
     execute(move);
     bytes += bytes_of(move);
@@ -194,7 +194,7 @@ void Run::completed(int32_t index) {
   for (int32_t d = first_dependent_[index]; d < first_dependent_[index + 1]; ++d) {
     const int32_t dependent = dependents_[d];
     const Kind kind = schedule_.moves[dependent].kind;
-    if (--waiting_for_[dependent] == 0 && kind != Kind::send && kind != Kind::receive) ready_.push_back(dependent);
+    if (--waiting_for_[dependent] == 0 && kind != Kind::send && kind != Kind::receive) ready_.push(dependent);
   }
 }
 

@@ -13,7 +13,9 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
+#include <queue>
 #include <string>
 #include <vector>
 
@@ -109,7 +111,8 @@ class Run {
   std::unique_ptr<std::byte[]> scratch_;
   std::vector<int32_t> waiting_for_;             // per move: how many of its `after` are not done
   std::vector<int32_t> first_dependent_, dependents_;  // per move: who waits for it (compressed rows)
-  std::deque<int32_t> ready_;                    // arithmetic moves that may start
+  // Arithmetic moves that may start, the earliest of the list first: later ones must not hold up what is to be sent soon.
+  std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> ready_;
   std::vector<Outgoing> outgoing_;
   std::vector<Incoming> incoming_;
   size_t remaining_;

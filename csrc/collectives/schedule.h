@@ -60,7 +60,7 @@ struct Schedule {
 // How one all-reduce, reduce-scatter, … is cut; affects speed only, never the order of addition.
 struct Pipeline {
   uint64_t segment = 0;  // elements per segment, at least 1
-  int depth = 8;         // receives in flight (scratch slots) per rank
+  int depth = 8;         // receives in flight per rank; scratch is depth segments (reduce-scatter: 2 or 3 times that)
 };
 
 // What is done to the elements besides moving them.

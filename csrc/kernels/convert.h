@@ -11,7 +11,7 @@ namespace ringdp::kernels {
 namespace {
 
 // Choices without a condition: gcc 12 makes branches of conditional expressions here, even of masks made from a
-// comparison, and then does not vectorise (measured: 25 times slower).
+// comparison, and then does not vectorise (measured with SSE2: 6 ns an element instead of 1.8).
 inline uint32_t if_below(uint32_t x, uint32_t limit) {  // all ones if x < limit, else 0; both below 2^31
   return static_cast<uint32_t>(static_cast<int32_t>(x - limit) >> 31);
 }

@@ -92,7 +92,7 @@ struct FloatMin {
   static Bits of(Bits a, Bits b) {
     const auto x = ordered(a), y = ordered(b);
     const auto least = static_cast<Bits>(ordered(static_cast<Bits>(x < y ? x : y)));
-    return is_nan<Format>(a) | is_nan<Format>(b) ? Format::nan : least;
+    return is_nan<Format>(a) || is_nan<Format>(b) ? Format::nan : least;
   }
 };
 template <class Format>
@@ -101,7 +101,7 @@ struct FloatMax {
   static Bits of(Bits a, Bits b) {
     const auto x = ordered(a), y = ordered(b);
     const auto greatest = static_cast<Bits>(ordered(static_cast<Bits>(x > y ? x : y)));
-    return is_nan<Format>(a) | is_nan<Format>(b) ? Format::nan : greatest;
+    return is_nan<Format>(a) || is_nan<Format>(b) ? Format::nan : greatest;
   }
 };
 

@@ -56,7 +56,8 @@ std::string Submission::description() const {
 
 void validate(const Submission& s, int rank, int size) {
   const auto refuse = [&](auto&&... parts) {
-    fail(ErrorKind::usage, "rank ", rank, ": ", name_of(s.kind), s.name.empty() ? "" : " '" + s.name + "'", ": ", parts...);
+    fail(ErrorKind::usage, "rank ", rank, ": ", name_of(s.kind), s.name.empty() ? "" : " '" + s.name + "'", ": ",
+         parts...);
   };
   if (s.kind == OpKind::broadcast && (s.root < 0 || s.root >= size))
     refuse("root_rank ", s.root, " is not one of the ", size, " ranks");

@@ -24,9 +24,9 @@ struct Submission {
   std::string name;  // "" for an unnamed call: it gets the next automatic name of its process set
   int process_set = 0;
 
-  // The tensor. `shape` is what the ranks compare; for all-gather and all-to-all its first entry may differ. The memory is
-  // the caller's and must live until the handle is done. input may equal output (in place). All-gather and all-to-all
-  // bring their own output.
+  // The tensor. `shape` is what the ranks compare; for all-gather and all-to-all its first entry may differ. The memory
+  // is the caller's and must live until the handle is done. input may equal output (in place). All-gather and
+  // all-to-all bring their own output.
   const void* input = nullptr;
   void* output = nullptr;
   Dtype dtype = Dtype::float32;
@@ -45,10 +45,10 @@ struct Submission {
 
   std::shared_ptr<Handle> handle;
 
-  uint64_t count() const;          // elements
-  uint64_t row_count() const;      // elements of one row of the first dimension
+  uint64_t count() const;      // elements
+  uint64_t row_count() const;  // elements of one row of the first dimension
   bool first_may_differ() const { return kind == OpKind::allgather || kind == OpKind::alltoall; }
-  uint64_t signature() const;      // digest of everything that must be equal on all ranks
+  uint64_t signature() const;       // digest of everything that must be equal on all ranks
   std::string description() const;  // the same in words: "allreduce float32[3, 4] Average, prescale 1, postscale 1"
 };
 

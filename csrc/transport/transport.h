@@ -2,7 +2,8 @@
 //
 // A channel is (sender, receiver, tag). The messages of a channel are matched in the order in which they were posted on
 // either side. Nothing here blocks: posting returns at once, test() tells whether a request is complete.
-// A transport is used by one thread, the engine's. Adding one: implement these functions, and run the rank suite over it.
+// A transport is used by one thread, the engine's. Adding one: implement these functions, and run the rank suite over
+// it.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
 """The rank suite runs the same tests over two transports.
 
 Over MPI: `mpirun -n N python -m pytest --with-mpi tests/ranks`: every process is a rank and runs each test once.
-In one process: `python -m pytest tests/ranks --local-ranks=N`: each test function runs in N threads at once, each of them
-a rank of a fresh world over the `local` transport, whose messages arrive with seeded random delays.
+In one process (`python -m pytest tests/ranks --local-ranks=N`) each test function runs in N threads at once, each a
+rank of a fresh world over the `local` transport, whose messages arrive with seeded random delays.
 """
 
 import functools

@@ -117,7 +117,7 @@ def exact(values, dtype):
     return bool(np.all(values.astype(inputs.storage(dtype)).astype(np.int64) == values))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 100, 127])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 33])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_partial_result_is_exact(dtype, op, ranks):
@@ -172,8 +172,9 @@ def test_too_many_ranks_for_an_average_is_said():
         ValueError, match="int8 cannot count 128 ranks exactly: check another dtype or give -c 0"
     ):
         inputs.period(0, 128, "avg", "int8")
-    many = sum(inputs.period(rank, 1000, "sum", "int8") for rank in range(1000))
-    assert 0 < many.max() <= 127
+    for ranks in (127, 128, 1000):
+        many = sum(inputs.period(rank, ranks, "sum", "int8") for rank in range(ranks))
+        assert 0 < many.max() <= 127
 
 
 # --- the loop, on one rank that is made up ---------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The kernels: every row of the table in docs/reductions.md, and the same bits from every variant.
 
 References are NumPy, written to be read. bfloat16, which NumPy lacks, is held as uint16 bits and goes through
-`bfloat16_to_float32` and `float32_to_bfloat16` below; all other dtypes are NumPy's own. All is compared
-bit for bit, NaNs included.
+`bfloat16_to_float32` and `float32_to_bfloat16` below; all other dtypes are NumPy's own. Results are
+compared bit for bit, NaNs included.
 """
 
 from __future__ import annotations

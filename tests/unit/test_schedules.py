@@ -46,7 +46,7 @@ def test_every_small_case_is_right_in_a_random_order(collective: Any) -> None:
 
     with ThreadPoolExecutor(2) as pool:  # the sweep releases the GIL; the long ones first
         done = dict(zip(reversed(RANKS), pool.map(sweep, reversed(RANKS)), strict=True))
-    # How often a count and a segment are run: depths, in place, prescale, finish, even and uneven; roots with one depth.
+    # How often a count and segment are run: depths, in place, prescale, finish, even and uneven; roots at one depth.
     variants = {
         "allreduce": lambda ranks: 3 * 8,
         "reduce_scatter": lambda ranks: 3 * 4 * 2,

@@ -1,7 +1,8 @@
 /* The table of functions between the core, which links no MPI, and the MPI unit, the one shared object that does.
  *
- * Plain C, so that a unit made by another compiler, or for another MPI, fits the same core. Functions that can fail return
- * a negative number and leave the reason in error_text(); requests are the MPI's own handles, copied into 64 bits.
+ * Plain C, so that a unit made by another compiler, or for another MPI, fits the same core. Functions that can fail
+ * return a negative number and leave the reason in error_text(); requests are the MPI's own handles, copied into 64
+ * bits.
  */
 #pragma once
 
@@ -12,8 +13,8 @@
 #define RINGDP_MPI_TABLE_SYMBOL "ringdp_mpi_table"
 
 struct ringdp_mpi_table {
-  uint32_t version;      /* RINGDP_MPI_TABLE_VERSION of the unit */
-  const char* made_for;  /* the library version of the MPI whose mpi.h it was compiled with */
+  uint32_t version;     /* RINGDP_MPI_TABLE_VERSION of the unit */
+  const char* made_for; /* the library version of the MPI whose mpi.h it was compiled with */
 
   /* comm is the communicator's handle as mpi4py gives it; it stays the caller's. NULL on failure. */
   void* (*open)(uint64_t comm);

@@ -35,7 +35,8 @@ Handle unpack(uint64_t bits) {
   return handle;
 }
 
-// 0 stands for "no request" in the core: the top bit, which neither 32-bit handles nor user-space pointers use, marks one.
+// 0 stands for "no request" in the core: the top bit, which neither 32-bit handles nor user-space pointers use, marks
+// one.
 constexpr uint64_t kMark = uint64_t{1} << 63;
 uint64_t pack(MPI_Request request) {
   uint64_t bits = 0;
@@ -109,8 +110,8 @@ const char* error_text() { return error; }
 #if defined(OPEN_MPI)
 #define STRING2(x) #x
 #define STRING(x) STRING2(x)
-const char made_for[] = "Open MPI " STRING(OMPI_MAJOR_VERSION) "." STRING(OMPI_MINOR_VERSION) "." STRING(
-    OMPI_RELEASE_VERSION);
+const char made_for[] =
+    "Open MPI " STRING(OMPI_MAJOR_VERSION) "." STRING(OMPI_MINOR_VERSION) "." STRING(OMPI_RELEASE_VERSION);
 #elif defined(MPICH_VERSION)
 const char made_for[] = "MPICH " MPICH_VERSION;
 #else
@@ -118,8 +119,19 @@ const char made_for[] = "an MPI of unknown family";
 #endif
 
 const ringdp_mpi_table table = {
-    RINGDP_MPI_TABLE_VERSION, made_for, open_channel, close_channel, rank_of,   size_of,    max_tag_of,
-    send,                     receive,  test,         cancel,        abort_job, error_text,
+    RINGDP_MPI_TABLE_VERSION,
+    made_for,
+    open_channel,
+    close_channel,
+    rank_of,
+    size_of,
+    max_tag_of,
+    send,
+    receive,
+    test,
+    cancel,
+    abort_job,
+    error_text,
 };
 
 }  // namespace
