@@ -8,18 +8,18 @@ which works in place only, needs a copy first; the copy counts.
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ringdp.cli import network
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_DEADLINE = timedelta(seconds=60)
+_DEADLINE = timedelta(seconds=20)
 
 
 class Contestant(Protocol):
@@ -126,20 +126,26 @@ class Gloo:
     _OPS = {"sum": "SUM", "min": "MIN", "max": "MAX", "prod": "PRODUCT"}
 
     def __init__(self, comm: MPI.Intracomm) -> None:
+        """Raises RuntimeError, on every rank, when the ranks cannot reach each other."""
         import torch.distributed as dist
 
-        hosts = comm.allgather(socket.gethostname())
-        one_host = len(set(hosts)) == 1
-        if one_host:  # the host's own name need not resolve, and its traffic need not leave it
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        address = "127.0.0.1" if one_host else hosts[0]
-        server, port = None, 0
+        address, server, port, error = network.gloo_address(comm), None, 0, ""
         if comm.rank == 0:  # port 0: any free one
             server = dist.TCPStore(address, 0, comm.size, True, _DEADLINE, wait_for_workers=False)
             port = server.port
         port = comm.bcast(port)
-        store = server or dist.TCPStore(address, port, comm.size, False, _DEADLINE)
-        dist.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size, timeout=_DEADLINE)
+        try:
+            store = server or dist.TCPStore(address, port, comm.size, False, _DEADLINE)
+        except RuntimeError:
+            error = f"rank {comm.rank} cannot reach rank 0 at {address}:{port}"
+        _together(comm, error)
+        try:
+            dist.init_process_group(
+                "gloo", store=store, rank=comm.rank, world_size=comm.size, timeout=_DEADLINE
+            )
+        except RuntimeError as problem:
+            error = f"rank {comm.rank}: {str(problem).splitlines()[0]}"
+        _together(comm, error)
         self._dist = dist
 
     def refusal(self, dtype: str, op: str) -> str | None:
@@ -170,6 +176,13 @@ class Gloo:
         self._dist.destroy_process_group()  # its threads may not outlive the interpreter
 
 
+def _together(comm: MPI.Intracomm, error: str) -> None:
+    """Raises the first rank's error on all ranks, so that none goes on alone."""
+    errors = [text for text in comm.allgather(error) if text]
+    if errors:
+        raise RuntimeError(errors[0])
+
+
 def _tensor(values: np.ndarray, dtype: str) -> Any:
     import torch
 
@@ -186,4 +199,7 @@ def peer(name: str, comm: MPI.Intracomm) -> Contestant | str:
         if not (dist.is_available() and dist.is_gloo_available()):
             return "this torch is built without gloo"
     makers: dict[str, Callable[[MPI.Intracomm], Contestant]] = {"mpi": Mpi, "gloo": Gloo}
-    return makers[name](comm)
+    try:
+        return makers[name](comm)
+    except RuntimeError as error:
+        return f"it cannot start: {error}; name the network in GLOO_SOCKET_IFNAME"

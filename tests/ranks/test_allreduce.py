@@ -82,3 +82,16 @@ def test_large_enough_for_many_segments():
     x = values("int32", 5_000_017, rank, size)
     want = expected(ringdp.Sum, [values("int32", 5_000_017, r, size) for r in range(size)])
     assert (ringdp.allreduce(x, op=ringdp.Sum) == want).all()
+
+
+@pytest.mark.slow
+@pytest.mark.min_ranks(2)
+def test_more_elements_than_fit_into_31_bits():
+    rank, size = ringdp.rank(), ringdp.size()
+    count = 2**31 + 11
+    x = np.full(count, rank + 1, np.uint8)
+    x[-1] = 10 * (rank + 1)
+    total = size * (size + 1) // 2
+    ringdp.allreduce_(x, op=ringdp.Sum)
+    assert x[-1] == (10 * total) % 256
+    assert all((part == total).all() for part in np.array_split(x[:-1], 64))

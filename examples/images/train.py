@@ -1,0 +1,140 @@
+"""Trains a small convolutional network on handwritten digits, on any number of ranks:
+
+    ringdp run -n 4 examples/images/train.py        or: mpirun -n 4 python examples/images/train.py
+    python examples/images/train.py                 alone
+
+--batch-size counts the images of one step on all ranks together, so that any number of ranks trains on the same batches.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import ringdp.torch as hvd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH, where set, leaves it out
+
+import digits
+from progress import Progress
+
+
+def main() -> int:
+    args = parse_arguments()
+    hvd.init()
+    torch.manual_seed(args.seed + hvd.rank())  # each rank makes another network; the broadcast below makes them one
+    training, held_out = digits.load()
+    model = digits.network()
+    loader, sampler = shard(training, args)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
+    optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+
+    progress = Progress(args.epochs, len(loader), loader.batch_size * hvd.size(), shown=hvd.rank() == 0)
+    for epoch in range(args.epochs):
+        sampler.set_epoch(epoch)  # another shuffle each epoch, the same on all ranks
+        train_epoch(model, optimizer, loader, progress)
+
+    accuracy = evaluate(model, held_out)
+    identical, digest = compare_parameters(model)
+    result = {
+        "ranks": hvd.size(),
+        "threads_per_rank": torch.get_num_threads(),
+        "accuracy": accuracy,
+        "parameters_identical": identical,
+        "parameters_sha256": digest,
+        **progress.result(),
+    }
+    if hvd.rank() == 0:
+        report(result, len(held_out))
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if identical else 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=15, help="passes over the data (15)")
+    parser.add_argument("--batch-size", type=int, default=60, help="images a step, of all ranks together (60)")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate (0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the network and of the shuffling (0)")
+    parser.add_argument("--workers", type=int, default=0, help="processes a rank that load its data (0)")
+    parser.add_argument("--start-method", choices=["fork", "spawn", "forkserver"], default="fork",
+                        help="how these processes are started (fork)")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    args = parser.parse_args()
+    if args.epochs < 1 or args.batch_size < 1:
+        parser.error("--epochs and --batch-size must be 1 or more")
+    return args
+
+
+def shard(training: TensorDataset, args: argparse.Namespace) -> tuple[DataLoader[Any], DistributedSampler[Any]]:
+    """This rank's part of every batch. What does not fill a whole batch at the end of an epoch is left out."""
+    sampler = DistributedSampler(
+        training, num_replicas=hvd.size(), rank=hvd.rank(), seed=args.seed, drop_last=True
+    )
+    loader = DataLoader(
+        training,
+        batch_size=max(1, args.batch_size // hvd.size()),
+        sampler=sampler,
+        drop_last=True,
+        num_workers=args.workers,
+        multiprocessing_context=args.start_method if args.workers else None,
+        persistent_workers=args.workers > 0,
+    )
+    if len(loader) == 0:
+        sys.exit(f"--batch-size {args.batch_size} is more than the {len(training)} images there are")
+    return loader, sampler
+
+
+def train_epoch(model: torch.nn.Module, optimizer: Any, loader: DataLoader[Any], progress: Progress) -> None:
+    began, waited, losses = time.perf_counter(), optimizer.exchange_seconds, 0.0
+    for step, (images, labels) in enumerate(loader, start=1):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images), labels)
+        loss.backward()  # when it returns, the gradients are those of all ranks
+        optimizer.step()
+        losses += loss.item()
+        elapsed = time.perf_counter() - began
+        progress.step(step, losses / step, elapsed, optimizer.exchange_seconds - waited)
+    mine = torch.tensor([losses / step, elapsed, optimizer.exchange_seconds - waited], dtype=torch.float64)
+    progress.epoch(*hvd.allreduce(mine, op=hvd.Average, name="epoch").tolist())
+
+
+def evaluate(model: torch.nn.Module, held_out: TensorDataset) -> float:
+    """The share of held-out images that the network reads right; each rank looks at its part of them."""
+    images, labels = (tensor[hvd.rank() :: hvd.size()] for tensor in held_out.tensors)
+    with torch.no_grad():
+        right = (model(images).argmax(dim=1) == labels).sum()
+    return int(hvd.allreduce(right, op=hvd.Sum, name="right")) / len(held_out)
+
+
+def compare_parameters(model: torch.nn.Module) -> tuple[bool, str]:
+    """(whether all ranks have the same parameters, bit for bit; the SHA-256 of this rank's)."""
+    content = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+    digest = hashlib.sha256(content).digest()
+    of_ranks = hvd.allgather(torch.tensor([list(digest)], dtype=torch.uint8), name="digest")
+    return bool((of_ranks == of_ranks[0]).all()), digest.hex()
+
+
+def report(result: dict[str, Any], images: int) -> None:
+    right, ranks = round(result["accuracy"] * images), f"{hvd.size()} rank{'s' * (hvd.size() > 1)}"
+    print(f"held-out accuracy {result['accuracy']:.4f} ({right} of {images} images)")
+    if result["parameters_identical"]:
+        print(f"parameters identical on {ranks} (SHA-256 {result['parameters_sha256'][:16]}…)")
+    else:
+        print(f"PARAMETERS DIFFER between the {ranks}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
