@@ -2,55 +2,61 @@
 
 Importing touches no MPI; `init()` does. The collective operations here take NumPy arrays; `ringdp.torch` has the same
 ones for PyTorch tensors, and the optimizer. Start: `ringdp run -n 4 script.py`, mpirun or srun.
+
+Names are resolved when they are first used (PEP 562), so that the launcher starts without NumPy.
 """
 
-from ringdp.constants import Average, Max, Min, Product, ReduceOp, Sum
-from ringdp.errors import (
-    DeadlineError,
-    DuplicateNameError,
-    InitError,
-    MismatchError,
-    NotInitializedError,
-    PeerError,
-    RingdpError,
-    TransportError,
-    UsageError,
-)
-from ringdp.numpy.ops import (
-    allgather,
-    allgather_async,
-    allreduce,
-    allreduce_,
-    allreduce_async,
-    allreduce_async_,
-    alltoall,
-    alltoall_async,
-    barrier,
-    broadcast,
-    broadcast_,
-    broadcast_async,
-    broadcast_async_,
-    poll,
-    reducescatter,
-    reducescatter_async,
-    synchronize,
-)
-from ringdp.ops import Handle
-from ringdp.process_sets import ProcessSet, global_process_set
-from ringdp.state import allgather_object, broadcast_object
-from ringdp.version import __version__
-from ringdp.world import (
-    cross_rank,
-    cross_size,
-    init,
-    is_homogeneous,
-    is_initialized,
-    local_rank,
-    local_size,
-    rank,
-    shutdown,
-    size,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ringdp.constants import Average, Max, Min, Product, ReduceOp, Sum
+    from ringdp.errors import (
+        DeadlineError,
+        DuplicateNameError,
+        InitError,
+        MismatchError,
+        NotInitializedError,
+        PeerError,
+        RingdpError,
+        TransportError,
+        UsageError,
+    )
+    from ringdp.numpy.ops import (
+        allgather,
+        allgather_async,
+        allreduce,
+        allreduce_,
+        allreduce_async,
+        allreduce_async_,
+        alltoall,
+        alltoall_async,
+        barrier,
+        broadcast,
+        broadcast_,
+        broadcast_async,
+        broadcast_async_,
+        poll,
+        reducescatter,
+        reducescatter_async,
+        synchronize,
+    )
+    from ringdp.ops import Handle
+    from ringdp.process_sets import ProcessSet, global_process_set
+    from ringdp.state import allgather_object, broadcast_object
+    from ringdp.version import __version__
+    from ringdp.world import (
+        cross_rank,
+        cross_size,
+        init,
+        is_homogeneous,
+        is_initialized,
+        local_rank,
+        local_size,
+        rank,
+        shutdown,
+        size,
+    )
 
 __all__ = [
     "Average",
@@ -102,3 +108,20 @@ __all__ = [
     "size",
     "synchronize",
 ]
+
+# Where the names come from, the lightest first.
+_MODULES = ("constants", "errors", "version", "world", "process_sets", "ops", "numpy.ops", "state")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = getattr(import_module(f"ringdp.{module}"), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module 'ringdp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

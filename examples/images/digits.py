@@ -1,4 +1,4 @@
-"""The data and the network: handwritten digits that come with scikit-learn, 8 × 8 pixels each. Nothing is downloaded."""
+"""The data and the network: the handwritten digits that come with scikit-learn, 8 × 8 pixels each."""
 
 import torch
 from torch import nn
@@ -8,15 +8,16 @@ HELD_OUT = 360  # of 1,797 images
 
 
 def load() -> tuple[TensorDataset, TensorDataset]:
-    """(training, held-out): images (N, 1, 8, 8) float32 in [0, 1] with labels (N,) int64. The split is always the same."""
+    """(training, held-out), always the same: images (N, 1, 8, 8) float32 in [0, 1] and labels (N,) int64."""
     from sklearn.datasets import load_digits  # here, so that data-loading workers do without it
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16
     digits = torch.from_numpy(labels).long()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(1797))
-    held_out, training = order[:HELD_OUT], order[HELD_OUT:]
-    return TensorDataset(images[training], digits[training]), TensorDataset(images[held_out], digits[held_out])
+    images, digits = images[order], digits[order]
+    held_out = TensorDataset(images[:HELD_OUT], digits[:HELD_OUT])
+    return TensorDataset(images[HELD_OUT:], digits[HELD_OUT:]), held_out
 
 
 def network() -> nn.Module:

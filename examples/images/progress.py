@@ -20,10 +20,11 @@ class Progress:
         self._shown = shown
         self._moving = shown and on_terminal()
         self._last_change = 0.0
-        self._finished: list[tuple[float, float, float]] = []  # (loss, seconds, seconds in exchange) of each epoch
+        # Of each epoch: loss, seconds, seconds in exchange.
+        self._finished: list[tuple[float, float, float]] = []
 
     def step(self, step: int, loss: float, seconds: float, exchange: float) -> None:
-        """`step` steps of the current epoch are done, in `seconds`, `exchange` of them spent waiting for other ranks."""
+        """`step` steps of this epoch took `seconds`, of which `exchange` were spent waiting for other ranks."""
         now = time.monotonic()
         if self._moving and now - self._last_change >= PAUSE:
             self._last_change = now

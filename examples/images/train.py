@@ -3,7 +3,7 @@
     ringdp run -n 4 examples/images/train.py        or: mpirun -n 4 python examples/images/train.py
     python examples/images/train.py                 alone
 
---batch-size counts the images of one step on all ranks together, so that any number of ranks trains on the same batches.
+--batch-size counts the images of a step on all ranks together: any number of ranks trains on the same batches.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from progress import Progress
 def main() -> int:
     args = parse_arguments()
     hvd.init()
-    torch.manual_seed(args.seed + hvd.rank())  # each rank makes another network; the broadcast below makes them one
+    torch.manual_seed(args.seed + hvd.rank())  # other weights on each rank, until they are broadcast
     training, held_out = digits.load()
     model = digits.network()
     loader, sampler = shard(training, args)
@@ -65,7 +65,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=15, help="passes over the data (15)")
-    parser.add_argument("--batch-size", type=int, default=60, help="images a step, of all ranks together (60)")
+    parser.add_argument("--batch-size", type=int, default=60, help="images a step, over all ranks (60)")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate (0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of the network and of the shuffling (0)")
     parser.add_argument("--workers", type=int, default=0, help="processes a rank that load its data (0)")
@@ -78,8 +78,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def shard(training: TensorDataset, args: argparse.Namespace) -> tuple[DataLoader[Any], DistributedSampler[Any]]:
-    """This rank's part of every batch. What does not fill a whole batch at the end of an epoch is left out."""
+def shard(training: TensorDataset, args: argparse.Namespace) -> tuple[Any, Any]:
+    """(DataLoader, sampler) of this rank's part of every batch. What fills no whole batch is left out."""
     sampler = DistributedSampler(
         training, num_replicas=hvd.size(), rank=hvd.rank(), seed=args.seed, drop_last=True
     )

@@ -52,4 +52,5 @@ def gloo_address(comm: MPI.Intracomm) -> str:
     named = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if not named and not own and known:
         named = os.environ["GLOO_SOCKET_IFNAME"] = next(iter(known))
-    return str(comm.bcast(known.get(named) or own or socket.gethostname()))
+    anything = next(iter(known.values()), socket.gethostname())
+    return str(comm.bcast(known.get(named) or own or anything))

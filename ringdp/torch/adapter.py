@@ -1,0 +1,67 @@
+"""PyTorch tensors for the operations of `ringdp.ops`. CPU tensors only, so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ringdp.constants import Dtype
+
+DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype in Dtype}
+
+
+def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
+    """Raise TypeError for what the core cannot read: another type, device, layout or dtype. `what` names it in the text."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"{what} is a {type(tensor).__module__}.{type(tensor).__name__}, not a torch.Tensor "
+            "(NumPy arrays: the same function of ringdp)"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{what} is sparse ({tensor.layout}), which ringdp cannot exchange yet: use .to_dense()")
+    if tensor.device.type != "cpu":
+        raise TypeError(
+            f"{what} is on device {tensor.device}; so far ringdp exchanges CPU tensors only: use .cpu()"
+        )
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(dtype.name for dtype in Dtype)
+        raise TypeError(f"{what} has dtype {tensor.dtype}, which ringdp cannot exchange; it knows {known}")
+
+
+class TorchAdapter:
+    """`ringdp.ops.Adapter` for `torch.Tensor`. What it hands out is detached: autograd never sees the exchange."""
+
+    def source(self, tensor: Any) -> torch.Tensor:
+        refuse_unsupported(tensor)
+        # resolve_neg: the imaginary part of a conjugated tensor has a sign that is only noted, not written in memory.
+        return tensor.detach().resolve_neg().contiguous()
+
+    def target(self, tensor: Any) -> torch.Tensor:
+        refuse_unsupported(tensor)
+        if any(step == 0 and n > 1 for step, n in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise TypeError("an in-place operation needs a tensor whose elements have memory of their own (this one is expanded)")
+        return tensor.detach().resolve_neg().contiguous()
+
+    def written(self, tensor: Any, target: torch.Tensor) -> None:
+        own = tensor.detach()  # shares the memory and the version counter
+        if own.data_ptr() == target.data_ptr() and own.stride() == target.stride():
+            if not tensor.is_inference():
+                # The core wrote behind autograd's back: who has saved this tensor for a backward pass must notice.
+                torch.autograd.graph.increment_version(tensor)
+        else:
+            with torch.no_grad():
+                own.copy_(target)
+
+    def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tuple(shape), dtype=like.dtype)
+
+    def from_bytes(self, data: Any, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(data).view(like.dtype).reshape(tuple(shape))
+
+    def describe(self, tensor: torch.Tensor) -> tuple[int, int, Sequence[int]]:
+        return tensor.data_ptr(), int(DTYPES[tensor.dtype]), tuple(tensor.shape)
+
+    def integers(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)  # as Horovod's users expect

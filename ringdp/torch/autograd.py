@@ -1,0 +1,112 @@
+"""Gradients through the blocking operations: each backward is the transposed exchange.
+
+With y_r on rank r and a loss that is the sum of the ranks' losses, the gradient of an all-reduce is the same all-reduce of the
+gradients, of an all-gather the sum of all ranks' gradients for the own part, of a broadcast their sum on the root.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ringdp.constants import Average, ReduceOp, Sum
+from ringdp.errors import UsageError
+from ringdp.ops import reduce_op
+from ringdp.process_sets import ProcessSet
+
+
+def wanted(tensor: Any) -> bool:
+    """True if autograd records what is done to `tensor`."""
+    return isinstance(tensor, torch.Tensor) and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _refuse_selection(op: ReduceOp) -> None:
+    if op not in (Average, Sum):
+        raise UsageError(f"no gradient flows through {op.name}: use Average or Sum, or give tensor.detach()")
+
+
+class Allreduce(torch.autograd.Function):
+    """The gradient is reduced as the tensor was."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, operations: Any, name: Any, options: Any) -> Any:
+        _refuse_selection(reduce_op(options["op"], options["average"]))
+        ctx.operations, ctx.options = operations, options
+        return operations.allreduce(tensor, name=name, **options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+        return ctx.operations.allreduce(grad, **ctx.options), None, None, None
+
+
+class Allgather(torch.autograd.Function):
+    """The gradient is summed over the ranks; each takes its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, operations: Any, name: Any, process_set: ProcessSet) -> Any:
+        ctx.operations, ctx.process_set = operations, process_set
+        handle = operations.allgather_async(tensor, name, process_set)
+        output = handle.wait()
+        rows = operations.allgather(
+            torch.tensor([tensor.shape[0]]), name and f"{name}.rows", process_set
+        ).tolist()
+        ctx.start, ctx.rows = sum(rows[: process_set.rank()]), tensor.shape[0]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+        total = ctx.operations.allreduce(grad, op=Sum, process_set=ctx.process_set)
+        return total.narrow(0, ctx.start, ctx.rows), None, None, None
+
+
+class Broadcast(torch.autograd.Function):
+    """The root gets the sum of all gradients, the others nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, operations: Any, root: int, name: Any, process_set: ProcessSet) -> Any:
+        ctx.operations, ctx.root, ctx.process_set = operations, root, process_set
+        return operations.broadcast(tensor, root, name, process_set)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+        total = ctx.operations.allreduce(grad, op=Sum, process_set=ctx.process_set)
+        is_root = ctx.process_set.rank() == ctx.root
+        return total if is_root else torch.zeros_like(total), None, None, None, None
+
+
+class Alltoall(torch.autograd.Function):
+    """The gradient goes back the way the rows came."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, operations: Any, splits: Any, name: Any, process_set: ProcessSet) -> Any:
+        if splits is None:
+            splits = [tensor.shape[0] // process_set.size()] * process_set.size()
+        output, rows = operations.alltoall(tensor, splits, name, process_set)
+        ctx.operations, ctx.process_set, ctx.back = operations, process_set, rows.tolist()
+        ctx.mark_non_differentiable(rows)
+        return output, rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any, _: Any) -> Any:  # type: ignore[override]
+        back, _rows = ctx.operations.alltoall(grad, ctx.back, None, ctx.process_set)
+        return back, None, None, None, None
+
+
+class Reducescatter(torch.autograd.Function):
+    """Each rank's rows of the gradient go to all; Average divides them by the number of ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: Any, operations: Any, name: Any, op: Any, process_set: Any, before: float, after: float
+    ) -> Any:
+        op = reduce_op(op, None)
+        _refuse_selection(op)
+        ctx.operations, ctx.process_set = operations, process_set
+        ctx.factor = before * after / (process_set.size() if op is Average else 1)
+        return operations.reducescatter(tensor, name, op, process_set, before, after)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+        whole = ctx.operations.allgather(grad, None, ctx.process_set)
+        return whole * ctx.factor, None, None, None, None, None, None

@@ -1,0 +1,147 @@
+"""The collective operations on PyTorch tensors, blocking, asynchronous and in place.
+
+`ringdp.ops.Operations` does the work; what is torch's own here: gradients flow through the blocking operations that
+return a new tensor (`autograd.py`), and the blocking ones take `compression`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ringdp.constants import Average, ReduceOp
+from ringdp.ops import Operations
+from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.torch import autograd
+from ringdp.torch.adapter import TorchAdapter
+from ringdp.torch.compression import Compression, refuse_unknown
+
+operations: Operations[torch.Tensor] = Operations(TorchAdapter())
+
+allreduce_async = operations.allreduce_async
+allreduce_async_ = operations.allreduce_async_
+allreduce_ = operations.allreduce_
+allgather_async = operations.allgather_async
+broadcast_async = operations.broadcast_async
+broadcast_async_ = operations.broadcast_async_
+broadcast_ = operations.broadcast_
+alltoall_async = operations.alltoall_async
+barrier = operations.barrier
+poll = operations.poll
+synchronize = operations.synchronize
+
+
+def allreduce(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    compression: Any = Compression.none,
+    op: ReduceOp | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """Combine the tensors of all ranks element by element; every rank gets the same bits.
+
+    Args:
+        tensor: any shape and layout, the same shape on all ranks. If it requires grad, gradients flow back through this
+            call (Average and Sum only): they are reduced in the same way.
+        average: older form of `op`: True is Average, False is Sum.
+        name: operations of the same name meet; default: by the order of unnamed calls.
+        compression: `Compression.none`.
+        op: Average (default), Sum, Min, Max or Product.
+        prescale_factor: multiplies the input first.
+        postscale_factor: multiplies the result.
+        process_set: the ranks that take part.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+
+    Raises:
+        MismatchError: shape, dtype, op or factors differ between ranks.
+        TypeError: not a dense CPU tensor, or a dtype that ringdp does not know.
+        UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
+    """
+    refuse_unknown(compression)
+    options = dict(
+        average=average,
+        op=op,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        process_set=process_set,
+    )
+    if autograd.wanted(tensor):
+        return autograd.Allreduce.apply(tensor, operations, name, options)
+    return operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
+
+
+def allgather(
+    tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> torch.Tensor:
+    """Concatenate the tensors of all ranks along the first dimension, in rank order. Gradients flow back.
+
+    Args:
+        tensor: at least one dimension; the first may differ between ranks, the others not.
+        name, process_set: see `allreduce`.
+    """
+    if autograd.wanted(tensor):
+        return autograd.Allgather.apply(tensor, operations, name, process_set)
+    return operations.allgather(tensor, name, process_set)
+
+
+def broadcast(
+    tensor: torch.Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """Give every rank the tensor of `root_rank`, as a new tensor; shapes and dtypes must agree. Gradients flow back."""
+    if autograd.wanted(tensor):
+        return autograd.Broadcast.apply(tensor, operations, root_rank, name, process_set)
+    return operations.broadcast(tensor, root_rank, name, process_set)
+
+
+def alltoall(
+    tensor: torch.Tensor,
+    splits: Any = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Any:
+    """Send part i of `tensor` (along the first dimension) to rank i, and get one part from every rank.
+
+    Args:
+        tensor: at least one dimension; the first may differ between ranks. Gradients flow back.
+        splits: rows for each rank (list or integer tensor), adding up to the first dimension; default: equal parts.
+        name, process_set: see `allreduce`.
+
+    Returns:
+        The parts in rank order, concatenated; with `splits` a pair of that and the rows received from each rank (int32).
+    """
+    if autograd.wanted(tensor):
+        output, rows = autograd.Alltoall.apply(tensor, operations, splits, name, process_set)
+        return output if splits is None else (output, rows)
+    return operations.alltoall(tensor, splits, name, process_set)
+
+
+def reducescatter(
+    tensor: torch.Tensor,
+    name: str | None = None,
+    compression: Any = Compression.none,
+    op: ReduceOp = Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> torch.Tensor:
+    """Combine the tensors of all ranks, and give rank i the i-th part of the result (along the first dimension).
+
+    The first dimension need not divide evenly: the first ranks get one row more. Gradients flow back (Average, Sum).
+    """
+    refuse_unknown(compression)
+    scale = (prescale_factor, postscale_factor)
+    if autograd.wanted(tensor):
+        return autograd.Reducescatter.apply(tensor, operations, name, op, process_set, *scale)
+    return operations.reducescatter(tensor, name, op, process_set, *scale)
+
+
+reducescatter_async = operations.reducescatter_async
