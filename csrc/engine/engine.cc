@@ -20,6 +20,8 @@ constexpr uint64_t kUnnamedSlots = 64;
 
 constexpr const char* kUnnamedPrefix = "unnamed.";
 
+constexpr auto kGraceAfterDeparture = std::chrono::seconds(2);
+
 Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ringdp.init() again first"}; }
 
 Error peer_left(const Submission& s, const ProcessSet& set) {
@@ -146,6 +148,7 @@ void Engine::loop() {
     }
     moved |= advance_operations();
     check_deadlines();
+    check_departures();
     if (everyone_left()) break;
     rest(moved);
   }
@@ -163,13 +166,7 @@ bool Engine::take_arrivals() {
     leaving = leaving_;
   }
   for (Arrival& arrival : arrived) take(arrival);
-  if (leaving && !left_) {
-    left_ = true;
-    for (auto& [id, lanes] : waiting_) {
-      for (Start& start : lanes) start.submission.handle->fail(closed_error());
-      lanes.clear();
-    }
-  }
+  left_ |= leaving;
   return !arrived.empty();
 }
 
@@ -432,14 +429,20 @@ bool Engine::anything_active() const {
   return false;
 }
 
+bool Engine::anything_waiting() const {
+  return std::any_of(waiting_.begin(), waiting_.end(), [](const auto& entry) { return !entry.second.empty(); });
+}
+
 bool Engine::anything_pending() const {
   return std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) {
     return entry.second->rounds.pending() || entry.second->wire.running();
   });
 }
 
+// All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
 bool Engine::everyone_left() const {
-  return left_ && active_.empty() &&
+  const bool stuck = Clock::now() - last_move_ > kGraceAfterDeparture;
+  return left_ && ((active_.empty() && !anything_waiting()) || stuck) &&
          std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->rounds.closed(); });
 }
 
@@ -465,6 +468,31 @@ void Engine::break_down(const Error& error) {
   for (Operation& operation : active_) operation.submission().handle->fail(error);
   stop_ = true;
   wake();
+}
+
+// A rank that has shut down submits no more buckets and votes in no step: what waits for it, and has not moved for a while
+// (data that it sent before may still be under way), fails with its number.
+void Engine::check_departures() {
+  const auto stuck_since = Clock::now() - kGraceAfterDeparture;
+  for (auto& [id, set] : sets_) {
+    const int gone = set->rounds.left_rank();
+    if (gone < 0 || gone == rank_) continue;
+    const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this step cannot complete: rank " +
+                                           std::to_string(gone) + " has shut ringdp down");
+    for (auto it = active_.begin(); it != active_.end();) {
+      const auto here = it++;
+      if (here->process_set() != id || here->lane() == 0 || here->last_move() > stuck_since) continue;
+      here->give_up(error);
+      finished(*here);
+      parked_.splice(parked_.end(), active_, here);
+    }
+    for (auto& [lane_id, lane] : set->lanes)
+      for (Vote& vote : lane.votes)
+        if (last_move_ < stuck_since && !vote.handle->done()) {
+          lane.broken = true;
+          vote.handle->fail(error);
+        }
+  }
 }
 
 ProcessSet& Engine::process_set(int id) { return *sets_.at(id); }

@@ -79,9 +79,11 @@ class Engine {
   bool count_votes(ProcessSet& set);
   void begin_vote(Lane& lane);
   void check_deadlines();
+  void check_departures();
   void release_name(const Submission& submission);
   void rest(bool moved);
   bool anything_active() const;
+  bool anything_waiting() const;
   bool anything_pending() const;
   bool everyone_left() const;
   void break_down(const Error& error);

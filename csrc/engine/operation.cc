@@ -38,6 +38,7 @@ bool Operation::progress() {
     run_finished();
     moved = true;
   }
+  if (moved) last_move_ = Clock::now();
   return moved;
 }
 

@@ -27,6 +27,7 @@ class Operation {
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }
   bool overdue() const { return deadline_.passed(); }
+  Clock::time_point last_move() const { return last_move_; }
 
   // After its deadline, or when the engine must stop.
   void give_up(const Error& error);
@@ -58,6 +59,7 @@ class Operation {
   const std::string description_;
   const int lane_;
   const Deadline deadline_;
+  Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool sizes_known_ = false, begun_ = false, done_ = false;

@@ -1,6 +1,6 @@
-"""A training script as Horovod users write it. Only its import line is different: `import horovod.torch as hvd` before.
+"""A training script as Horovod users write it. Only the import line is another: it was `import horovod.torch as hvd`.
 
-    ringdp run -n 2 examples/horovod_style/train.py --checkpoints checkpoints
+Start it with: ringdp run -n 2 examples/horovod_style/train.py --checkpoints checkpoints
 """
 
 import argparse
@@ -20,7 +20,7 @@ parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=32, help="images a step on each rank")
 parser.add_argument("--base-lr", type=float, default=0.025, help="learning rate for one rank")
 parser.add_argument("--seed", type=int, default=42)
-parser.add_argument("--checkpoints", default="checkpoints", help="folder; training resumes from the last one in it")
+parser.add_argument("--checkpoints", required=True, help="folder; training resumes from the last one in it")
 
 
 class Net(nn.Module):
