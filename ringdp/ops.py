@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ringdp import world
 from ringdp.constants import OpKind, ReduceOp
-from ringdp.errors import DeadlineError, RingdpError, UsageError
+from ringdp.errors import DeadlineError, UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
 
 T = TypeVar("T")
@@ -60,13 +60,13 @@ class Adapter(Protocol[T]):
 
 
 class Handle(Generic[T]):
-    """An operation in flight: `poll()`, `wait()`. It keeps the tensors alive until the operation is done."""
+    """An operation in flight: `poll()`, `wait()`. Its tensors live until it is done, also if the handle does not."""
 
-    __slots__ = ("_core", "_finish", "_keep", "_result", "_world")
+    __slots__ = ("_core", "_finish", "_result", "_world")
 
-    def __init__(self, core: Any, keep: Any, finish: Callable[[Any], T], in_world: world.World) -> None:
+    def __init__(self, core: Any, tensors: Any, finish: Callable[[Any], T], in_world: world.World) -> None:
         self._core = core
-        self._keep = keep
+        in_world.hold(core, tensors)
         self._finish: Callable[[Any], T] | None = finish
         self._result: T | None = None
         self._world = in_world
@@ -86,22 +86,11 @@ class Handle(Generic[T]):
         # The core ends every operation by its own deadline; this one is only there because no wait is without.
         if not self._core.wait(self._world.engine.timeout + 60):
             raise DeadlineError("the engine did not end an operation at its deadline: please report this")
+        self._world.release(self._core)
         self._core.check()
         self._result = self._finish(self._core)
-        self._finish = self._keep = None
+        self._finish = None
         return self._result
-
-    def holds_memory(self) -> bool:
-        """True while the core may still read or write the tensors."""
-        if not self._core.poll():
-            return True
-        try:
-            self._core.check()
-        except DeadlineError:
-            return True  # given up with messages under way
-        except RingdpError:
-            pass
-        return False
 
 
 def reduce_op(op: ReduceOp | None, average: bool | None) -> ReduceOp:
@@ -453,9 +442,7 @@ class Operations(Generic[T]):
         core = self._core_submit(
             here, kind, name, process_set, address, target, dtype, shape, op, scale, root, splits
         )
-        handle: Handle[Any] = Handle(core, (source, output), finish, here)
-        here.track(handle)
-        return handle
+        return Handle(core, (source, output), finish, here)
 
     @staticmethod
     def _core_submit(

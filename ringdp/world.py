@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from ringdp import launch, mpi
-from ringdp.errors import InitError, NotInitializedError
+from ringdp.errors import DeadlineError, InitError, NotInitializedError, RingdpError
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
 PARENT_VARIABLE = "RINGDP_PARENT"
@@ -48,20 +48,40 @@ class World:
     generation: int = 0
     pid: int = field(default_factory=os.getpid)
     comm: Any = None  # what init() was given
-    tracked: list[Any] = field(
-        default_factory=list
-    )  # handles that nobody may be holding: their tensors must live
+    # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
+    in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: int = 0  # optimizers made so far, for their names
 
-    def track(self, handle: Any) -> None:
-        """Keep `handle` and its tensors until it is done."""
-        if len(self.tracked) >= 64:
-            self.tracked = [h for h in self.tracked if h.holds_memory()]
-        self.tracked.append(handle)
+    def hold(self, core: Any, tensors: Any) -> None:
+        """Keep the tensors of an operation alive until it is done, also if nobody keeps its handle."""
+        if len(self.in_flight) >= 16:
+            for key, (other, _) in list(self.in_flight.items()):
+                if not _uses_memory(other):
+                    self.in_flight.pop(key, None)
+        self.in_flight[id(core)] = (core, tensors)
+
+    def release(self, core: Any) -> None:
+        """The operation is done: its tensors are the caller's again."""
+        if not _uses_memory(core):
+            self.in_flight.pop(id(core), None)
+
+
+def _uses_memory(core: Any) -> bool:
+    """True while the engine or MPI may still read or write the tensors of an operation."""
+    if not core.poll():
+        return True
+    try:
+        core.check()
+    except DeadlineError:
+        return True  # given up with messages under way
+    except RingdpError:
+        pass
+    return False
 
 
 _world: World | None = None
 _generation = 0
+_abandoned: list[World] = []  # worlds whose transport may still use the memory of operations that were given up
 _local = threading.local()
 _hooks_installed = False
 
@@ -182,6 +202,8 @@ def shutdown() -> None:
     _world = None
     os.environ.pop(PARENT_VARIABLE, None)
     all_left = world.engine.shutdown(world.engine.timeout)
+    if any(_uses_memory(core) for core, _ in world.in_flight.values()):
+        _abandoned.append(world)
     if all_left:
         for communicator in world.communicators:
             communicator.Free()

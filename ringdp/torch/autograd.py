@@ -12,7 +12,7 @@ import torch
 
 from ringdp.constants import Average, ReduceOp, Sum
 from ringdp.errors import UsageError
-from ringdp.ops import reduce_op
+from ringdp.ops import reduce_op, splits_of
 from ringdp.process_sets import ProcessSet
 
 
@@ -46,8 +46,7 @@ class Allgather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Any, operations: Any, name: Any, process_set: ProcessSet) -> Any:
         ctx.operations, ctx.process_set = operations, process_set
-        handle = operations.allgather_async(tensor, name, process_set)
-        output = handle.wait()
+        output = operations.allgather(tensor, name, process_set)
         rows = operations.allgather(
             torch.tensor([tensor.shape[0]]), name and f"{name}.rows", process_set
         ).tolist()
@@ -80,8 +79,7 @@ class Alltoall(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Any, operations: Any, splits: Any, name: Any, process_set: ProcessSet) -> Any:
-        if splits is None:
-            splits = [tensor.shape[0] // process_set.size()] * process_set.size()
+        splits = splits_of(splits, tensor.shape[0] if tensor.dim() else 0, process_set.size())
         output, rows = operations.alltoall(tensor, splits, name, process_set)
         ctx.operations, ctx.process_set, ctx.back = operations, process_set, rows.tolist()
         ctx.mark_non_differentiable(rows)

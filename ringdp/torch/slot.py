@@ -1,0 +1,93 @@
+"""A parameter of a distributed optimizer, and the way of its gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ringdp.torch.plan import Entry, view_strides
+
+if TYPE_CHECKING:
+    from ringdp.torch.bucket import Bucket
+
+
+class Slot:
+    """One parameter. The tensors named here are what tells old gradients from new ones."""
+
+    def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
+        self.index = index  # in the optimizer's list
+        self.name = name
+        self.param = param
+        self.planned = False  # is one of the plan's parameters
+        self.bucket: Bucket | None = None
+        self.view: torch.Tensor | None = None  # into the bucket
+        self.window = -1  # the last one in which its gradient came into the view
+        self.arrived_in = -1  # the last pass in which a gradient came
+        self.reduced: torch.Tensor | None = None  # p.grad as the last exchange left it: nothing new in it
+        self.carry: torch.Tensor | None = None  # exchanged already, to be added to what the bucket brings
+        self.late = False  # p.grad is new, apart from the bucket, which has left
+        self.base: torch.Tensor | None = None  # late: what p.grad was before
+        self.node: Any = None  # the hook before accumulation lives as long as this
+        self.hooks: list[Any] = []
+
+    def entry(self) -> Entry:
+        """What the plan knows of the parameter."""
+        p = self.param
+        return Entry(self.name, tuple(p.shape), view_strides(p.shape, p.stride()), p.dtype)
+
+    def forget(self) -> None:
+        """The gradient was dropped."""
+        self.reduced = self.carry = self.base = None
+        self.late = False
+
+    def leave_plan(self) -> None:
+        """The plan holds no more: the view's memory may be in other hands."""
+        self.planned = False
+        self.bucket = self.view = None
+
+    def fits(self) -> bool:
+        """False if the parameter has changed its dtype or shape since the plan was made."""
+        view = self.view
+        return view is not None and view.dtype == self.param.dtype and view.shape == self.param.shape
+
+    def in_view(self, tensor: torch.Tensor) -> bool:
+        """True if `tensor` is the view, or another tensor over its memory."""
+        return tensor is self.view or (
+            self.view is not None
+            and tensor.layout is torch.strided
+            and tensor.data_ptr() == self.view.data_ptr()
+        )
+
+    def take(self, grad: torch.Tensor) -> None:
+        """Copy a gradient into the view, which becomes `param.grad`."""
+        assert self.view is not None
+        if not self.in_view(grad):
+            self.keep_carry()
+            with torch.no_grad():
+                self.view.copy_(grad)
+        self.param.grad = connected(grad, self.view) if grad.requires_grad else self.view
+
+    def keep_carry(self) -> None:
+        """The view is about to be written: give a carry that lies in it memory of its own."""
+        if self.carry is not None and self.in_view(self.carry):
+            self.carry = self.carry.detach().clone()
+
+
+class _Connected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+        return view.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return grad, None
+
+
+def connected(local: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """The view's memory as a tensor whose gradient flows to `local` unchanged.
+
+    `backward(create_graph=True)` leaves a gradient that can be differentiated again. Its reduced value depends on this rank's
+    part of it through 1/N; the other ranks hold the rest of the derivative, and the next exchange adds them up.
+    """
+    return _Connected.apply(local, view)
