@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # The torch that demo, tests and CI are tried with; any pip requirement, options included, may stand here instead:
-#   make demo TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
+#   make demo TORCH='torch --index-url URL-OF-A-CPU-BUILD'
 # Without TORCH= given, a torch that $(PYTHON) already has is reused and none is installed.
 TORCH ?= torch==2.13.0
 

@@ -29,6 +29,7 @@ def environment() -> dict[str, str]:
     env["PATH"] = f"{BIN}{os.pathsep}{env.get('PATH', os.defpath)}"
     env["PYTHONSAFEPATH"] = "1"  # the working directory, where ringdp/ lies too, stays off sys.path
     env["OMP_NUM_THREADS"] = "1"
+    env["PY_COLORS"] = "0"  # mpirun gives its ranks terminals
     env.setdefault(MARK, uuid.uuid4().hex)  # a test that calls this stays a part of its run
     return env
 

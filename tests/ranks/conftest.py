@@ -27,6 +27,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--local-ranks"):
+        # Every test begins and ends a world, and waits until idle engines have noticed.
+        os.environ.setdefault("RINGDP_IDLE_LOOKS", "1000")
     config.addinivalue_line("markers", "min_ranks(n): needs at least so many ranks")
     config.addinivalue_line("markers", "processes_only: needs ranks that are processes (mpirun)")
 

@@ -1,0 +1,217 @@
+"""`DistributedOptimizer`: an optimizer whose gradients are reduced over all ranks before it steps.
+
+The optimizer that is given stays the same object; its class becomes one derived from its own, which adds the exchange. So LR
+schedulers, GradScaler, hooks and `isinstance` see what they saw before, and `state_dict()` is unchanged. Pickling and
+`copy.deepcopy` give an optimizer of the original class with the same state, to be wrapped again.
+
+With one rank nothing is added: no bucket, no view, no copy, no hook.
+
+What the user must do alike on all ranks: make the optimizers in the same order, and call `backward()`, `zero_grad()`,
+`synchronize()` and `step()` in the same order. (Which parameters get a gradient may differ.) Where ranks differ in that, a
+rank that has gradients for all parameters waits in `backward()` for the vote of the others, not for their `step()`.
+
+`backward(create_graph=True)` leaves gradients that can be differentiated again: they are the reduced ones, and derivatives flow
+to this rank's part of them; the next exchange adds the other ranks' parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from ringdp import world
+from ringdp.constants import Average, ReduceOp
+from ringdp.errors import UsageError
+from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.torch.arguments import check_arguments, named, named_from
+from ringdp.torch.compression import Compression
+from ringdp.torch.exchange import Exchange
+from ringdp.torch.ops import operations
+from ringdp.torch.plan import MIB
+from ringdp.torch.wire import Options
+
+Closure = Callable[[], Any]
+
+
+class _Distributed(torch.optim.Optimizer):
+    """What is put between an optimizer and its class. Never instantiated by itself."""
+
+    _exchange: Exchange | None  # None with one rank
+    _names: dict[torch.Tensor, str]
+    _settle_in_step: bool
+
+    # --- Horovod's methods ---
+
+    def synchronize(self) -> None:
+        """Finish the exchange of this window: all gradients are reduced when this returns. `step()` does it by itself.
+
+        Parameters without gradient count as zeros; one that has none on any rank keeps `grad` None.
+        """
+        if self._exchange is not None:
+            self._exchange.settle()
+
+    @contextlib.contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """`step()` inside does not exchange: for use after `synchronize()` and, say, clipping.
+
+        (Without it nothing is exchanged twice either.)
+        """
+        self._settle_in_step = False
+        try:
+            yield
+        finally:
+            self._settle_in_step = True
+
+    # --- torch's methods ---
+
+    def step(self, closure: Closure | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Reduce what is not reduced yet, then step.
+
+        With a closure, the gradients of each of its evaluations are reduced, and so is the loss that it returns: all ranks
+        decide by the same numbers (LBFGS compares losses).
+        """
+        self._opt_called = True  # what LR schedulers look at
+        exchange = self._exchange
+        if exchange is None:
+            return self._plain_step(closure, **kwargs)
+        if closure is not None:
+            closure = self._exchanged(closure, exchange)
+        elif self._settle_in_step:
+            exchange.settle()
+        result = self._plain_step(closure, **kwargs)
+        exchange.stepped()
+        return result
+
+    # LR schedulers need not patch it, and torch need not add step hooks: those of the original step run.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _plain_step(self, closure: Closure | None, **kwargs: Any) -> Any:
+        return super().step(**kwargs) if closure is None else super().step(closure, **kwargs)
+
+    @staticmethod
+    def _exchanged(closure: Closure, exchange: Exchange) -> Closure:
+        def evaluate() -> Any:
+            loss = closure()
+            exchange.settle()
+            if loss is None:
+                return None
+            number = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+            reduced = operations.allreduce(
+                number,
+                name=f"{exchange.name()}.loss",
+                op=exchange.options.op,
+                process_set=exchange.options.process_set,
+            )
+            return reduced if isinstance(loss, torch.Tensor) else reduced.item()
+
+        return evaluate
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's, default included. What is being exchanged is finished first: other ranks count on it."""
+        if self._exchange is not None:
+            self._exchange.before_zero_grad()
+        super().zero_grad(*args, **kwargs)
+        if self._exchange is not None:
+            self._exchange.gradients_dropped()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's. The new parameters' gradients are exchanged from the next step on, by a new plan."""
+        super().add_param_group(param_group)
+        if self._exchange is not None:
+            self._exchange.extend(named(self.param_groups, self._names, since=len(self.param_groups) - 1))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """As torch's.
+
+        GradScaler reads them first of all when it unscales, and never calls `step()` where it finds an overflow on this
+        rank: so here, at the latest, the gradients of all ranks must be the same.
+        """
+        exchange = self.__dict__.get("_exchange")
+        if exchange is not None and not exchange.finished:
+            if sys._getframe(1).f_code.co_name == "_unscale_grads_":
+                exchange.settle()
+        return self.__dict__["param_groups"]
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.__dict__["param_groups"] = groups
+
+    def __reduce__(self) -> Any:
+        return _plain, (type(self).__mro__[2], self.__getstate__())
+
+
+def _plain(kind: type[torch.optim.Optimizer], state: dict[str, Any]) -> torch.optim.Optimizer:
+    optimizer = kind.__new__(kind)
+    optimizer.__setstate__(state)
+    return optimizer
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+    compression: Any = Compression.none,
+    backward_passes_per_step: int = 1,
+    op: ReduceOp = Average,
+    gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
+    groups: Any = None,
+    sparse_as_dense: bool = False,
+    process_set: ProcessSet = global_process_set,
+    *,
+    bucket_bytes: int = 25 * MIB,
+) -> Any:
+    """Let `optimizer` reduce its gradients over all ranks.
+
+    When the last `backward()` of a window returns, every complete bucket of gradients is reduced; the rest at the first of
+    `synchronize()`, `step()` and GradScaler's `unscale_`. Each gradient is then a view of its bucket.
+
+    Args:
+        optimizer: any torch.optim.Optimizer over CPU parameters. The same object is returned.
+        named_parameters: `model.named_parameters()`: names for errors and for the agreement between ranks. All
+            parameters of the optimizer must be among them. Default: names by number.
+        compression: `Compression.none`.
+        backward_passes_per_step: so many backward passes accumulate (summed, not averaged) before one exchange.
+        op: Average or Sum.
+        gradient_predivide_factor: gradients are divided by it before the sum and multiplied by it afterwards.
+        num_groups, groups: not offered yet; buckets are cut by size.
+        sparse_as_dense: sparse gradients (of torch.nn.Embedding(sparse=True)) are made dense; otherwise they are refused.
+        process_set: the ranks that exchange.
+        bucket_bytes: gradients are exchanged in buckets of about this size.
+
+    Raises:
+        UsageError, TypeError: here, for arguments that cannot be right.
+        MismatchError: in the first `backward()` or `step()`, where the ranks' parameters or options differ; on every rank,
+            naming the first parameter that differs, before any parameter changes.
+    """
+    if isinstance(optimizer, _Distributed):
+        raise UsageError("this optimizer is a DistributedOptimizer already")
+    names = named_from(named_parameters)
+    parameters = named(optimizer.param_groups, names)
+    options = Options(
+        op, backward_passes_per_step, gradient_predivide_factor, sparse_as_dense, bucket_bytes, process_set
+    )
+    check_arguments(optimizer, parameters, compression, options, num_groups, groups)
+    exchange = Exchange(parameters, options) if world.size() > 1 else None
+    _remove_scheduler_patch(optimizer)
+    kind = type(optimizer)
+    optimizer.__class__ = type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})
+    optimizer._names = names  # type: ignore[attr-defined]
+    optimizer._settle_in_step = True  # type: ignore[attr-defined]
+    optimizer._exchange = exchange  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _remove_scheduler_patch(optimizer: torch.optim.Optimizer) -> None:
+    """A scheduler made before has put its own `step` on the instance, which would hide ours."""
+    step = optimizer.__dict__.get("step")
+    if step is None:
+        return
+    if not hasattr(step, "_wrapped_by_lr_sched") and not hasattr(step, "_with_counter"):
+        raise UsageError("something has replaced this optimizer's step(): call DistributedOptimizer before that")
+    del optimizer.__dict__["step"]
