@@ -69,7 +69,7 @@ bool Dissemination::progress() {
 
 void Dissemination::cancel() {
   if (receive_.pending()) transport_.cancel(receive_);
-  armed_ = received_ = false;
+  armed_ = received_ = running_ = false;
 }
 
 }  // namespace ringdp

@@ -37,7 +37,7 @@ class Dissemination {
   bool moved() const { return moved_; }  // did the last progress() get anywhere
   const Words& result() const { return mine_; }
 
-  void cancel();  // takes the posted receive back; nothing may be running
+  void cancel();  // takes the posted receive back; an instance that is running is given up
 
  private:
   void begin_exchange();

@@ -33,7 +33,7 @@ size_t Rounds::words() const {
     case Instance::round:
       return 2 + 3 * bit_words();
     case Instance::names:
-      return kNamesAtOnce;
+      return names_at_once_;
     case Instance::signatures:
       return 2 * to_compare_.size();
   }
@@ -71,8 +71,8 @@ Rounds::Words Rounds::round_words() const {
 Rounds::Words Rounds::names_words() const {
   Words words;
   for (const auto& [name, p] : pending_)  // a map: ascending
-    if (p.id < 0 && words.size() < kNamesAtOnce) words.push_back(name);
-  words.resize(kNamesAtOnce, kNone);
+    if (p.id < 0 && words.size() < names_at_once_) words.push_back(name);
+  words.resize(names_at_once_, kNone);
   return words;
 }
 
@@ -92,7 +92,7 @@ void Rounds::merge(Words& mine, const Words& theirs) const {
   if (instance_ == Instance::names) {
     Words both;
     std::set_union(mine.begin(), mine.end(), theirs.begin(), theirs.end(), std::back_inserter(both));
-    both.resize(kNamesAtOnce, kNone);
+    both.resize(names_at_once_, kNone);
     mine = std::move(both);
     return;
   }
@@ -143,17 +143,9 @@ std::vector<Rounds::Decision> Rounds::complete_round(const Words& merged) {
   }
   if (merged[1] != kNone) {
     left_rank_ = static_cast<int>(merged[1]);
-    const auto compared = [&](const Pending& p) {
-      return std::find(to_compare_.begin(), to_compare_.end(), p.id) != to_compare_.end() && p.id >= 0;
-    };
-    for (auto p = pending_.begin(); p != pending_.end();) {
-      if (compared(p->second)) {
-        ++p;
-        continue;
-      }
-      decisions.push_back({Decision::peer_left, p->second.token, 0});
-      p = pending_.erase(p);
-    }
+    // A rank that leaves has nothing pending, so nothing was ready in this round, and never will be again.
+    for (const auto& [name, p] : pending_) decisions.push_back({Decision::peer_left, p.token, 0});
+    pending_.clear();
   }
   return decisions;
 }
@@ -210,12 +202,24 @@ Rounds::Decision Rounds::take(int id, Decision::Kind kind) {
   return decision;
 }
 
-Rounds::Words Rounds::fingerprint() const {
-  Words w = {uint64_t(instance_), sequence_, clock_, uint64_t(changed_), uint64_t(follows_), uint64_t(leaving_), uint64_t(closed_),
-             uint64_t(names_follow_), uint64_t(int64_t{left_rank_}), ids_.size()};
+Rounds::Words Rounds::shared_state() const {
+  Words w = {uint64_t(instance_),
+             sequence_,
+             clock_,
+             uint64_t(closed_),
+             uint64_t(names_follow_),
+             uint64_t(int64_t{left_rank_}),
+             ids_.size(),
+             to_compare_.size()};
   for (const Id& id : ids_) w.insert(w.end(), {id.name, id.signature, id.last_used, uint64_t(id.idle)});
-  for (const auto& [name, p] : pending_) w.insert(w.end(), {name, p.signature, p.token, uint64_t(int64_t{p.id})});
   for (const int id : to_compare_) w.push_back(uint64_t(id));
+  return w;
+}
+
+Rounds::Words Rounds::fingerprint() const {
+  Words w = shared_state();
+  w.insert(w.end(), {uint64_t(changed_), uint64_t(follows_), uint64_t(leaving_)});
+  for (const auto& [name, p] : pending_) w.insert(w.end(), {name, p.signature, p.token, uint64_t(int64_t{p.id})});
   return w;
 }
 

@@ -11,7 +11,7 @@
 namespace ringdp {
 
 Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-         Transport& transport)
+         Neighbours neighbours, Transport& transport)
     : schedule_(std::move(schedule)),
       memory_(memory),
       elements_(elements),
@@ -21,19 +21,28 @@ Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& head
       transport_(transport),
       remaining_(schedule_.moves.size()) {
   if (schedule_.scratch) scratch_.reset(new std::byte[schedule_.scratch * size_of(elements_.dtype)]);
-  find_channels();
+  find_channels(neighbours);
   link_moves();
 }
 
 Run::~Run() = default;
 
-void Run::find_channels() {
+void Run::find_channels(Neighbours neighbours) {
   std::map<int, Outgoing> out;
   std::map<int, Incoming> in;
+  const int size = transport_.size(), rank = transport_.rank();
+  if (neighbours == Neighbours::ring && size > 1) {
+    out[(rank + 1) % size];
+    in[(rank + size - 1) % size];
+  }
   for (size_t i = 0; i < schedule_.moves.size(); ++i) {
     const Move& move = schedule_.moves[i];
     if (move.kind == Kind::send) out[move.peer].moves.push_back(static_cast<int32_t>(i));
     if (move.kind == Kind::receive) in[move.peer].moves.push_back(static_cast<int32_t>(i));
+  }
+  if (neighbours == Neighbours::mutual) {
+    for (const auto& entry : out) in[entry.first];
+    for (const auto& entry : in) out[entry.first];
   }
   for (auto& [peer, channel] : out) {
     channel.peer = peer;
@@ -98,12 +107,17 @@ bool Run::take_headers() {
   for (Incoming& in : incoming_) {
     size_t length = 0;
     if (!in.header_request.pending() || !transport_.test(in.header_request, &length)) continue;
-    moved = in.header_here = true;
+    moved = true;
+    if (length ==
+        0) {  // poison of an earlier operation with this tag, which had all it needed and ended before it came
+      in.header_request = transport_.receive(in.peer, tag_, &in.header, sizeof in.header);
+      continue;
+    }
+    in.header_here = true;
     --headers_missing_;
     std::string wrong;
-    if (length == 0 || (length == sizeof(Header) && in.header.poisoned())) {
+    if (length == sizeof(Header) && in.header.poisoned()) {
       wrong = "rank " + std::to_string(in.peer) + " gave up this operation before it sent any data";
-      in.closed = length == 0;
     } else if (length != sizeof(Header)) {
       wrong = "rank " + std::to_string(in.peer) + " sent something that is no header";
     } else {

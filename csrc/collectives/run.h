@@ -5,11 +5,11 @@
 //
 //     header · segment · segment · … · [empty message: poison]
 //
-// No data is received from a peer before its header was compared, and no data is sent before *all* incoming headers were
-// compared. Poison, an empty message in place of data, says that the sender will send nothing more: the run failed there.
-// A run that fails, for a wrong header or for poison, sends poison itself and goes on *draining*: it receives and throws
-// away what its neighbours still send, until they have sent poison too. So all ranks of a ring fail, no message is left
-// behind, and the channels can be used for the next operation.
+// No data is received from a peer before its header was compared, and no data is sent before *all* incoming headers
+// were compared. Poison, an empty message in place of data, says that the sender will send nothing more: the run failed
+// there. A run that fails, for a wrong header or for poison, sends poison itself and goes on *draining*: it receives
+// and throws away what its neighbours still send, until they have sent poison too. So all ranks of a ring fail, no
+// message is left behind, and the channels can be used for the next operation.
 #pragma once
 
 #include <deque>
@@ -40,11 +40,18 @@ struct Memory {
   void* output = nullptr;
 };
 
+// Who exchanges headers, and so hears of a failure: those that the schedule sends data between, and besides
+enum class Neighbours {
+  of_schedule,
+  ring,    // each rank and the next: a rank with 0 elements among others with more must be found out too
+  mutual,  // both ways where data go one way: who sends must hear that the other has no memory for it
+};
+
 class Run {
  public:
   // longest_message: no message of this operation, from any rank, is longer (bytes): what draining must be ready for.
   Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-      Transport& transport);
+      Neighbours neighbours, Transport& transport);
   ~Run();
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -80,7 +87,7 @@ class Run {
     std::unique_ptr<std::byte[]> spare;  // where drained messages go
   };
 
-  void find_channels();
+  void find_channels(Neighbours neighbours);
   void link_moves();
   void start();
   bool take_headers();
@@ -97,7 +104,7 @@ class Run {
   size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
   void check_finished();
 
-  static constexpr int kInFlight = 16;               // messages posted per channel and direction
+  static constexpr int kInFlight = 16;                // messages posted per channel and direction
   static constexpr uint64_t kComputeBytes = 1 << 20;  // arithmetic per progress()
 
   const Schedule schedule_;
@@ -109,9 +116,10 @@ class Run {
   Transport& transport_;
 
   std::unique_ptr<std::byte[]> scratch_;
-  std::vector<int32_t> waiting_for_;             // per move: how many of its `after` are not done
+  std::vector<int32_t> waiting_for_;                   // per move: how many of its `after` are not done
   std::vector<int32_t> first_dependent_, dependents_;  // per move: who waits for it (compressed rows)
-  // Arithmetic moves that may start, the earliest of the list first: later ones must not hold up what is to be sent soon.
+  // Arithmetic moves that may start, the earliest of the list first: later ones must not hold up what is to be sent
+  // soon.
   std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> ready_;
   std::vector<Outgoing> outgoing_;
   std::vector<Incoming> incoming_;

@@ -13,14 +13,19 @@ namespace ringdp {
 
 namespace {
 
-// Unnamed calls are matched by their order: the k-th of each rank with the k-th of all others. The name repeats after this
-// many calls, so that the agreed ids and signatures of a loop are found again; a call whose predecessor in the slot is
-// still in flight waits for it.
+// Unnamed calls are matched by their order: the k-th of each rank with the k-th of all others. The name repeats after
+// this many calls, so that the agreed ids and signatures of a loop are found again; a call whose predecessor in the
+// slot is still in flight waits for it.
 constexpr uint64_t kUnnamedSlots = 64;
 
 constexpr const char* kUnnamedPrefix = "unnamed.";
 
 constexpr auto kGraceAfterDeparture = std::chrono::seconds(2);
+
+std::string label_of(const Submission& s) {
+  if (s.lane >= 0) return "bucket " + std::to_string(s.bucket) + " of plan " + std::to_string(s.lane);
+  return std::string(name_of(s.kind)) + " '" + s.name + "'";
+}
 
 Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ringdp.init() again first"}; }
 
@@ -36,11 +41,7 @@ Error peer_left(const Submission& s, const ProcessSet& set) {
 
 Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data,
                std::unique_ptr<Transport> control)
-    : options_(options),
-      generation_(generation),
-      rank_(data->rank()),
-      size_(data->size()),
-      abort_through_(data.get()) {
+    : options_(options), generation_(generation), rank_(data->rank()), size_(data->size()), abort_through_(data.get()) {
   sizes_[0] = size_;
   sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control));
   thread_ = std::thread([this] { main(); });
@@ -57,8 +58,7 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
     if (broken_) throw Error(*broken_);
     if (leaving_) throw closed_error();
     const auto size = sizes_.find(submission.process_set);
-    if (size == sizes_.end())
-      fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", submission.process_set);
+    if (size == sizes_.end()) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", submission.process_set);
     validate(submission, rank_, size->second);
     if (submission.lane < 0 && !submission.name.empty() &&
         !in_flight_.emplace(submission.process_set, submission.name).second)
@@ -77,6 +77,7 @@ std::shared_ptr<Handle> Engine::vote(int process_set, int lane, std::vector<uint
     std::lock_guard lock(mutex_);
     if (broken_) throw Error(*broken_);
     if (leaving_) throw closed_error();
+    if (sizes_.count(process_set) == 0) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", process_set);
     arrivals_.push_back({});
     Arrival& arrival = arrivals_.back();
     arrival.is_vote = true;
@@ -153,8 +154,7 @@ void Engine::loop() {
     rest(moved);
   }
   break_down(closed_error());
-  for (auto& [id, set] : sets_)
-    if (!set->wire.running()) set->wire.cancel();
+  take_receives_back();
 }
 
 bool Engine::take_arrivals() {
@@ -166,7 +166,7 @@ bool Engine::take_arrivals() {
     leaving = leaving_;
   }
   for (Arrival& arrival : arrived) take(arrival);
-  left_ |= leaving;
+  left_ |= leaving;  // what has been agreed on or belongs to a plan still runs: other ranks may count on it
   return !arrived.empty();
 }
 
@@ -271,16 +271,16 @@ void Engine::decide(ProcessSet& set, const Rounds::Decision& decision) {
   start(std::move(s), set, decision.sequence, decision.kind == Rounds::Decision::mismatch);
 }
 
-// Operations of a lane start in the order of their sequence, never more than kInFlight of them at a time.
+// Operations of a lane start in the order of their sequence, within the window of its tags.
 void Engine::start(Submission s, ProcessSet& set, uint64_t sequence, bool explain) {
   const int lane_id = std::max(s.lane, 0);
   Lane& lane = set.lanes[lane_id];
   auto& waiting = waiting_[{set.id, lane_id}];
-  if (!waiting.empty() || lane.in_flight >= ProcessSet::kInFlight) {
+  if (!waiting.empty() || !lane.may_start(sequence)) {
     waiting.push_back({std::move(s), sequence, explain});
     return;
   }
-  ++lane.in_flight;
+  lane.started.insert(sequence);
   active_.emplace_back(std::move(s), set, sequence, generation_, options_, explain);
 }
 
@@ -288,10 +288,11 @@ bool Engine::start_waiting() {
   bool moved = false;
   for (auto& [key, waiting] : waiting_) {
     ProcessSet& set = process_set(key.first);
-    while (!waiting.empty() && set.lanes[key.second].in_flight < ProcessSet::kInFlight) {
+    Lane& lane = set.lanes[key.second];
+    while (!waiting.empty() && lane.may_start(waiting.front().sequence)) {
       Start next = std::move(waiting.front());
       waiting.pop_front();
-      ++set.lanes[key.second].in_flight;
+      lane.started.insert(next.sequence);
       active_.emplace_back(std::move(next.submission), set, next.sequence, generation_, options_, next.explain);
       moved = true;
     }
@@ -308,16 +309,45 @@ bool Engine::advance_operations() {
     finished(*here);
     active_.erase(here);
   }
+  break_lanes();
   return start_waiting() || moved;
 }
 
 // The name is free before anybody hears of the end: who has waited for a name may use it again at once.
 void Engine::finished(Operation& operation) {
   Lane& lane = process_set(operation.process_set()).lanes[operation.lane()];
-  --lane.in_flight;
-  if (operation.lane() > 0 && operation.failed()) lane.broken = true;
+  lane.started.erase(operation.sequence());
+  if (operation.lane() > 0 && operation.failed()) {
+    lane.broken = true;
+    broken_lanes_.emplace(std::pair(operation.process_set(), operation.lane()), operation.sequence());
+  }
   release_name(operation.submission());
   operation.deliver();
+}
+
+void Engine::break_lanes() {
+  const auto lanes = std::exchange(broken_lanes_, {});
+  for (const auto& [key, failed] : lanes) break_lane(process_set(key.first), key.second, failed);
+}
+
+// An operation of a plan that fails, fails on every rank; each then accepts nothing more in the lane. So whatever this
+// rank has started there since would wait for ranks that never will. What came before was started by all, and ends by
+// itself.
+void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
+  const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": plan " + std::to_string(lane_id) +
+                                         " has failed in an earlier operation of this step");
+  Lane& lane = set.lanes[lane_id];
+  for (auto it = active_.begin(); it != active_.end();) {
+    const auto here = it++;
+    if (here->process_set() != set.id || here->lane() != lane_id || here->sequence() < failed) continue;
+    here->give_up(error);
+    lane.started.erase(here->sequence());
+    here->deliver();
+    parked_.splice(parked_.end(), active_, here);
+  }
+  for (Start& start : waiting_[{set.id, lane_id}]) start.submission.handle->fail(error);
+  waiting_[{set.id, lane_id}].clear();
+  fail_votes(lane, error);
 }
 
 void Engine::release_name(const Submission& s) {
@@ -361,27 +391,21 @@ bool Engine::count_votes(ProcessSet& set) {
   return moved;
 }
 
-// Ten looks a second: an operation whose deadline has passed fails here. Its memory may still be in the transport's hands,
-// so it is parked; the lane of a plan is broken by it.
+// Ten looks a second: an operation whose deadline has passed fails here. Its memory may still be in the transport's
+// hands, so it is parked; the lane of a plan is broken by it.
 void Engine::check_deadlines() {
   const auto now = Clock::now();
   if (now - last_check_ < std::chrono::milliseconds(100)) return;
   last_check_ = now;
   const Deadline started = Deadline::in(Seconds(-options_.timeout));  // what was handed in before is overdue
-  const auto overdue = [&](const Handle& handle) { return !handle.done() && handle.made() < started.end(); };
   const std::string who = "rank " + std::to_string(rank_) + ": ";
-  for (auto& [token, s] : agreeing_)  // it stays pending: the other ranks may have counted on it already
-    if (overdue(*s.handle))
-      s.handle->fail(Error(ErrorKind::deadline, who + name_of(s.kind) + " '" + s.name +
-                                                    "' waited RINGDP_TIMEOUT seconds, and at least one rank has not "
-                                                    "submitted it"));
-  for (auto& [id, set] : sets_)
-    for (auto& [lane_id, lane] : set->lanes)
-      for (Vote& vote : lane.votes)
-        if (overdue(*vote.handle)) {
-          lane.broken = true;
-          vote.handle->fail(Error(ErrorKind::deadline, who + "at least one rank has not come to this step's vote"));
-        }
+  for_each_not_started([&](Submission& s) {  // it stays pending: the other ranks may have counted on it already
+    if (!s.handle->done() && s.handle->made() < started.end())
+      s.handle->fail(
+          Error(ErrorKind::deadline,
+                who + label_of(s) + " waited RINGDP_TIMEOUT seconds, and at least one " + "rank has not submitted it"));
+  });
+  for (auto& [id, set] : sets_) check_votes(*set);
   for (auto it = active_.begin(); it != active_.end();) {
     const auto here = it++;
     if (!here->overdue()) continue;
@@ -393,8 +417,35 @@ void Engine::check_deadlines() {
   }
 }
 
-// On the wire: spin shortly, yield, then sleep with pauses growing to 100 µs (1 ms while waiting only for other ranks to
-// submit). With nothing to do: sleep until a submission, or the next look.
+template <class Act>
+void Engine::for_each_not_started(const Act& act) {
+  for (auto& [token, submission] : agreeing_) act(submission);
+  for (auto& [key, queue] : queued_)
+    for (Submission& submission : queue) act(submission);
+  for (auto& [key, queue] : waiting_)
+    for (Start& start : queue) act(start.submission);
+}
+
+void Engine::check_votes(ProcessSet& set) {
+  const Deadline started = Deadline::in(Seconds(-options_.timeout));
+  for (auto& [lane_id, lane] : set.lanes) {
+    if (lane.votes.empty() || lane.votes.front().handle->made() >= started.end()) continue;
+    const Error error(ErrorKind::deadline,
+                      "rank " + std::to_string(rank_) + ": the vote of plan " + std::to_string(lane_id) +
+                          " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
+    fail_votes(lane, error);
+  }
+}
+
+// A vote that one rank has given up never ends on the others: there is none after it in this lane.
+void Engine::fail_votes(Lane& lane, const Error& error) {
+  lane.broken = true;
+  for (Vote& vote : lane.votes) vote.handle->fail(error);
+  lane.votes.clear();
+}
+
+// On the wire: spin shortly, yield, then sleep with pauses growing to 100 µs (1 ms while waiting only for other ranks
+// to submit). With nothing to do: sleep until a submission, or the next look.
 void Engine::rest(bool moved) {
   const auto now = Clock::now();
   if (moved) {
@@ -434,9 +485,8 @@ bool Engine::anything_waiting() const {
 }
 
 bool Engine::anything_pending() const {
-  return std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) {
-    return entry.second->rounds.pending() || entry.second->wire.running();
-  });
+  return std::any_of(sets_.begin(), sets_.end(),
+                     [](const auto& entry) { return entry.second->rounds.pending() || entry.second->wire.running(); });
 }
 
 // All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
@@ -457,11 +507,7 @@ void Engine::break_down(const Error& error) {
   }
   for (Arrival& arrival : arrived)
     if (arrival.submission.handle) arrival.submission.handle->fail(error);
-  for (auto& [token, submission] : agreeing_) submission.handle->fail(error);
-  for (auto& [key, queue] : queued_)
-    for (Submission& submission : queue) submission.handle->fail(error);
-  for (auto& [key, queue] : waiting_)
-    for (Start& start : queue) start.submission.handle->fail(error);
+  for_each_not_started([&](Submission& submission) { submission.handle->fail(error); });
   for (auto& [id, set] : sets_)
     for (auto& [lane_id, lane] : set->lanes)
       for (Vote& vote : lane.votes) vote.handle->fail(error);
@@ -470,8 +516,18 @@ void Engine::break_down(const Error& error) {
   wake();
 }
 
-// A rank that has shut down submits no more buckets and votes in no step: what waits for it, and has not moved for a while
-// (data that it sent before may still be under way), fails with its number.
+// Other ranks may still be there, and what they send must not arrive in memory that is no longer ours.
+void Engine::take_receives_back() {
+  for (Operation& operation : active_) operation.give_up(closed_error());
+  for (auto& [id, set] : sets_) {
+    set->wire.cancel();
+    for (auto& [lane_id, lane] : set->lanes)
+      if (lane.ballot) lane.ballot->cancel();
+  }
+}
+
+// A rank that has shut down submits no more buckets and votes in no step: what waits for it, and has not moved for a
+// while (data that it sent before may still be under way), fails with its number.
 void Engine::check_departures() {
   const auto stuck_since = Clock::now() - kGraceAfterDeparture;
   for (auto& [id, set] : sets_) {
@@ -487,11 +543,7 @@ void Engine::check_departures() {
       parked_.splice(parked_.end(), active_, here);
     }
     for (auto& [lane_id, lane] : set->lanes)
-      for (Vote& vote : lane.votes)
-        if (last_move_ < stuck_since && !vote.handle->done()) {
-          lane.broken = true;
-          vote.handle->fail(error);
-        }
+      if (!lane.votes.empty() && last_move_ < stuck_since) fail_votes(lane, error);
   }
 }
 

@@ -1,7 +1,7 @@
 // The engine: one thread per rank that takes submissions, lets the ranks agree on them, and carries them out.
 //
-// Everything below `submit` runs on the engine's thread, which alone talks to the transports. It sleeps when there is nothing
-// to do, but for some looks a second at the control communicators, so that other ranks' rounds go on.
+// Everything below `submit` runs on the engine's thread, which alone talks to the transports. It sleeps when there is
+// nothing to do, but for some looks a second at the control communicators, so that other ranks' rounds go on.
 #pragma once
 
 #include <atomic>
@@ -44,8 +44,8 @@ class Engine {
   // Another process set over its own communicators, agreed by the caller; its members only.
   void add_process_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control);
 
-  // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or the
-  // seconds are over. The thread is joined. False if other ranks were still there.
+  // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or
+  // the seconds are over. The thread is joined. False if other ranks were still there.
   bool shutdown(double seconds);
 
   // Ends the whole job at once.
@@ -76,6 +76,10 @@ class Engine {
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
+  void break_lanes();
+  void break_lane(ProcessSet& set, int lane_id, uint64_t failed);
+  void check_votes(ProcessSet& set);
+  static void fail_votes(Lane& lane, const Error& error);
   bool count_votes(ProcessSet& set);
   void begin_vote(Lane& lane);
   void check_deadlines();
@@ -85,8 +89,11 @@ class Engine {
   bool anything_active() const;
   bool anything_waiting() const;
   bool anything_pending() const;
+  template <class Act>
+  void for_each_not_started(const Act& act);
   bool everyone_left() const;
   void break_down(const Error& error);
+  void take_receives_back();
   void wake();
   ProcessSet& process_set(int id);
 
@@ -106,7 +113,7 @@ class Engine {
 
   // The engine's thread only:
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
-  std::map<uint64_t, Submission> agreeing_;                     // by token
+  std::map<uint64_t, Submission> agreeing_;                               // by token
   std::map<std::pair<int, std::string>, std::deque<Submission>> queued_;  // unnamed calls whose slot is taken
   struct Start {
     Submission submission;
@@ -114,6 +121,7 @@ class Engine {
     bool explain;
   };
   std::map<std::pair<int, int>, std::deque<Start>> waiting_;  // by process set and lane: too many in flight
+  std::map<std::pair<int, int>, uint64_t> broken_lanes_;      // the first sequence that has failed, just now
   std::list<Operation> active_;
   std::list<Operation> parked_;  // failed with requests open: their memory must stay
   uint64_t last_token_ = 0;

@@ -50,8 +50,10 @@ void Operation::begin() {
   if (submission_.kind == OpKind::open_plan) {
     result_.lane = set_.next_lane++;
     if (result_.lane > set_.max_lane())
-      return give_up(Error(ErrorKind::usage, "this MPI's tags allow only " + std::to_string(set_.max_lane()) + " plans"));
-    set_.lanes[result_.lane].ballot = std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
+      return give_up(
+          Error(ErrorKind::usage, "this MPI's tags allow only " + std::to_string(set_.max_lane()) + " plans"));
+    set_.lanes[result_.lane].ballot =
+        std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
     return finish();
   }
   const Elements e = elements();
@@ -154,8 +156,13 @@ void Operation::run_variable_data() {
 }
 
 void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part) {
+  const OpKind kind = submission_.kind;
+  const Neighbours neighbours = explain_                    ? Neighbours::ring
+                                : kind == OpKind::broadcast ? Neighbours::of_schedule
+                                : kind == OpKind::alltoall  ? Neighbours::mutual
+                                                            : Neighbours::ring;
   run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), ProcessSet::tag(lane_, sequence_),
-                               kLongestMessage, *set_.data);
+                               kLongestMessage, neighbours, *set_.data);
 }
 
 Header Operation::header(const Elements& e, uint32_t part) const {
@@ -186,8 +193,8 @@ Header Operation::header(const Elements& e, uint32_t part) const {
 void Operation::run_finished() {
   if (!run_->error().empty()) {
     done_ = true;
-    error_ = Error(ErrorKind::peer,
-                   "rank " + std::to_string(set_.rank()) + ": " + label() + " failed: " + run_->error());
+    error_ =
+        Error(ErrorKind::peer, "rank " + std::to_string(set_.rank()) + ": " + label() + " failed: " + run_->error());
     return;
   }
   if ((explain_ || submission_.first_may_differ()) && !sizes_known_) {

@@ -26,6 +26,7 @@ class Operation {
   void deliver();  // after done(): hands result or error to whoever waits
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }
+  uint64_t sequence() const { return sequence_; }
   bool overdue() const { return deadline_.passed(); }
   Clock::time_point last_move() const { return last_move_; }
 

@@ -1,6 +1,9 @@
 #include "submit/submission.h"
 
+#include <cstdlib>
 #include <cstring>
+#include <iomanip>
+#include <limits>
 #include <numeric>
 #include <sstream>
 
@@ -15,6 +18,16 @@ uint64_t bits_of(double x) {
   uint64_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
+}
+
+// As few digits as give the same number back: two factors that differ must not read the same.
+std::string text_of(double x) {
+  for (int digits = 6;; ++digits) {
+    std::ostringstream out;
+    out << std::setprecision(digits) << x;
+    if (digits == std::numeric_limits<double>::max_digits10 || std::strtod(out.str().c_str(), nullptr) == x)
+      return out.str();
+  }
 }
 
 bool reduces(OpKind kind) { return kind == OpKind::allreduce || kind == OpKind::reducescatter; }
@@ -47,8 +60,8 @@ std::string Submission::description() const {
   out << "]";
   if (reduces(kind)) {
     out << ", op " << name_of(op);
-    if (prescale != 1) out << ", prescale_factor " << prescale;
-    if (postscale != 1) out << ", postscale_factor " << postscale;
+    if (prescale != 1) out << ", prescale_factor " << text_of(prescale);
+    if (postscale != 1) out << ", postscale_factor " << text_of(postscale);
   }
   if (root >= 0) out << ", root_rank " << root;
   return out.str();

@@ -65,6 +65,18 @@ class LocalHub {
       for (auto it = waiting.begin(); it != waiting.end();) it = *it == id ? waiting.erase(it) : it + 1;
   }
 
+  // A rank that goes takes along what it has posted and nobody has matched: its memory goes too.
+  void withdraw(int rank) {
+    std::lock_guard lock(mutex_);
+    for (auto& [channel, waiting] : channels_) {
+      if (waiting.empty()) continue;
+      const bool sends = messages_.at(waiting.front()).is_send;  // a channel holds messages of one side only
+      if ((sends ? std::get<0>(channel) : std::get<1>(channel)) != rank) continue;
+      for (const uint64_t id : waiting) messages_.erase(id);
+      waiting.clear();
+    }
+  }
+
   void abort(int code) {
     std::lock_guard lock(mutex_);
     aborted_ = code == 0 ? 1 : code;
@@ -101,6 +113,7 @@ namespace {
 class LocalTransport final : public Transport {
  public:
   LocalTransport(std::shared_ptr<LocalHub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {}
+  ~LocalTransport() override { hub_->withdraw(rank_); }
   int rank() const override { return rank_; }
   int size() const override { return hub_->size(); }
   int max_tag() const override { return 0x7fffffff; }

@@ -1,14 +1,15 @@
 // A set of ranks that exchange: its communicators, its agreement, its lanes. Used by the engine's thread alone.
 //
-// A *lane* is a sequence of operations that all ranks start in the same order: lane 0 holds the named operations (ordered by
-// the rounds), every plan opens one more for its buckets. A message's tag is the lane and the low bits of the sequence, so
-// operations in flight at the same time never meet.
+// A *lane* is a sequence of operations that all ranks start in the same order: lane 0 holds the named operations
+// (ordered by the rounds), every plan opens one more for its buckets. A message's tag is the lane and the low bits of
+// the sequence, so operations in flight at the same time never meet.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "agree/dissemination.h"
 #include "agree/rounds.h"
@@ -22,9 +23,14 @@ struct Vote {
 };
 
 struct Lane {
-  uint64_t next = 0;  // sequence of the next operation
-  bool broken = false;
-  int in_flight = 0;
+  uint64_t next = 0;           // sequence of the next operation
+  bool broken = false;         // an operation of this plan has failed, on every rank: nothing more runs in the lane
+  std::set<uint64_t> started;  // sequences of the operations in flight
+
+  // Operations in flight lie within half of the tags: no two of them have the same tag, on this rank or, since a rank
+  // is at most one window ahead of another, on a neighbour.
+  bool may_start(uint64_t sequence) const { return started.empty() || sequence < *started.begin() + kWindow; }
+  static constexpr int kTags = 256, kWindow = kTags / 2;
   std::unique_ptr<Dissemination> ballot;  // for the votes of this lane's steps
   std::deque<Vote> votes;                 // the first one is running
 };
@@ -40,9 +46,8 @@ struct ProcessSet {
   int rank() const { return data->rank(); }
   int size() const { return data->size(); }
 
-  // Sequences wrap in the tag after kTags operations; a lane never has more than half of that in flight.
-  static constexpr int kRoundsTag = 0;
-  static constexpr int kTags = 256, kInFlight = kTags / 2;
+  // Sequences wrap in the tag after kTags operations.
+  static constexpr int kRoundsTag = 0, kTags = Lane::kTags;
   static int tag(int lane, uint64_t sequence) { return lane * kTags + static_cast<int>(sequence % kTags); }
   static int vote_tag(int lane) { return kRoundsTag + 1 + lane; }
   int max_lane() const { return data->max_tag() / kTags - 1; }

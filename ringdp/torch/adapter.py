@@ -13,14 +13,16 @@ DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype 
 
 
 def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
-    """Raise TypeError for what the core cannot read: another type, device, layout or dtype. `what` names it in the text."""
+    """Raise TypeError for what the core cannot read: another type, device, layout or dtype. `what` names it."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"{what} is a {type(tensor).__module__}.{type(tensor).__name__}, not a torch.Tensor "
             "(NumPy arrays: the same function of ringdp)"
         )
     if tensor.layout is not torch.strided:
-        raise TypeError(f"{what} is sparse ({tensor.layout}), which ringdp cannot exchange yet: use .to_dense()")
+        raise TypeError(
+            f"{what} is sparse ({tensor.layout}), which ringdp cannot exchange yet: use .to_dense()"
+        )
     if tensor.device.type != "cpu":
         raise TypeError(
             f"{what} is on device {tensor.device}; so far ringdp exchanges CPU tensors only: use .cpu()"
@@ -41,7 +43,9 @@ class TorchAdapter:
     def target(self, tensor: Any) -> torch.Tensor:
         refuse_unsupported(tensor)
         if any(step == 0 and n > 1 for step, n in zip(tensor.stride(), tensor.shape, strict=True)):
-            raise TypeError("an in-place operation needs a tensor whose elements have memory of their own (this one is expanded)")
+            raise TypeError(
+                "an in-place operation needs a tensor whose elements have memory of their own (this one is expanded)"
+            )
         return tensor.detach().resolve_neg().contiguous()
 
     def written(self, tensor: Any, target: torch.Tensor) -> None:

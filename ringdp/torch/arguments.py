@@ -49,6 +49,15 @@ def named(
     return found
 
 
+def check_names(parameters: Sequence[tuple[str, torch.Tensor]], names: dict[torch.Tensor, str]) -> None:
+    """Refuse named_parameters that leave out a parameter of the optimizer."""
+    missing = [name for name, param in parameters if param not in names]
+    if missing:
+        raise UsageError(
+            f"named_parameters does not name {len(missing)} of the optimizer's parameters ({missing[0]} is the first)"
+        )
+
+
 def check_arguments(
     optimizer: Any,
     parameters: Sequence[tuple[str, torch.Tensor]],
@@ -58,6 +67,10 @@ def check_arguments(
     groups: Any,
 ) -> None:
     """Refuse what cannot be right, and what is not offered yet."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"DistributedOptimizer needs a torch.optim.Optimizer, not a {type(optimizer).__name__}"
+        )
     refuse_unknown(compression)
     if num_groups or groups is not None:
         raise UsageError("num_groups and groups are not offered yet: buckets are cut by size (bucket_bytes)")

@@ -1,7 +1,8 @@
 """Gradients through the blocking operations: each backward is the transposed exchange.
 
-With y_r on rank r and a loss that is the sum of the ranks' losses, the gradient of an all-reduce is the same all-reduce of the
-gradients, of an all-gather the sum of all ranks' gradients for the own part, of a broadcast their sum on the root.
+With y_r on rank r and a loss that is the sum of the ranks' losses, the gradient of an all-reduce is the same
+all-reduce of the gradients, of an all-gather the sum of all ranks' gradients for the own part, of a broadcast
+their sum on the root.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class Alltoall(torch.autograd.Function):
     """The gradient goes back the way the rows came."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Any, operations: Any, splits: Any, name: Any, process_set: ProcessSet) -> Any:
+    def forward(
+        ctx: Any, tensor: Any, operations: Any, splits: Any, name: Any, process_set: ProcessSet
+    ) -> Any:
         splits = splits_of(splits, tensor.shape[0] if tensor.dim() else 0, process_set.size())
         output, rows = operations.alltoall(tensor, splits, name, process_set)
         ctx.operations, ctx.process_set, ctx.back = operations, process_set, rows.tolist()
@@ -96,7 +99,14 @@ class Reducescatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tensor: Any, operations: Any, name: Any, op: Any, process_set: Any, before: float, after: float
+        ctx: Any,
+        tensor: Any,
+        operations: Any,
+        name: Any,
+        op: Any,
+        process_set: Any,
+        before: float,
+        after: float,
     ) -> Any:
         op = reduce_op(op, None)
         _refuse_selection(op)

@@ -21,7 +21,8 @@ def attach(exchange: Exchange, slot: Slot) -> None:
     """
     if not slot.param.requires_grad:
         return
-    # Of the node, not of the tensor: hooks of the tensor run for torch.autograd.grad() too, which accumulates nothing.
+    # Of the node, not of the tensor: hooks of the tensor run for torch.autograd.grad() too, which accumulates
+    # nothing.
     node = torch.autograd.graph.get_gradient_edge(slot.param).node
     if node is slot.node:
         return

@@ -1,14 +1,16 @@
 """What the plan's buckets did not bring: gradients that one rank alone has, or that came beside the plan.
 
-Runs on all ranks of a step whose vote says that some rank filled zeros in for a missing gradient, or has a gradient outside the
-plan. First the marks are merged (the greatest of each over all ranks), so that all ranks know the same:
+Runs on all ranks of a step whose vote says that some rank filled zeros in for a missing gradient, or has a
+gradient outside the plan. First the marks are merged (the greatest of each over all ranks), so that all ranks
+know the same:
 
-    has     a gradient came for this parameter of the plan. A parameter that has none on any rank keeps `grad` None, as in a
-            single process; if any rank has one, all get the reduced view.
+    has     a gradient came for this parameter of the plan. A parameter that has none on any rank keeps `grad`
+            None, as in a single process; if any rank has one, all get the reduced view.
     extra   1: a gradient beside the plan's buckets; 2: the same, and the parameter has changed its shape or dtype.
     wanted  the parameter requires grad: it belongs in the next plan.
 
-Then the extra gradients go as one flat tensor per dtype, in the order of the parameters, with zeros where a rank has none.
+Then the extra gradients go as one flat tensor per dtype, in the order of the parameters, with zeros where a
+rank has none.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def allreduce(
     """Combine the tensors of all ranks element by element; every rank gets the same bits.
 
     Args:
-        tensor: any shape and layout, the same shape on all ranks. If it requires grad, gradients flow back through this
-            call (Average and Sum only): they are reduced in the same way.
+        tensor: any shape and layout, the same shape on all ranks. If it requires grad, gradients flow back
+            through this call (Average and Sum only): they are reduced in the same way.
         average: older form of `op`: True is Average, False is Sum.
         name: operations of the same name meet; default: by the order of unnamed calls.
         compression: `Compression.none`.
@@ -64,13 +64,13 @@ def allreduce(
         UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
     """
     refuse_unknown(compression)
-    options = dict(
-        average=average,
-        op=op,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
-    )
+    options = {
+        "average": average,
+        "op": op,
+        "prescale_factor": prescale_factor,
+        "postscale_factor": postscale_factor,
+        "process_set": process_set,
+    }
     if autograd.wanted(tensor):
         return autograd.Allreduce.apply(tensor, operations, name, options)
     return operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
@@ -116,7 +116,8 @@ def alltoall(
         name, process_set: see `allreduce`.
 
     Returns:
-        The parts in rank order, concatenated; with `splits` a pair of that and the rows received from each rank (int32).
+        The parts in rank order, concatenated; with `splits` a pair of that and the rows received from each
+        rank (int32).
     """
     if autograd.wanted(tensor):
         output, rows = autograd.Alltoall.apply(tensor, operations, splits, name, process_set)

@@ -1,17 +1,19 @@
 """`DistributedOptimizer`: an optimizer whose gradients are reduced over all ranks before it steps.
 
-The optimizer that is given stays the same object; its class becomes one derived from its own, which adds the exchange. So LR
-schedulers, GradScaler, hooks and `isinstance` see what they saw before, and `state_dict()` is unchanged. Pickling and
-`copy.deepcopy` give an optimizer of the original class with the same state, to be wrapped again.
+The optimizer that is given stays the same object; its class becomes one derived from its own, which adds the
+exchange. So LR schedulers, GradScaler, hooks and `isinstance` see what they saw before, and `state_dict()` is
+unchanged. Pickling and `copy.deepcopy` give an optimizer of the original class with the same state, to be
+wrapped again.
 
 With one rank nothing is added: no bucket, no view, no copy, no hook.
 
 What the user must do alike on all ranks: make the optimizers in the same order, and call `backward()`, `zero_grad()`,
-`synchronize()` and `step()` in the same order. (Which parameters get a gradient may differ.) Where ranks differ in that, a
-rank that has gradients for all parameters waits in `backward()` for the vote of the others, not for their `step()`.
+`synchronize()` and `step()` in the same order. (Which parameters get a gradient may differ.) Where ranks
+differ in that, a rank that has gradients for all parameters waits in `backward()` for the vote of the others,
+not for their `step()`.
 
-`backward(create_graph=True)` leaves gradients that can be differentiated again: they are the reduced ones, and derivatives flow
-to this rank's part of them; the next exchange adds the other ranks' parts.
+`backward(create_graph=True)` leaves gradients that can be differentiated again: they are the reduced ones, and
+derivatives flow to this rank's part of them; the next exchange adds the other ranks' parts.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ringdp import world
 from ringdp.constants import Average, ReduceOp
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
-from ringdp.torch.arguments import check_arguments, named, named_from
+from ringdp.torch.arguments import check_arguments, check_names, named, named_from
 from ringdp.torch.compression import Compression
 from ringdp.torch.exchange import Exchange
 from ringdp.torch.ops import operations
@@ -47,7 +49,8 @@ class _Distributed(torch.optim.Optimizer):
     # --- Horovod's methods ---
 
     def synchronize(self) -> None:
-        """Finish the exchange of this window: all gradients are reduced when this returns. `step()` does it by itself.
+        """Finish the exchange of this window: all gradients are reduced when this returns. `step()` does it by
+        itself.
 
         Parameters without gradient count as zeros; one that has none on any rank keeps `grad` None.
         """
@@ -71,8 +74,8 @@ class _Distributed(torch.optim.Optimizer):
     def step(self, closure: Closure | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Reduce what is not reduced yet, then step.
 
-        With a closure, the gradients of each of its evaluations are reduced, and so is the loss that it returns: all ranks
-        decide by the same numbers (LBFGS compares losses).
+        With a closure, the gradients of each of its evaluations are reduced, and so is the loss that it
+        returns: all ranks decide by the same numbers (LBFGS compares losses).
         """
         self._opt_called = True  # what LR schedulers look at
         exchange = self._exchange
@@ -100,7 +103,11 @@ class _Distributed(torch.optim.Optimizer):
             exchange.settle()
             if loss is None:
                 return None
-            number = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+            number = (
+                loss.detach()
+                if isinstance(loss, torch.Tensor)
+                else torch.tensor(float(loss), dtype=torch.float64)
+            )
             reduced = operations.allreduce(
                 number,
                 name=f"{exchange.name()}.loss",
@@ -129,13 +136,14 @@ class _Distributed(torch.optim.Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """As torch's.
 
-        GradScaler reads them first of all when it unscales, and never calls `step()` where it finds an overflow on this
+        GradScaler reads them first of all when it unscales, and never calls `step()` where it finds an
+        overflow on this
         rank: so here, at the latest, the gradients of all ranks must be the same.
         """
         exchange = self.__dict__.get("_exchange")
-        if exchange is not None and not exchange.finished:
-            if sys._getframe(1).f_code.co_name == "_unscale_grads_":
-                exchange.settle()
+        reader = sys._getframe(1).f_code.co_name
+        if reader == "_unscale_grads_" and exchange is not None:
+            exchange.settle()
         return self.__dict__["param_groups"]
 
     @param_groups.setter
@@ -146,7 +154,7 @@ class _Distributed(torch.optim.Optimizer):
         return _plain, (type(self).__mro__[2], self.__getstate__())
 
 
-def _plain(kind: type[torch.optim.Optimizer], state: dict[str, Any]) -> torch.optim.Optimizer:
+def _plain(kind: Any, state: dict[str, Any]) -> Any:
     optimizer = kind.__new__(kind)
     optimizer.__setstate__(state)
     return optimizer
@@ -168,8 +176,8 @@ def DistributedOptimizer(
 ) -> Any:
     """Let `optimizer` reduce its gradients over all ranks.
 
-    When the last `backward()` of a window returns, every complete bucket of gradients is reduced; the rest at the first of
-    `synchronize()`, `step()` and GradScaler's `unscale_`. Each gradient is then a view of its bucket.
+    When the last `backward()` of a window returns, every complete bucket of gradients is reduced; the rest at
+    the first of `synchronize()`, `step()` and GradScaler's `unscale_`. Each gradient is then a view of its bucket.
 
     Args:
         optimizer: any torch.optim.Optimizer over CPU parameters. The same object is returned.
@@ -180,14 +188,15 @@ def DistributedOptimizer(
         op: Average or Sum.
         gradient_predivide_factor: gradients are divided by it before the sum and multiplied by it afterwards.
         num_groups, groups: not offered yet; buckets are cut by size.
-        sparse_as_dense: sparse gradients (of torch.nn.Embedding(sparse=True)) are made dense; otherwise they are refused.
+        sparse_as_dense: sparse gradients (of torch.nn.Embedding(sparse=True)) are made dense; otherwise they
+            are refused.
         process_set: the ranks that exchange.
         bucket_bytes: gradients are exchanged in buckets of about this size.
 
     Raises:
         UsageError, TypeError: here, for arguments that cannot be right.
-        MismatchError: in the first `backward()` or `step()`, where the ranks' parameters or options differ; on every rank,
-            naming the first parameter that differs, before any parameter changes.
+        MismatchError: in the first `backward()` or `step()`, where the ranks' parameters or options differ; on
+            every rank, naming the first parameter that differs, before any parameter changes.
     """
     if isinstance(optimizer, _Distributed):
         raise UsageError("this optimizer is a DistributedOptimizer already")
@@ -197,6 +206,8 @@ def DistributedOptimizer(
         op, backward_passes_per_step, gradient_predivide_factor, sparse_as_dense, bucket_bytes, process_set
     )
     check_arguments(optimizer, parameters, compression, options, num_groups, groups)
+    if named_parameters is not None:
+        check_names(parameters, names)
     exchange = Exchange(parameters, options) if world.size() > 1 else None
     _remove_scheduler_patch(optimizer)
     kind = type(optimizer)
@@ -213,5 +224,7 @@ def _remove_scheduler_patch(optimizer: torch.optim.Optimizer) -> None:
     if step is None:
         return
     if not hasattr(step, "_wrapped_by_lr_sched") and not hasattr(step, "_with_counter"):
-        raise UsageError("something has replaced this optimizer's step(): call DistributedOptimizer before that")
+        raise UsageError(
+            "something has replaced this optimizer's step(): call DistributedOptimizer before that"
+        )
     del optimizer.__dict__["step"]

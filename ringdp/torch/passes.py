@@ -1,8 +1,9 @@
 """Where one backward pass begins and ends, seen from the hooks of parameters.
 
-A pass begins with the first hook that fires, and ends when autograd calls back after its last node. One backward may run inside
-another (reentrant activation checkpointing does that): then the callback of an inner one says nothing about the outer. Where
-hooks fire in inner passes alone, no callback of the outer can be had; there the pass ends as soon as every gradient is in.
+A pass begins with the first hook that fires, and ends when autograd calls back after its last node. One
+backward may run inside another (reentrant activation checkpointing does that): then the callback of an inner
+one says nothing about the outer. Where hooks fire in inner passes alone, no callback of the outer can be had;
+there the pass ends as soon as every gradient is in.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from weakref import WeakMethod
 
 import torch
 
@@ -32,10 +34,13 @@ class Passes:
     """The passes that one optimizer's parameters see."""
 
     def __init__(self, all_in: Callable[[], bool], ended: Callable[[], None]) -> None:
-        """`all_in()`: has every gradient come in this pass? `ended()` is called at the end of each pass."""
+        """`all_in()`: has every gradient come in this pass? `ended()` is called at the end of each pass.
+
+        Both are methods of one object, which is not kept alive.
+        """
         self.running = False
         self.number = 0  # of the pass that runs, or ran last
-        self._all_in, self._ended = all_in, ended
+        self._all_in, self._ended = WeakMethod(all_in), WeakMethod(ended)
         self._tasks: set[int] = set()  # of this pass: backward runs with a callback
         self._has_outer = False  # the outermost one is among them
 
@@ -65,7 +70,8 @@ class Passes:
     def _run_ended(self, number: int, inner: bool) -> None:
         if not self.running or number != self.number:
             return
-        if inner and (self._has_outer or not self._all_in()):
+        all_in, ended = self._all_in(), self._ended()
+        if all_in is None or ended is None or (inner and (self._has_outer or not all_in())):
             return
         self.stop()
-        self._ended()
+        ended()

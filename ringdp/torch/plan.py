@@ -1,7 +1,7 @@
 """The plan: which parameter lies where in which bucket, as a pure function of what the parameters look like.
 
-Its text is what the ranks compare before the first exchange; its digest travels in the header of every bucket and in every
-vote.
+Its text is what the ranks compare before the first exchange; its digest travels in the header of every bucket
+and in every vote.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 def view_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """A parameter's own strides if its elements fill their memory without gap or overlap, else row-major ones.
 
-    So a view of the bucket lies in memory as the parameter does (channels_last included), and optimizers walk both alike.
+    So a view of the bucket lies in memory as the parameter does (channels_last included), and optimizers walk
+    both alike.
     """
     expected = 1
     for step, n in sorted((step, n) for step, n in zip(strides, shape, strict=True) if n > 1):
@@ -92,9 +93,7 @@ def lay_out(entries: Sequence[Entry], order: Sequence[int], bucket_bytes: int, o
     counts = [entries[i].count for i in order]
     dtypes = [int(DTYPES[entries[i].dtype]) for i in order]
     buckets = tuple(
-        BucketPlan(
-            entries[order[members[0]]].dtype, count, tuple(order[m] for m in members), tuple(offsets)
-        )
+        BucketPlan(entries[order[members[0]]].dtype, count, tuple(order[m] for m in members), tuple(offsets))
         for _, count, members, offsets in _core.assign_buckets(
             counts, dtypes, min(FIRST_BYTES, bucket_bytes), bucket_bytes
         )

@@ -68,6 +68,46 @@ class Slot:
                 self.view.copy_(grad)
         self.param.grad = connected(grad, self.view) if grad.requires_grad else self.view
 
+    def fill(self, grad: torch.Tensor | None, window: int) -> bool:
+        """The bucket leaves, and nothing came for this parameter from autograd: what lies in `param.grad`
+        counts if it is new, and zeros do otherwise. False if there is no gradient."""
+        assert self.view is not None
+        if grad is None or self.late or not self.fits():
+            self.view.zero_()
+            return False
+        self.window = window
+        if grad is self.reduced:
+            self.carry, self.reduced = grad, None
+            self.keep_carry()
+            self.view.zero_()
+            self.param.grad = self.view
+        elif not self.in_view(grad):
+            self.take(grad)
+        return True
+
+    def came_back(self) -> None:
+        """The view holds the reduced gradient."""
+        assert self.view is not None
+        if self.carry is not None:
+            with torch.no_grad():
+                self.view.add_(self.carry)
+            self.carry = None
+        if not self.late:
+            self.reduced = self.param.grad
+
+    def put_aside(self, left: bool) -> None:
+        """Autograd is about to accumulate: put aside what must not be exchanged again.
+
+        `left`: the bucket has left in this window, so what comes now is late.
+        """
+        if self.late or (self.reduced is None and not left):
+            return
+        if left or not self.planned:
+            self.base, self.late = self.param.grad, True
+        else:
+            self.carry = self.param.grad
+        self.reduced = self.param.grad = None
+
     def keep_carry(self) -> None:
         """The view is about to be written: give a carry that lies in it memory of its own."""
         if self.carry is not None and self.in_view(self.carry):
@@ -87,7 +127,8 @@ class _Connected(torch.autograd.Function):
 def connected(local: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     """The view's memory as a tensor whose gradient flows to `local` unchanged.
 
-    `backward(create_graph=True)` leaves a gradient that can be differentiated again. Its reduced value depends on this rank's
-    part of it through 1/N; the other ranks hold the rest of the derivative, and the next exchange adds them up.
+    `backward(create_graph=True)` leaves a gradient that can be differentiated again. Its reduced value depends
+    on this rank's part of it through 1/N; the other ranks hold the rest of the derivative, and the next
+    exchange adds them up.
     """
     return _Connected.apply(local, view)

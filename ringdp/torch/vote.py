@@ -1,7 +1,7 @@
 """The vote of a step: a few 64-bit words that the core merges over all ranks by MIN.
 
-A word whose ranks must agree travels with its complement: MIN of both are complements again iff all ranks gave the same.
-A yes-or-no word is 1 where all is well, so that one rank's 0 wins.
+A word whose ranks must agree travels with its complement: MIN of both are complements again iff all ranks gave
+the same. A yes-or-no word is 1 where all is well, so that one rank's 0 wins.
 
     word  name          meaning after the merge
     0, 1  plan          digest of the plan, and complement

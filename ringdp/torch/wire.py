@@ -1,4 +1,4 @@
-"""What an optimizer's exchange asks of the core: open a plan, submit a bucket, vote, and named operations beside the plan."""
+"""What an exchange asks of the core: open a plan, submit a bucket, vote, and named operations beside the plan."""
 
 from __future__ import annotations
 
@@ -79,9 +79,7 @@ class Wire:
             int(self.options.op),
             *self.options.scale,
         )
-        handle: Handle[None] = Handle(core, bucket.flat, lambda _: None, self.world)
-        self.world.track(handle)  # an optimizer that is dropped must not take the memory with it
-        return handle
+        return Handle(core, bucket.flat, lambda _: None, self.world)
 
     def vote(self, step: int, submitted: int, in_plan: bool, complete: bool) -> Vote:
         """What all ranks say together.

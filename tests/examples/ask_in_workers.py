@@ -1,4 +1,4 @@
-"""What data-loading workers of a rank are told: `python ask_in_workers.py fork|spawn|forkserver`, on any number of ranks."""
+"""What data-loading workers of a rank are told: `ask_in_workers.py fork spawn forkserver`, on any number of ranks."""
 
 import os
 import sys
@@ -62,10 +62,9 @@ class Answers(Dataset[dict[str, Any]]):
         return {"pid": os.getpid(), "place": place(), "initialized": hvd.is_initialized(), "told": told}
 
 
-def main() -> None:
-    hvd.init()
+def ask(method: str) -> None:
     loader = DataLoader(
-        Answers(), batch_size=1, num_workers=WORKERS, multiprocessing_context=sys.argv[1], collate_fn=list
+        Answers(), batch_size=1, num_workers=WORKERS, multiprocessing_context=method, collate_fn=list
     )
     answers = [answer for batch in loader for answer in batch]
     assert len(answers) == ITEMS
@@ -80,8 +79,10 @@ def main() -> None:
     total = hvd.allreduce(torch.arange(5.0) + hvd.rank(), op=hvd.Sum)
     ranks = hvd.size()
     assert (total == torch.arange(5.0) * ranks + ranks * (ranks - 1) / 2).all()
-    print(f"rank {hvd.rank()} of {ranks}: {ITEMS} answers of {len(workers)} workers are right", flush=True)
+    print(f"rank {hvd.rank()} of {ranks}: {ITEMS} answers by {method} are right", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    hvd.init()
+    for start_method in sys.argv[1:]:
+        ask(start_method)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "images"))
 
 import train

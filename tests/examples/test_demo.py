@@ -1,10 +1,11 @@
 """examples/images/demo.py finds what is wrong with a result, and the progress line moves on terminals only."""
 
+import contextlib
 import fcntl
 import os
 import pty
+import select
 import struct
-import sys
 import termios
 from collections.abc import Iterator
 from typing import Any
@@ -63,25 +64,33 @@ def test_the_table(images: None) -> None:
     ]
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A terminal as standard output; the other end of it."""
+@contextlib.contextmanager
+def output_to_terminal(columns: int) -> Iterator[int]:
+    """Standard output is a terminal of this width; gives its other end, from which to read what was written."""
     ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as out:
-        monkeypatch.setattr(sys, "stdout", out)
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(theirs, "w") as out, contextlib.redirect_stdout(out):
         yield ours
     os.close(ours)
 
 
+def read_line(terminal: int) -> str:
+    """What was written up to the end of the line, which the kernel may hand over in parts."""
+    written = b""
+    while not written.endswith(b"\n") and select.select([terminal], [], [], 10)[0]:
+        written += os.read(terminal, 4096)
+    return written.decode()
+
+
 @pytest.mark.parametrize("columns", [0, 80])
-def test_the_line_moves_where_someone_watches(images: None, terminal: int, columns: int) -> None:
+def test_the_line_moves_where_someone_watches(images: None, columns: int) -> None:
     import progress
 
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    shown = progress.Progress(epochs=1, steps=2, batch_size=60, shown=True)
-    shown.step(1, loss=2.5, seconds=0.5, exchange=0.125)
-    shown.epoch(loss=2.0, seconds=1.0, exchange=0.25)
-    written = os.read(terminal, 4096).decode()
+    with output_to_terminal(columns) as terminal:
+        shown = progress.Progress(epochs=1, steps=2, batch_size=60, shown=True)
+        shown.step(1, loss=2.5, seconds=0.5, exchange=0.125)
+        shown.epoch(loss=2.0, seconds=1.0, exchange=0.25)
+        written = read_line(terminal)
     line = "epoch 1/1  loss 2.0000      120 samples/s  exchange 125.00 ms/step (25 %)\r\n"
     if columns:
         assert "loss 2.5000" in written and "##########.........." in written

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 TRAIN = ROOT / "examples" / "images" / "train.py"
+START_METHODS = ("fork", "spawn", "forkserver")
 Run = Callable[..., tuple[int | None, str]]
 
 
@@ -69,7 +70,7 @@ def test_plain_mpirun_on_three_ranks(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["ranks"] == 3
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", START_METHODS)
 def test_workers_load_the_same_data(
     method: str, train: Callable[..., dict[str, Any]], two_epochs: dict[str, Any]
 ) -> None:
@@ -77,12 +78,12 @@ def test_workers_load_the_same_data(
     assert result["parameters_sha256"] == two_epochs["parameters_sha256"]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_workers_may_ask_who_they_are_and_nothing_more(method: str, run: Run) -> None:
-    code, output = run(2, TESTS / "examples" / "ask_in_workers.py", method)
+def test_workers_may_ask_who_they_are_and_nothing_more(run: Run) -> None:
+    code, output = run(2, TESTS / "examples" / "ask_in_workers.py", *START_METHODS)
     assert code == 0, output
-    for rank in (0, 1):
-        assert f"rank {rank} of 2: 4 answers of 2 workers are right" in output
+    for method in START_METHODS:
+        for rank in (0, 1):
+            assert f"rank {rank} of 2: 4 answers by {method} are right" in output
 
 
 def test_ranks_that_differ_are_noticed(run: Run) -> None:

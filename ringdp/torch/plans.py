@@ -1,0 +1,94 @@
+"""The plan that holds now, its buckets, and how the next one comes about.
+
+A plan is made for the parameters that require grad, in reverse order of registration; once more in the order
+in which rank 0's gradients came in the first complete window; and again whenever the leftovers of a window
+show that the parameters have changed. Each is agreed on by all ranks before the first exchange under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ringdp import world
+from ringdp.torch.bucket import Bucket
+from ringdp.torch.plan import Plan, lay_out
+from ringdp.torch.slot import Slot
+from ringdp.torch.wire import Options, Wire
+
+
+class Plans:
+    """One optimizer's plans."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.wire = Wire(options)
+        self.slots: list[Slot] = []  # all parameters, planned or not
+        self.buckets: list[Bucket] = []  # of the plan, once `prepare` was called
+        self.plan: Plan | None = None
+        self._members: list[Slot] = []
+        self._order: list[int] = []  # indices of the members, as their gradients are expected
+        self._observed: list[int] | None = []  # as they came in this window; None: used
+
+    def new_window(self) -> None:
+        """Gradients come from the first on."""
+        if self._observed:
+            self._observed = []
+
+    def observe(self, slot: Slot) -> None:
+        """The window's first gradient of this parameter."""
+        if self._observed is not None:
+            self._observed.append(slot.index)
+
+    def observed_order(self) -> list[int] | None:
+        """Once, after a complete window: the order in which rank 0's gradients came, if the plan has another."""
+        if self._observed is None:
+            return None
+        seen = set(self._observed)
+        mine = self._observed + [i for i in self._order if i not in seen]
+        self._observed = None
+        order = self.wire.from_rank_0(mine, "order")
+        return order if order != self._order else None
+
+    def renew(self, members: Sequence[Slot], order: Sequence[int] | None = None) -> None:
+        """Start to agree on a plan for `members`: in `order` (default: as before), those that it lacks first,
+        the last registered of them before the others."""
+        for slot in self.slots:
+            slot.leave_plan()
+        indices = {slot.index for slot in members}
+        known = [i for i in (self._order if order is None else order) if i in indices]
+        self._order = sorted(indices - set(known), reverse=True) + known
+        self._members = [self.slots[i] for i in sorted(indices)]
+        for slot in self._members:
+            slot.planned = True
+        position = {slot.index: i for i, slot in enumerate(self._members)}
+        self.plan = lay_out(
+            [slot.entry() for slot in self._members],
+            [position[i] for i in self._order],
+            self.options.bucket_bytes,
+            str(self.options),
+        )
+        self.buckets = []
+        self.wire.open(self.plan)
+
+    def prepare(self) -> None:
+        """The plan has memory from now on: not before it is needed, so that the last plan's may be gone by then."""
+        assert self.plan is not None
+        if len(self.buckets) != len(self.plan.buckets):
+            self.buckets = [Bucket(i, b, self._members) for i, b in enumerate(self.plan.buckets)]
+
+    def out_of_date(self) -> bool:
+        """There is no plan, or it is of a world that is gone: `shutdown()` and `init()` were called."""
+        return self.plan is None or world.current() is not self.wire.world
+
+    def abandon(self) -> None:
+        """The exchange has failed: the next one begins with a new plan, the same on all ranks."""
+        self.plan, self.buckets, self._order, self._observed = None, [], [], []
+        for slot in self.slots:
+            slot.leave_plan()
+
+    def start_over(self) -> None:
+        """A plan where there is none."""
+        if world.current() is not self.wire.world:
+            self.abandon()
+            self.wire = Wire(self.options)
+        self.renew([slot for slot in self.slots if slot.param.requires_grad])

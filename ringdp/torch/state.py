@@ -1,0 +1,209 @@
+"""State from one rank to all: parameters, optimizer state, objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ringdp.constants import Min
+from ringdp.errors import MismatchError, UsageError
+from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.state import allgather_object, broadcast_object
+from ringdp.torch.adapter import refuse_unsupported
+from ringdp.torch.ops import operations
+
+
+def broadcast_parameters(
+    params: Any,
+    root_rank: int = 0,
+    prefix: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> None:
+    """Give every rank the tensors of `root_rank`, in place.
+
+    Args:
+        params: `model.state_dict()`, `model.named_parameters()`, `model.parameters()`, or a list of either
+            kind. Entries of a dict that are no tensors stay as they are. Leaves that require grad may be among them.
+        root_rank: whose tensors.
+        prefix: before the names on the wire.
+        process_set: the ranks that take part.
+
+    Raises:
+        MismatchError: names, dtypes or shapes differ between ranks; on every rank, before anything is written.
+        TypeError, UsageError: not such a collection, or a tensor that ringdp cannot exchange.
+    """
+    tensors = _named_tensors(params)
+    what = f"{prefix}.broadcast_parameters" if prefix else "broadcast_parameters"
+    for name, tensor in tensors:
+        refuse_unsupported(tensor, name)
+    _agree([f"{name}: {_look(tensor)}" for name, tensor in tensors], what, process_set)
+    handles = [
+        operations.broadcast_async_(tensor, root_rank, f"{what}.{i}.{name}", process_set)
+        for i, (name, tensor) in enumerate(tensors)
+    ]
+    for handle in handles:
+        handle.wait()
+
+
+def _named_tensors(params: Any) -> list[tuple[str, torch.Tensor]]:
+    if isinstance(params, torch.Tensor) or not isinstance(params, Iterable):
+        raise UsageError(
+            f"params must be a dict, a list or a generator of tensors, not a {type(params).__name__}"
+        )
+    if isinstance(params, Mapping):
+        return [(str(k), v) for k, v in params.items() if isinstance(v, torch.Tensor)]
+    entries = list(params)
+    return [
+        entry if isinstance(entry, tuple) else (f"parameter {i}", entry) for i, entry in enumerate(entries)
+    ]
+
+
+def _look(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
+    """Raise MismatchError on every rank, with the first difference, unless all ranks have the same lines."""
+    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=7).digest()
+    number = int.from_bytes(digest, "little")
+    lowest, highest = operations.allreduce(
+        torch.tensor([number, -number]), name=f"{what}.digest", op=Min, process_set=process_set
+    ).tolist()
+    if lowest == -highest:
+        return
+    of_rank = allgather_object(list(lines), f"{what}.lines", process_set)
+    longest = max(map(len, of_rank))
+    padded = [theirs + ["(nothing more)"] * (longest - len(theirs)) for theirs in of_rank]
+    differs = next(i for i in range(longest) if len({theirs[i] for theirs in padded}) > 1)
+    table = "".join(f"\n  rank {rank}: {theirs[differs]}" for rank, theirs in enumerate(padded[:8]))
+    more = f"\n  and {len(padded) - 8} ranks more" if len(padded) > 8 else ""
+    raise MismatchError(f"{what}: the ranks differ; nothing was written:{table}{more}")
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """The place of a tensor in the structure that is sent as an object."""
+
+    index: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def broadcast_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    root_rank: int = 0,
+    model: Any = None,
+    prefix: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> None:
+    """Give every rank the optimizer state of `root_rank`: options of the groups (learning rates), and what was
+    accumulated.
+
+    Never changes a parameter and takes no step: a rank without state gets the root's, and loses its own where
+        the root
+    has none. Tensors go as tensors, the structure around them as a pickled object.
+
+    Args:
+        optimizer: any torch.optim.Optimizer, wrapped or not, over the same parameters on all ranks.
+        root_rank: whose state.
+        model: not needed; Horovod's scripts may give it.
+        prefix: before the names on the wire.
+        process_set: the ranks that take part.
+
+    Raises:
+        MismatchError: the parameters differ between ranks.
+    """
+    what = f"{prefix}.broadcast_optimizer_state" if prefix else "broadcast_optimizer_state"
+    groups = optimizer.param_groups
+    lines = [
+        f"group {g}, parameter {i}: {_look(p)}"
+        for g, group in enumerate(groups)
+        for i, p in enumerate(group["params"])
+    ]
+    _agree(lines, what, process_set)
+    is_root = process_set.rank() == root_rank
+    tensors: list[torch.Tensor] = []
+    structure = _take_apart(_state_of(optimizer), tensors) if is_root else None
+    structure = broadcast_object(structure, root_rank, what, process_set)
+    if not is_root:
+        places = sorted(_places(structure), key=lambda place: place.index)
+        tensors = [torch.empty_strided(p.shape, p.strides, dtype=p.dtype) for p in places]
+    handles = [
+        operations.broadcast_async_(tensor, root_rank, f"{what}.{i}", process_set)
+        for i, tensor in enumerate(tensors)
+    ]
+    for handle in handles:
+        handle.wait()
+    if not is_root:
+        _put_state(optimizer, _put_together(structure, tensors))
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State and options with parameters as numbers."""
+    number = {p: i for i, p in enumerate(_parameters(optimizer))}
+    return {
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        "of_parameters": {number[k]: v for k, v in optimizer.state.items() if k in number},
+        "of_others": {k: v for k, v in optimizer.state.items() if k not in number},
+    }
+
+
+def _put_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    # Not by load_state_dict: that casts to the parameters' dtype, so a 16-bit model's ranks would end with
+    # different state.
+    params = _parameters(optimizer)
+    for group, options in zip(optimizer.param_groups, state["groups"], strict=True):
+        group.update(options)
+    optimizer.state.clear()
+    for number, value in state["of_parameters"].items():
+        optimizer.state[params[number]] = value
+    optimizer.state.update(state["of_others"])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """`value` with a `_Tensor` in place of each tensor, which goes to `tensors`."""
+    if isinstance(value, torch.Tensor):
+        refuse_unsupported(value, "a tensor of the optimizer's state")
+        tensors.append(value)
+        like = torch.empty_like(value)  # dense, in the order of the original's strides
+        return _Tensor(len(tensors) - 1, tuple(value.shape), like.stride(), value.dtype)
+    if isinstance(value, dict):
+        return {k: _take_apart(v, tensors) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_take_apart(v, tensors) for v in value)
+    return value
+
+
+def _put_together(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """The reverse of `_take_apart`."""
+    if isinstance(value, _Tensor):
+        return tensors[value.index]
+    if isinstance(value, dict):
+        return {k: _put_together(v, tensors) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_put_together(v, tensors) for v in value)
+    return value
+
+
+def _places(value: Any) -> list[_Tensor]:
+    if isinstance(value, _Tensor):
+        return [value]
+    inner: Iterable[Any] = value.values() if isinstance(value, dict) else ()
+    if type(value) in (list, tuple):
+        inner = value
+    return [place for v in inner for place in _places(v)]
+
+
+__all__ = ["allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"]
