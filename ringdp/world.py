@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from ringdp import launch, mpi
-from ringdp.errors import DeadlineError, InitError, NotInitializedError, RingdpError
+from ringdp.errors import InitError, NotInitializedError
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
 PARENT_VARIABLE = "RINGDP_PARENT"
@@ -56,27 +56,14 @@ class World:
         """Keep the tensors of an operation alive until it is done, also if nobody keeps its handle."""
         if len(self.in_flight) >= 16:
             for key, (other, _) in list(self.in_flight.items()):
-                if not _uses_memory(other):
+                if not other.memory_in_use():
                     self.in_flight.pop(key, None)
         self.in_flight[id(core)] = (core, tensors)
 
     def release(self, core: Any) -> None:
         """The operation is done: its tensors are the caller's again."""
-        if not _uses_memory(core):
+        if not core.memory_in_use():
             self.in_flight.pop(id(core), None)
-
-
-def _uses_memory(core: Any) -> bool:
-    """True while the engine or MPI may still read or write the tensors of an operation."""
-    if not core.poll():
-        return True
-    try:
-        core.check()
-    except DeadlineError:
-        return True  # given up with messages under way
-    except RingdpError:
-        pass
-    return False
 
 
 _world: World | None = None
@@ -202,7 +189,7 @@ def shutdown() -> None:
     _world = None
     os.environ.pop(PARENT_VARIABLE, None)
     all_left = world.engine.shutdown(world.engine.timeout)
-    if any(_uses_memory(core) for core, _ in world.in_flight.values()):
+    if any(core.memory_in_use() for core, _ in world.in_flight.values()):
         _abandoned.append(world)
     if all_left:
         for communicator in world.communicators:

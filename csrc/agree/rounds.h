@@ -5,14 +5,12 @@
 // merged words. A rank enters when its pending set has changed, or when another rank has entered. Three kinds of
 // instance:
 //
-//   round       for each known name: is it pending here (AND), has it the agreed signature (AND), is it idle here
-//   (AND);
+//   round       for each known name: is it pending here (AND), has it the agreed signature (AND), is it idle here (AND);
 //               and: nothing new here (AND), leaving (AND), the lowest rank that leaves (MIN). What is pending
 //               everywhere runs now, in the order of ids; where a signature is not agreed, a `signatures` instance
 //               comes first.
 //   names       follows a round in which some rank had a new name: the smallest digests (up to 32) of new names over
-//   all
-//               ranks (set union) get ids. No rank collects a table from all others.
+//               all ranks (set union) get ids. No rank collects a table from all others.
 //   signatures  for each name that is pending everywhere with an open signature: digest and complement (MIN), equal iff
 //               all ranks mean the same. If not, the operation fails on every rank before any data has moved.
 //

@@ -156,6 +156,7 @@ void bind_engine(nb::module_& m) {
       .def("wait", &wait, "seconds"_a, "Sleep until done (GIL released); False if the seconds passed first.")
       .def(
           "check", [](Handle& h) { h.result(); }, "Raise what went wrong, if anything did. Only after done.")
+      .def("memory_in_use", &Handle::memory_in_use, "True while the engine or MPI may still use the tensors.")
       .def("stage", [](Handle& h) { return name_of(h.stage()); })
       .def("take_output", &take_output, "The output that the operation allocated, as a NumPy array of bytes.")
       .def(

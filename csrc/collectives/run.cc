@@ -108,8 +108,7 @@ bool Run::take_headers() {
     size_t length = 0;
     if (!in.header_request.pending() || !transport_.test(in.header_request, &length)) continue;
     moved = true;
-    if (length ==
-        0) {  // poison of an earlier operation with this tag, which had all it needed and ended before it came
+    if (length == 0) {  // poison of an earlier operation with this tag, which had ended before it came
       in.header_request = transport_.receive(in.peer, tag_, &in.header, sizeof in.header);
       continue;
     }

@@ -20,15 +20,6 @@ constexpr uint64_t kUnnamedSlots = 64;
 
 constexpr const char* kUnnamedPrefix = "unnamed.";
 
-constexpr auto kGraceAfterDeparture = std::chrono::seconds(2);
-
-std::string label_of(const Submission& s) {
-  if (s.lane >= 0) return "bucket " + std::to_string(s.bucket) + " of plan " + std::to_string(s.lane);
-  return std::string(name_of(s.kind)) + " '" + s.name + "'";
-}
-
-Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ringdp.init() again first"}; }
-
 Error peer_left(const Submission& s, const ProcessSet& set) {
   return {ErrorKind::peer, "rank " + std::to_string(set.rank()) + ": " + name_of(s.kind) + " '" + s.name +
                                "' cannot complete: rank " + std::to_string(set.rounds.left_rank()) +
@@ -60,6 +51,9 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
     const auto size = sizes_.find(submission.process_set);
     if (size == sizes_.end()) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", submission.process_set);
     validate(submission, rank_, size->second);
+    if (submission.name.rfind(kUnnamedPrefix, 0) == 0)
+      fail(ErrorKind::usage, "rank ", rank_, ": '", submission.name, "': names that begin with '", kUnnamedPrefix,
+           "' are those of unnamed calls; use another");
     if (submission.lane < 0 && !submission.name.empty() &&
         !in_flight_.emplace(submission.process_set, submission.name).second)
       fail(ErrorKind::duplicate, "rank ", rank_, ": ", name_of(submission.kind), " '", submission.name,
@@ -325,31 +319,6 @@ void Engine::finished(Operation& operation) {
   operation.deliver();
 }
 
-void Engine::break_lanes() {
-  const auto lanes = std::exchange(broken_lanes_, {});
-  for (const auto& [key, failed] : lanes) break_lane(process_set(key.first), key.second, failed);
-}
-
-// An operation of a plan that fails, fails on every rank; each then accepts nothing more in the lane. So whatever this
-// rank has started there since would wait for ranks that never will. What came before was started by all, and ends by
-// itself.
-void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
-  const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": plan " + std::to_string(lane_id) +
-                                         " has failed in an earlier operation of this step");
-  Lane& lane = set.lanes[lane_id];
-  for (auto it = active_.begin(); it != active_.end();) {
-    const auto here = it++;
-    if (here->process_set() != set.id || here->lane() != lane_id || here->sequence() < failed) continue;
-    here->give_up(error);
-    lane.started.erase(here->sequence());
-    here->deliver();
-    parked_.splice(parked_.end(), active_, here);
-  }
-  for (Start& start : waiting_[{set.id, lane_id}]) start.submission.handle->fail(error);
-  waiting_[{set.id, lane_id}].clear();
-  fail_votes(lane, error);
-}
-
 void Engine::release_name(const Submission& s) {
   if (s.lane >= 0) return;
   {
@@ -389,59 +358,6 @@ bool Engine::count_votes(ProcessSet& set) {
     if (!lane.votes.empty()) begin_vote(lane);
   }
   return moved;
-}
-
-// Ten looks a second: an operation whose deadline has passed fails here. Its memory may still be in the transport's
-// hands, so it is parked; the lane of a plan is broken by it.
-void Engine::check_deadlines() {
-  const auto now = Clock::now();
-  if (now - last_check_ < std::chrono::milliseconds(100)) return;
-  last_check_ = now;
-  const Deadline started = Deadline::in(Seconds(-options_.timeout));  // what was handed in before is overdue
-  const std::string who = "rank " + std::to_string(rank_) + ": ";
-  for_each_not_started([&](Submission& s) {  // it stays pending: the other ranks may have counted on it already
-    if (!s.handle->done() && s.handle->made() < started.end())
-      s.handle->fail(
-          Error(ErrorKind::deadline,
-                who + label_of(s) + " waited RINGDP_TIMEOUT seconds, and at least one " + "rank has not submitted it"));
-  });
-  for (auto& [id, set] : sets_) check_votes(*set);
-  for (auto it = active_.begin(); it != active_.end();) {
-    const auto here = it++;
-    if (!here->overdue()) continue;
-    here->give_up(Error(ErrorKind::deadline, who + here->label() +
-                                                 " did not complete within RINGDP_TIMEOUT: another rank has stopped, "
-                                                 "is far behind, or has not come to this operation"));
-    finished(*here);
-    parked_.splice(parked_.end(), active_, here);
-  }
-}
-
-template <class Act>
-void Engine::for_each_not_started(const Act& act) {
-  for (auto& [token, submission] : agreeing_) act(submission);
-  for (auto& [key, queue] : queued_)
-    for (Submission& submission : queue) act(submission);
-  for (auto& [key, queue] : waiting_)
-    for (Start& start : queue) act(start.submission);
-}
-
-void Engine::check_votes(ProcessSet& set) {
-  const Deadline started = Deadline::in(Seconds(-options_.timeout));
-  for (auto& [lane_id, lane] : set.lanes) {
-    if (lane.votes.empty() || lane.votes.front().handle->made() >= started.end()) continue;
-    const Error error(ErrorKind::deadline,
-                      "rank " + std::to_string(rank_) + ": the vote of plan " + std::to_string(lane_id) +
-                          " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
-    fail_votes(lane, error);
-  }
-}
-
-// A vote that one rank has given up never ends on the others: there is none after it in this lane.
-void Engine::fail_votes(Lane& lane, const Error& error) {
-  lane.broken = true;
-  for (Vote& vote : lane.votes) vote.handle->fail(error);
-  lane.votes.clear();
 }
 
 // On the wire: spin shortly, yield, then sleep with pauses growing to 100 µs (1 ms while waiting only for other ranks
@@ -487,64 +403,6 @@ bool Engine::anything_waiting() const {
 bool Engine::anything_pending() const {
   return std::any_of(sets_.begin(), sets_.end(),
                      [](const auto& entry) { return entry.second->rounds.pending() || entry.second->wire.running(); });
-}
-
-// All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
-bool Engine::everyone_left() const {
-  const bool stuck = Clock::now() - last_move_ > kGraceAfterDeparture;
-  return left_ && ((active_.empty() && !anything_waiting()) || stuck) &&
-         std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->rounds.closed(); });
-}
-
-// Nothing more is accepted, and whoever waits is told why.
-void Engine::break_down(const Error& error) {
-  std::deque<Arrival> arrived;
-  {
-    std::lock_guard lock(mutex_);
-    broken_ = error;
-    arrived.swap(arrivals_);
-    in_flight_.clear();
-  }
-  for (Arrival& arrival : arrived)
-    if (arrival.submission.handle) arrival.submission.handle->fail(error);
-  for_each_not_started([&](Submission& submission) { submission.handle->fail(error); });
-  for (auto& [id, set] : sets_)
-    for (auto& [lane_id, lane] : set->lanes)
-      for (Vote& vote : lane.votes) vote.handle->fail(error);
-  for (Operation& operation : active_) operation.submission().handle->fail(error);
-  stop_ = true;
-  wake();
-}
-
-// Other ranks may still be there, and what they send must not arrive in memory that is no longer ours.
-void Engine::take_receives_back() {
-  for (Operation& operation : active_) operation.give_up(closed_error());
-  for (auto& [id, set] : sets_) {
-    set->wire.cancel();
-    for (auto& [lane_id, lane] : set->lanes)
-      if (lane.ballot) lane.ballot->cancel();
-  }
-}
-
-// A rank that has shut down submits no more buckets and votes in no step: what waits for it, and has not moved for a
-// while (data that it sent before may still be under way), fails with its number.
-void Engine::check_departures() {
-  const auto stuck_since = Clock::now() - kGraceAfterDeparture;
-  for (auto& [id, set] : sets_) {
-    const int gone = set->rounds.left_rank();
-    if (gone < 0 || gone == rank_) continue;
-    const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this step cannot complete: rank " +
-                                           std::to_string(gone) + " has shut ringdp down");
-    for (auto it = active_.begin(); it != active_.end();) {
-      const auto here = it++;
-      if (here->process_set() != id || here->lane() == 0 || here->last_move() > stuck_since) continue;
-      here->give_up(error);
-      finished(*here);
-      parked_.splice(parked_.end(), active_, here);
-    }
-    for (auto& [lane_id, lane] : set->lanes)
-      if (!lane.votes.empty() && last_move_ < stuck_since) fail_votes(lane, error);
-  }
 }
 
 ProcessSet& Engine::process_set(int id) { return *sets_.at(id); }

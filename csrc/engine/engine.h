@@ -132,4 +132,7 @@ class Engine {
   std::thread thread_;
 };
 
+// What is said to whoever waits for an engine that has ended.
+Error closed_error();
+
 }  // namespace ringdp

@@ -220,6 +220,7 @@ void Operation::give_up(const Error& error) {
   if (run_) run_->abandon();
   done_ = true;
   error_ = error;
+  submission_.handle->give_up_memory();
 }
 
 namespace {

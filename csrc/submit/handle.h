@@ -36,6 +36,10 @@ class Handle {
   void finish(Result result);
   void fail(const Error& error);
 
+  // The operation was given up while the transport may still use the tensors: they must outlive the engine.
+  void give_up_memory() { memory_in_use_.store(true); }
+  bool memory_in_use() const { return !done() || memory_in_use_.load(); }
+
   // Sleeps until done; `look` is called some ten times a second (it may throw, to end the wait: Ctrl-C). False if the
   // deadline passed first.
   [[nodiscard]] bool wait(Deadline deadline, const std::function<void()>& look);
@@ -45,7 +49,7 @@ class Handle {
 
  private:
   const Clock::time_point made_ = Clock::now();
-  std::atomic<bool> done_{false};
+  std::atomic<bool> done_{false}, memory_in_use_{false};
   std::atomic<Stage> stage_{Stage::submit};
   std::mutex mutex_;
   std::condition_variable changed_;

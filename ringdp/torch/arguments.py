@@ -59,7 +59,6 @@ def check_names(parameters: Sequence[tuple[str, torch.Tensor]], names: dict[torc
 
 
 def check_arguments(
-    optimizer: Any,
     parameters: Sequence[tuple[str, torch.Tensor]],
     compression: Any,
     options: Options,
@@ -67,10 +66,6 @@ def check_arguments(
     groups: Any,
 ) -> None:
     """Refuse what cannot be right, and what is not offered yet."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"DistributedOptimizer needs a torch.optim.Optimizer, not a {type(optimizer).__name__}"
-        )
     refuse_unknown(compression)
     if num_groups or groups is not None:
         raise UsageError("num_groups and groups are not offered yet: buckets are cut by size (bucket_bytes)")

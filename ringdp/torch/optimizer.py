@@ -198,6 +198,8 @@ def DistributedOptimizer(
         MismatchError: in the first `backward()` or `step()`, where the ranks' parameters or options differ; on
             every rank, naming the first parameter that differs, before any parameter changes.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"DistributedOptimizer needs a torch.optim.Optimizer, not a {type(optimizer).__name__}")
     if isinstance(optimizer, _Distributed):
         raise UsageError("this optimizer is a DistributedOptimizer already")
     names = named_from(named_parameters)
@@ -205,7 +207,7 @@ def DistributedOptimizer(
     options = Options(
         op, backward_passes_per_step, gradient_predivide_factor, sparse_as_dense, bucket_bytes, process_set
     )
-    check_arguments(optimizer, parameters, compression, options, num_groups, groups)
+    check_arguments(parameters, compression, options, num_groups, groups)
     if named_parameters is not None:
         check_names(parameters, names)
     exchange = Exchange(parameters, options) if world.size() > 1 else None

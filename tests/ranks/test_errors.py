@@ -94,6 +94,8 @@ def test_wrong_arguments_are_refused_at_once():
         ringdp.broadcast(x, 99)
     with pytest.raises(ringdp.UsageError, match="op must be one of Average"):
         ringdp.allreduce(x, op=17)
+    with pytest.raises(ringdp.UsageError, match="those of unnamed calls"):
+        ringdp.allreduce(x, name="unnamed.3")
     with pytest.raises(ringdp.UsageError, match="splits add up to"):
         ringdp.alltoall(x, splits=[1] * (ringdp.size() - 1) + [9])
     with pytest.raises(ringdp.UsageError, match="splits has"):
