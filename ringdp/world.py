@@ -68,7 +68,8 @@ class World:
 
 _world: World | None = None
 _generation = 0
-_abandoned: list[World] = []  # worlds whose transport may still use the memory of operations that were given up
+# Worlds whose transport may still use the memory of operations that were given up.
+_abandoned: list[World] = []
 _local = threading.local()
 _hooks_installed = False
 

@@ -24,7 +24,7 @@ import ringdp.torch as hvd
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH, where set, leaves it out
 
 import digits
-from progress import Progress
+from progress import ExchangeClock, Progress
 
 
 def main() -> int:
@@ -40,10 +40,11 @@ def main() -> int:
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 
+    clock = ExchangeClock(model)
     progress = Progress(args.epochs, len(loader), loader.batch_size * hvd.size(), shown=hvd.rank() == 0)
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)  # another shuffle each epoch, the same on all ranks
-        train_epoch(model, optimizer, loader, progress)
+        train_epoch(model, optimizer, loader, clock, progress)
 
     accuracy = evaluate(model, held_out)
     identical, digest = compare_parameters(model)
@@ -97,17 +98,20 @@ def shard(training: TensorDataset, args: argparse.Namespace) -> tuple[Any, Any]:
     return loader, sampler
 
 
-def train_epoch(model: torch.nn.Module, optimizer: Any, loader: DataLoader[Any], progress: Progress) -> None:
-    began, waited, losses = time.perf_counter(), optimizer.exchange_seconds, 0.0
+def train_epoch(
+    model: torch.nn.Module, optimizer: Any, loader: DataLoader[Any], clock: ExchangeClock, progress: Progress
+) -> None:
+    began, waited, losses = time.perf_counter(), clock.seconds, 0.0
     for step, (images, labels) in enumerate(loader, start=1):
         optimizer.zero_grad()
         loss = cross_entropy(model(images), labels)
         loss.backward()  # when it returns, the gradients are those of all ranks
+        clock.backward_returned()
         optimizer.step()
         losses += loss.item()
         elapsed = time.perf_counter() - began
-        progress.step(step, losses / step, elapsed, optimizer.exchange_seconds - waited)
-    mine = torch.tensor([losses / step, elapsed, optimizer.exchange_seconds - waited], dtype=torch.float64)
+        progress.step(step, losses / step, elapsed, clock.seconds - waited)
+    mine = torch.tensor([losses / step, elapsed, clock.seconds - waited], dtype=torch.float64)
     progress.epoch(*hvd.allreduce(mine, op=hvd.Average, name="epoch").tolist())
 
 

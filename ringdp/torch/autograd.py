@@ -1,8 +1,7 @@
-"""Gradients through the blocking operations: each backward is the transposed exchange.
+"""Gradients through the blocking operations: each backward is an exchange in the other direction.
 
-With y_r on rank r and a loss that is the sum of the ranks' losses, the gradient of an all-reduce is the same
-all-reduce of the gradients, of an all-gather the sum of all ranks' gradients for the own part, of a broadcast
-their sum on the root.
+As in Horovod, gradients that meet are averaged: an all-gather gives each rank the average of all ranks' gradients
+for its own rows, a broadcast gives the root their average. An all-reduce reduces the gradients as it did the tensors.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Allreduce(torch.autograd.Function):
 
 
 class Allgather(torch.autograd.Function):
-    """The gradient is summed over the ranks; each takes its own rows."""
+    """The gradients of all ranks are averaged; each rank takes its own rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Any, operations: Any, name: Any, process_set: ProcessSet) -> Any:
@@ -56,12 +55,12 @@ class Allgather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
-        total = ctx.operations.allreduce(grad, op=Sum, process_set=ctx.process_set)
-        return total.narrow(0, ctx.start, ctx.rows), None, None, None
+        mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
+        return mean.narrow(0, ctx.start, ctx.rows), None, None, None
 
 
 class Broadcast(torch.autograd.Function):
-    """The root gets the sum of all gradients, the others nothing."""
+    """The root gets the average of all gradients, the others nothing."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Any, operations: Any, root: int, name: Any, process_set: ProcessSet) -> Any:
@@ -70,9 +69,9 @@ class Broadcast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
-        total = ctx.operations.allreduce(grad, op=Sum, process_set=ctx.process_set)
+        mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
         is_root = ctx.process_set.rank() == ctx.root
-        return total if is_root else torch.zeros_like(total), None, None, None, None
+        return mean if is_root else torch.zeros_like(mean), None, None, None, None
 
 
 class Alltoall(torch.autograd.Function):

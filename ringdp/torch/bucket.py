@@ -22,3 +22,25 @@ class Bucket:
             entry = slot.entry()
             slot.bucket = self
             slot.view = self.flat.as_strided(entry.shape, entry.strides, offset)
+
+    def complete(self, window: int) -> bool:
+        """Every gradient came in this window."""
+        return all(slot.came_in(window) for slot in self.slots)
+
+    def fill(self, window: int, sparse_as_dense: bool) -> bool:
+        """The bucket is about to leave: whatever did not come is filled in. False if a gradient is missing."""
+        complete = True
+        for slot in self.slots:
+            if not slot.came_in(window):
+                grad = slot.param.grad
+                if grad is not None and grad.layout is not torch.strided:
+                    grad = slot.densify(grad, sparse_as_dense)
+                complete &= slot.fill(grad, window)
+        return complete
+
+    def came_back(self, window: int) -> None:
+        """The views hold the reduced gradients."""
+        torch.autograd.graph.increment_version(self.flat)  # the core wrote behind autograd's back
+        for slot in self.slots:
+            if slot.window == window:
+                slot.came_back()

@@ -23,8 +23,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ringdp import world
-from ringdp.errors import UsageError
 from ringdp.ops import Handle
 from ringdp.torch import hooks
 from ringdp.torch.bucket import Bucket
@@ -42,7 +40,7 @@ class Exchange:
     def __init__(self, named: Sequence[tuple[str, torch.Tensor]], options: Options) -> None:
         """Start to agree on the plan for `named`; the first exchange waits for that."""
         self.options = options
-        self._plans = Plans(options)
+        self._plans = Plans(self, options)
         self._slots = self._plans.slots
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
@@ -50,15 +48,13 @@ class Exchange:
         self._new_window()
         self.extend(named)
         weakref.finalize(self, hooks.detach_all, self._slots).atexit = False
-        self._renew_plan([slot for slot in self._slots if slot.param.requires_grad])
+        self._plans.renew([slot for slot in self._slots if slot.param.requires_grad])
 
     # --- what the optimizer says ------------------------------------------------------------------
 
     def extend(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Further parameters. Their first gradients come beside the plan; the next plan holds them."""
-        for name, param in named:
-            self._slots.append(Slot(len(self._slots), name, param))
-            hooks.attach(self, self._slots[-1])
+        self._plans.extend(named)
 
     def settle(self) -> None:
         """Finish the window: zeros for what has not come, and everything is reduced. Waits for all ranks."""
@@ -97,6 +93,8 @@ class Exchange:
 
     def arriving(self, slot: Slot) -> None:
         """Autograd is about to accumulate into `param.grad`: put aside there what must not be exchanged again."""
+        if self._count > 0 and not self._passes.running and not self.finished:
+            self._look_for_dropped()
         if self.finished:
             self._new_window()
         slot.put_aside(slot.bucket is not None and slot.bucket.index < self._submitted)
@@ -109,7 +107,7 @@ class Exchange:
         if grad is None:
             return  # another hook has used it up
         if grad.layout is not torch.strided:
-            grad = self._dense(slot, grad)
+            grad = slot.densify(grad, self.options.sparse_as_dense)
         bucket = slot.bucket
         if slot.late or bucket is None or not slot.fits():
             slot.late = self._has_late = True
@@ -125,15 +123,6 @@ class Exchange:
             if bucket.waiting == 0 and self._count + 1 >= self.options.passes:
                 self._launch()
 
-    def _dense(self, slot: Slot, grad: torch.Tensor) -> torch.Tensor:
-        if not self.options.sparse_as_dense:
-            raise UsageError(
-                f"rank {world.rank()}: the gradient of {slot.name} is sparse; give DistributedOptimizer "
-                "sparse_as_dense=True (sparse gradients on the wire come in a later release)"
-            )
-        slot.param.grad = dense = grad.to_dense()
-        return dense
-
     # --- windows and passes -----------------------------------------------------------------------
 
     def _new_window(self) -> None:
@@ -145,6 +134,20 @@ class Exchange:
         self._voted = self._has_late = self._has_missing = False
         self.finished = False  # all gradients of the window are reduced
         self._plans.new_window()
+
+    def _look_for_dropped(self) -> None:
+        """module.zero_grad() may have dropped the gradients of an open window: do as optimizer.zero_grad() does."""
+        came = [slot for slot in self._slots if slot.window == self._window or slot.late]
+        dropped = [slot for slot in self._slots if slot.param.grad is None]
+        if not any(slot.param.grad is None for slot in came):
+            return
+        if self._begun():
+            self.settle()
+        elif all(slot.param.grad is None for slot in came):
+            self._new_window()
+        for slot in dropped:
+            slot.param.grad = None
+            slot.forget()
 
     def _begun(self) -> bool:
         """Other ranks may wait for this window."""
@@ -166,7 +169,7 @@ class Exchange:
         with self._abandoned_on_failure():
             self._prepare()
             for bucket in self._plans.buckets[self._submitted :]:
-                if any(slot.window != self._window for slot in bucket.slots):
+                if not bucket.complete(self._window):
                     break
                 self._submit(bucket)
             self._conclude(everything=False)
@@ -182,12 +185,7 @@ class Exchange:
                 self._submit(self._plans.buckets[self._submitted])
 
     def _submit(self, bucket: Bucket) -> None:
-        for slot in bucket.slots:
-            if slot.window != self._window:
-                grad = slot.param.grad
-                if grad is not None and grad.layout is not torch.strided:
-                    grad = self._dense(slot, grad)
-                self._has_missing |= not slot.fill(grad, self._window)
+        self._has_missing |= not bucket.fill(self._window, self.options.sparse_as_dense)
         self._handles.append(self._plans.wire.submit(bucket))
         self._submitted += 1
 
@@ -213,10 +211,7 @@ class Exchange:
             self._plans.buckets[self._reduced : buckets], self._handles[self._reduced : buckets], strict=True
         ):
             handle.wait()
-            torch.autograd.graph.increment_version(bucket.flat)
-            for slot in bucket.slots:
-                if slot.window == self._window:
-                    slot.came_back()
+            bucket.came_back(self._window)
             self._reduced += 1
 
     def _finish(self, vote: Vote) -> None:
@@ -225,25 +220,18 @@ class Exchange:
             members = exchange_leftovers(self._plans.wire, self._slots, self._window)
         self.finished = True
         if members is not None:
-            self._renew_plan(members)
+            self._plans.renew(members)
         elif vote.complete and vote.in_plan:
             order = self._plans.observed_order()
             if order is not None:
-                self._renew_plan([slot for slot in self._slots if slot.planned], order)
+                self._plans.renew([slot for slot in self._slots if slot.planned], order)
 
     # --- plans ------------------------------------------------------------------------------------
-
-    def _renew_plan(self, members: Sequence[Slot], order: Sequence[int] | None = None) -> None:
-        self._plans.renew(members, order)
-        for slot in members:
-            hooks.attach(self, slot)
 
     def _prepare(self) -> None:
         if self._plans.out_of_date():
             self._abandon()
             self._plans.start_over()
-            for slot in self._slots:
-                hooks.attach(self, slot)
         self._plans.prepare()
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ringdp.torch.exchange import Exchange
 
 
-def attach(exchange: Exchange, slot: Slot) -> None:
+def attach(exchange: weakref.ref[Exchange], slot: Slot) -> None:
     """Let the parameter tell `exchange` of its gradients. Does nothing where that is so already, or none can come.
 
     The hooks do not keep the exchange alive: an optimizer that is dropped falls silent.
@@ -27,15 +27,14 @@ def attach(exchange: Exchange, slot: Slot) -> None:
     if node is slot.node:
         return
     detach(slot)
-    reference = weakref.ref(exchange)
 
     def before(_: Any) -> None:
-        alive = reference()
+        alive = exchange()
         if alive is not None:
             alive.arriving(slot)
 
     def after(_: torch.Tensor) -> None:
-        alive = reference()
+        alive = exchange()
         if alive is not None:
             alive.arrived(slot)
 

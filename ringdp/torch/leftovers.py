@@ -31,7 +31,7 @@ def exchange_leftovers(wire: Wire, slots: Sequence[Slot], window: int) -> list[S
     """
     marks = torch.tensor(
         [
-            [slot.window == window for slot in slots],
+            [slot.came_in(window) for slot in slots],
             [_extra(slot) for slot in slots],
             [slot.param.requires_grad for slot in slots],
         ],
@@ -45,6 +45,9 @@ def exchange_leftovers(wire: Wire, slots: Sequence[Slot], window: int) -> list[S
     beside = [slot for slot in slots if extra[slot.index]]
     for dtype in dict.fromkeys(slot.param.dtype for slot in beside):
         _exchange_flat(wire, dtype, [slot for slot in beside if slot.param.dtype == dtype])
+    for slot in slots:
+        if slot.late:
+            slot.forget()  # it came late, and was dropped by module.zero_grad()
     stays = 2 not in extra and all(slot.planned == bool(wanted[slot.index]) for slot in slots)
     return None if stays else [slot for slot in slots if wanted[slot.index]]
 

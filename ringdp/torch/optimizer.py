@@ -199,7 +199,9 @@ def DistributedOptimizer(
             every rank, naming the first parameter that differs, before any parameter changes.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"DistributedOptimizer needs a torch.optim.Optimizer, not a {type(optimizer).__name__}")
+        raise TypeError(
+            f"DistributedOptimizer needs a torch.optim.Optimizer, not a {type(optimizer).__name__}"
+        )
     if isinstance(optimizer, _Distributed):
         raise UsageError("this optimizer is a DistributedOptimizer already")
     names = named_from(named_parameters)

@@ -7,20 +7,29 @@ show that the parameters have changed. Each is agreed on by all ranks before the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
 
 from ringdp import world
+from ringdp.torch import hooks
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.plan import Plan, lay_out
 from ringdp.torch.slot import Slot
 from ringdp.torch.wire import Options, Wire
 
+if TYPE_CHECKING:
+    from ringdp.torch.exchange import Exchange
+
 
 class Plans:
     """One optimizer's plans."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, exchange: Exchange, options: Options) -> None:
         self.options = options
+        self._exchange = weakref.ref(exchange)
         self.wire = Wire(options)
         self.slots: list[Slot] = []  # all parameters, planned or not
         self.buckets: list[Bucket] = []  # of the plan, once `prepare` was called
@@ -28,6 +37,12 @@ class Plans:
         self._members: list[Slot] = []
         self._order: list[int] = []  # indices of the members, as their gradients are expected
         self._observed: list[int] | None = []  # as they came in this window; None: used
+
+    def extend(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Further parameters, outside the plan."""
+        for name, param in named:
+            self.slots.append(Slot(len(self.slots), name, param))
+            hooks.attach(self._exchange, self.slots[-1])
 
     def new_window(self) -> None:
         """Gradients come from the first on."""
@@ -60,6 +75,7 @@ class Plans:
         self._members = [self.slots[i] for i in sorted(indices)]
         for slot in self._members:
             slot.planned = True
+            hooks.attach(self._exchange, slot)
         position = {slot.index: i for i, slot in enumerate(self._members)}
         self.plan = lay_out(
             [slot.entry() for slot in self._members],
@@ -91,4 +107,6 @@ class Plans:
         if world.current() is not self.wire.world:
             self.abandon()
             self.wire = Wire(self.options)
+        for slot in self.slots:
+            hooks.attach(self._exchange, slot)
         self.renew([slot for slot in self.slots if slot.param.requires_grad])

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ringdp import world
+from ringdp.errors import UsageError
 from ringdp.torch.plan import Entry, view_strides
 
 if TYPE_CHECKING:
@@ -62,11 +64,29 @@ class Slot:
     def take(self, grad: torch.Tensor) -> None:
         """Copy a gradient into the view, which becomes `param.grad`."""
         assert self.view is not None
-        if not self.in_view(grad):
+        if self.carry is not None:
             self.keep_carry()
-            with torch.no_grad():
-                self.view.copy_(grad)
-        self.param.grad = connected(grad, self.view) if grad.requires_grad else self.view
+        if not grad.requires_grad:
+            self.view.copy_(grad)
+            self.param.grad = self.view
+            return
+        if not self.in_view(grad):
+            self.view.copy_(grad.detach())
+        self.param.grad = connected(grad, self.view)
+
+    def densify(self, grad: torch.Tensor, allowed: bool) -> torch.Tensor:
+        """A sparse gradient made dense."""
+        if not allowed:
+            raise UsageError(
+                f"rank {world.rank()}: the gradient of {self.name} is sparse; give DistributedOptimizer "
+                "sparse_as_dense=True (sparse gradients on the wire come in a later release)"
+            )
+        self.param.grad = dense = grad.to_dense()
+        return dense
+
+    def came_in(self, window: int) -> bool:
+        """A gradient came in this window, and module.zero_grad() has not dropped it since."""
+        return self.window == window and self.param.grad is not None
 
     def fill(self, grad: torch.Tensor | None, window: int) -> bool:
         """The bucket leaves, and nothing came for this parameter from autograd: what lies in `param.grad`
@@ -74,6 +94,7 @@ class Slot:
         assert self.view is not None
         if grad is None or self.late or not self.fits():
             self.view.zero_()
+            self.carry, self.window = None, -1
             return False
         self.window = window
         if grad is self.reduced:
@@ -100,6 +121,8 @@ class Slot:
 
         `left`: the bucket has left in this window, so what comes now is late.
         """
+        if self.param.grad is None and not left:
+            self.carry = None  # dropped
         if self.late or (self.reduced is None and not left):
             return
         if left or not self.planned:

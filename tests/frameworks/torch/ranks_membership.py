@@ -15,20 +15,20 @@ from frameworks.torch.helpers import (
 )
 
 import ringdp.torch as hvd
-from ringdp.torch.exchange import Exchange
+from ringdp.torch.plans import Plans
 
 
 @pytest.fixture
 def plans(monkeypatch):
     """Counts the plans that are made."""
     made = []
-    renew = Exchange._renew_plan
+    renew = Plans.renew
 
     def counting(self, members, order=None):
         made.append([slot.name for slot in members])
         renew(self, members, order)
 
-    monkeypatch.setattr(Exchange, "_renew_plan", counting)
+    monkeypatch.setattr(Plans, "renew", counting)
     return made
 
 

@@ -66,9 +66,9 @@ def test_other_operations():
 LAYOUTS = {
     "transposed": lambda x: x.t().contiguous().t(),
     "strided": lambda x: torch.stack([x, -x], dim=-1)[..., 0],
-    "channels_last": lambda x: x.reshape(1, 1, *x.shape)
-    .expand(1, 2, *x.shape)
-    .contiguous(memory_format=torch.channels_last),
+    "channels_last": lambda x: (
+        x.reshape(1, 1, *x.shape).expand(1, 2, *x.shape).contiguous(memory_format=torch.channels_last)
+    ),
 }
 
 
@@ -162,7 +162,7 @@ def test_groups():
     assert torch.equal(parts[0], total((hvd.size(),), torch.float32)[hvd.rank()].reshape(1))
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def weights(n, rank=None):
@@ -187,18 +187,14 @@ def test_gradients_through_allgather():
     n = hvd.rank() + 1
     x = torch.ones(n, requires_grad=True)
     y = hvd.allgather(x)
-    (y * weights(len(y))).sum().backward()
+    (y * weights(len(y)) * hvd.size()).sum().backward()
     before = sum(r + 1 for r in range(hvd.rank()))
-    assert torch.equal(x.grad, GATHERED(all_weights(len(y))[before : before + n]))
-
-
-def GATHERED(total):
-    return total
+    assert torch.equal(x.grad, all_weights(len(y))[before : before + n])
 
 
 def test_gradients_through_broadcast():
     x = torch.ones(3, requires_grad=True)
-    (hvd.broadcast(x, 1) * weights(3)).sum().backward()
+    (hvd.broadcast(x, 1) * weights(3) * hvd.size()).sum().backward()
     assert torch.equal(x.grad, all_weights(3) if hvd.rank() == 1 else torch.zeros(3))
 
 
@@ -223,7 +219,7 @@ def test_no_gradient_flows_through_max():
         assert not hvd.allreduce(torch.ones(2, requires_grad=True), op=hvd.Max).requires_grad
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ def test_parameters_of_every_layout():
     ("mine", "text"),
     [
         (lambda r: {"a": torch.zeros(3 + r)}, r"rank 0: a: float32\[3\]\n  rank 1: a: float32\[4\]"),
-        (lambda r: {"a": torch.zeros(3, dtype=[torch.float32, torch.float64, torch.float64][r])}, r"rank 1: a: float64"),
+        (
+            lambda r: {"a": torch.zeros(3, dtype=[torch.float32, torch.float64, torch.float64][r])},
+            r"rank 1: a: float64",
+        ),
         (lambda r: {"a": torch.zeros(3)} | ({"b": torch.zeros(1)} if r else {}), r"rank 0: \(nothing more\)"),
     ],
     ids=["shape", "dtype", "name"],
@@ -77,7 +80,7 @@ def test_what_is_no_collection():
         hvd.broadcast_parameters([1, 2], root_rank=0)
 
 
-# --- optimizers -------------------------------------------------------------------------------------------------------
+# --- optimizers -----------------------------------------------------------------------------------
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -85,7 +88,7 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
-    "tensor_lr": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1), foreach=True, capturable=False),
+    "tensor_lr": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1), foreach=False),
 }
 
 
@@ -166,7 +169,7 @@ def test_optimizers_over_other_parameters():
         hvd.broadcast_optimizer_state(torch.optim.SGD(params, lr=0.1), root_rank=0)
 
 
-# --- objects ----------------------------------------------------------------------------------------------------------
+# --- objects --------------------------------------------------------------------------------------
 
 
 def test_objects():

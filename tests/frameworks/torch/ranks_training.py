@@ -142,6 +142,23 @@ def test_parameters_of_every_layout():
     assert [slots(optimizer)[i].view.stride() for i in (0, 3, 4)] == [(1, 3), (1,), params[4].stride()]
 
 
+def test_a_compiled_model():
+    model, alone = network(), network()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = hvd.DistributedOptimizer(OPTIMIZERS["sgd"](model.parameters()))
+    other = OPTIMIZERS["sgd"](alone.parameters())
+    for x_all, y_all, x, y in batches(3):
+        optimizer.zero_grad()
+        other.zero_grad()
+        torch.nn.functional.cross_entropy(compiled(x), y).backward()
+        assert optimizer._exchange.finished
+        torch.nn.functional.cross_entropy(alone(x_all), y_all).backward()
+        optimizer.step()
+        other.step()
+    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-4, atol=1e-5)
+
+
 def test_sum_and_predivide():
     params = parameters()
     optimizer = wrap(params, op=hvd.Sum)
@@ -239,7 +256,7 @@ def test_a_checkpoint_of_rank_0_goes_on_everywhere():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
-# --- GradScaler -------------------------------------------------------------------------------------------------------
+# --- GradScaler -----------------------------------------------------------------------------------
 
 
 def scaler():

@@ -52,6 +52,20 @@ def test_several_small_buckets_leave_in_order():
     assert len(optimizer._exchange._plans.buckets) > 2
 
 
+def test_buckets_leave_while_backward_runs():
+    params = parameters((100, 100, 100))
+    optimizer = wrap(params, bucket_bytes=256)
+    left = []
+    for p in params:
+        p.register_post_accumulate_grad_hook(lambda _: left.append(optimizer._exchange._submitted))
+    for _ in range(2):
+        optimizer.zero_grad()
+        left.clear()
+        loss(params).backward()
+        assert left == [1, 2, 3]
+        optimizer.step()
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad_both_ways(set_to_none):
     params = parameters()

@@ -1,0 +1,171 @@
+"""With one rank: a plain optimizer. And what is refused before any exchange."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from frameworks.torch.helpers import loss, named, parameters, wrap
+
+import ringdp
+import ringdp.torch as hvd
+from ringdp import world
+
+
+def test_no_bucket_view_copy_or_hook():
+    params = parameters()
+    optimizer = wrap(params)
+    loss(params).backward()
+    gradients = [p.grad for p in params]
+    assert optimizer._exchange is None
+    assert not any(p._post_accumulate_grad_hooks or p._backward_hooks for p in params)
+    storages = {g.untyped_storage().data_ptr() for g in gradients}
+    assert len(storages) == len(params) and all(g.untyped_storage().nbytes() == g.nbytes for g in gradients)
+    optimizer.synchronize()
+    with optimizer.skip_synchronize():
+        optimizer.step()
+    assert all(p.grad is g for p, g in zip(params, gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.LBFGS])
+def test_the_same_bits_as_without(kind):
+    results = []
+    for distributed in (False, True):
+        params = parameters()
+        optimizer = kind(params, lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        if distributed:
+            optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=named(params))
+
+        def closure(optimizer=optimizer, params=params):
+            optimizer.zero_grad()
+            value = sum(p.square().sum() for p in params)
+            value.backward()
+            return value
+
+        losses = []
+        for _ in range(3):
+            losses.append(float(optimizer.step(closure)))
+            scheduler.step()
+        optimizer.add_param_group(
+            {"params": [torch.nn.Parameter(torch.ones(1))]}
+        ) if kind is not torch.optim.LBFGS else None
+        results.append((losses, [p.tolist() for p in params], str(optimizer.state_dict())))
+    assert results[0] == results[1]
+
+
+def test_copies_are_plain():
+    optimizer = wrap(parameters(), optimizer=torch.optim.Adam)
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert type(copied) is torch.optim.Adam
+        assert str(copied.state_dict()) == str(optimizer.state_dict())
+
+
+def test_scaler():
+    params = parameters()
+    optimizer = wrap(params)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = [p.detach().clone() for p in params]
+    scaler.scale(loss(params) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0 and all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"num_groups": 2}, "num_groups and groups are not offered yet"),
+        ({"groups": [[1]]}, "num_groups and groups are not offered yet"),
+        ({"compression": object()}, "not offered yet; this release has Compression.none alone"),
+        ({"op": hvd.Max}, "op must be Average or Sum, not Max"),
+        ({"backward_passes_per_step": 0}, "backward_passes_per_step must be a positive integer, not 0"),
+        ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, "needs op=Average"),
+        ({"gradient_predivide_factor": 0.0}, "must be positive"),
+        ({"bucket_bytes": 0}, "bucket_bytes must be positive"),
+        ({"process_set": hvd.ProcessSet(3)}, "not offered yet"),
+    ],
+)
+def test_arguments_that_are_refused(options, text):
+    with pytest.raises(hvd.UsageError, match=text):
+        wrap(parameters(), **options)
+
+
+def test_names_that_are_refused():
+    params = parameters()
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    for names, text in [
+        (params, "pairs of name and parameter"),
+        ([("a", params[0]), ("a", params[1])], "the name 'a' to two parameters"),
+        ([("a", params[0])], r"does not name 2 of the optimizer's parameters \(parameter.0.1 is the first\)"),
+    ]:
+        with pytest.raises(hvd.UsageError, match=text):
+            hvd.DistributedOptimizer(optimizer, named_parameters=names)
+    assert type(optimizer) is torch.optim.SGD
+
+
+def test_what_is_no_optimizer_over_cpu_tensors():
+    with pytest.raises(TypeError, match="needs a torch.optim.Optimizer, not a int"):
+        hvd.DistributedOptimizer(3)
+    p = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    with pytest.raises(
+        TypeError, match="parameter w is on device meta; so far ringdp exchanges CPU tensors only"
+    ):
+        hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.1), named_parameters=[("w", p)])
+    with pytest.raises(TypeError, match="parameter parameter.0.0 has dtype torch.complex64"):
+        hvd.DistributedOptimizer(
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1, dtype=torch.complex64))], lr=0.1)
+        )
+
+
+def test_a_step_that_something_has_replaced():
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    optimizer.step = lambda: None
+    with pytest.raises(hvd.UsageError, match="call DistributedOptimizer before"):
+        hvd.DistributedOptimizer(optimizer)
+
+
+def test_before_init():
+    with world.use(None), pytest.raises(hvd.NotInitializedError, match=r"call ringdp.init\(\) first"):
+        wrap(parameters())
+
+
+def test_operations_on_one_rank():
+    x = torch.arange(4.0)
+    for got in (
+        hvd.allreduce(x),
+        hvd.broadcast(x, 0),
+        hvd.allgather(x),
+        hvd.alltoall(x),
+        hvd.reducescatter(x),
+    ):
+        assert torch.equal(got, x)
+    hvd.broadcast_parameters({"x": x})
+    hvd.broadcast_optimizer_state(torch.optim.SGD([torch.nn.Parameter(x)], lr=0.1))
+    assert hvd.allgather_object("me") == ["me"]
+
+
+def test_importing_touches_no_mpi():
+    code = (
+        "import sys, ringdp.torch as hvd; assert 'torch' in sys.modules; assert 'mpi4py.MPI' not in sys.modules; "
+        "print(hvd.is_initialized(), open('/proc/self/maps').read().count('libmpi'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "0"], done.stderr
+
+
+def test_importing_ringdp_alone_imports_no_torch():
+    code = "import sys, ringdp; ringdp.allreduce; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_it_was_built_with():
+    assert hvd.mpi_built() and hvd.mpi_enabled() and hvd.mpi_threads_supported()
+    assert not any((hvd.gloo_built(), hvd.nccl_built(), hvd.cuda_built(), hvd.rocm_built(), hvd.ccl_built()))
+
+
+def test_everything_that_is_exported_exists():
+    assert all(hasattr(hvd, name) for name in hvd.__all__)
+    assert hvd.Average is ringdp.Average and hvd.size() == 1 and hvd.rank() == 0
