@@ -10,10 +10,10 @@ namespace ringdp {
 const std::vector<OptionRow>& option_table() {
   static const std::vector<OptionRow> table = {
       {"RINGDP_TIMEOUT", "600", "seconds that an operation may wait for other ranks before it fails"},
-      {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk (speed only, never results)"},
-      {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (speed only, never results)"},
-      {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks"},
-      {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core"},
+      {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk (*speed*)"},
+      {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (*speed*)"},
+      {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
+      {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
       {"RINGDP_DELAY_SEED", "0", "in-process transport only: not 0 delays messages at random, for tests"},
   };
   return table;

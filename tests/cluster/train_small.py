@@ -21,7 +21,7 @@ def main() -> None:
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 
     inputs = torch.randn(64, 8)
-    targets = inputs.sum(dim=1, keepdim=True).sin()
+    targets = inputs.mean(dim=1, keepdim=True)  # easy to learn, whatever the data
     losses = []
     for _ in range(STEPS):
         optimizer.zero_grad()
