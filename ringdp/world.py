@@ -210,20 +210,19 @@ def _refuse_singleton(library: str) -> None:
 
 
 def _compare_versions(comm: Any, library: str) -> None:
-    versions = {"ringdp": _version("ringdp"), "MPI": library, "Python": sys.version.split()[0]}
-    versions |= {name: _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
-    of_rank = comm.allgather(versions)
-    for what in versions:
+    """What must be the same on all ranks: versions, and where messages are cut."""
+    mine = {"versions of ringdp": _version("ringdp"), "versions of MPI": library}
+    mine["versions of Python"] = sys.version.split()[0]
+    mine |= {f"versions of {name}": _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
+    mine["values of RINGDP_SEGMENT_BYTES"] = os.environ.get("RINGDP_SEGMENT_BYTES") or "the default"
+    of_rank = comm.allgather(mine)
+    for what in mine:
         found: dict[str, list[int]] = {}
         for rank, theirs in enumerate(of_rank):
             found.setdefault(theirs[what], []).append(rank)
         if len(found) > 1:
-            table = "; ".join(
-                f"{version} on rank{'s' * (len(r) > 1)} {_few(r)}" for version, r in found.items()
-            )
-            raise InitError(
-                f"the ranks have different versions of {what}: {table}. Install the same on all hosts"
-            )
+            table = "; ".join(f"{value} on rank{'s' * (len(r) > 1)} {_few(r)}" for value, r in found.items())
+            raise InitError(f"the ranks have different {what}: {table}. Make them the same on all hosts")
 
 
 def _few(ranks: list[int], most: int = 8) -> str:

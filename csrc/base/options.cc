@@ -10,7 +10,7 @@ namespace ringdp {
 const std::vector<OptionRow>& option_table() {
   static const std::vector<OptionRow> table = {
       {"RINGDP_TIMEOUT", "600", "seconds that an operation may wait for other ranks before it fails"},
-      {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk (*speed*)"},
+      {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk; the same on all ranks (*speed*)"},
       {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (*speed*)"},
       {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},

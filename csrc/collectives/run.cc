@@ -112,7 +112,6 @@ bool Run::take_headers() {
       in.header_request = transport_.receive(in.peer, tag_, &in.header, sizeof in.header);
       continue;
     }
-    in.header_here = true;
     --headers_missing_;
     std::string wrong;
     if (length == sizeof(Header) && in.header.poisoned()) {
@@ -264,10 +263,7 @@ void Run::fail_with(const std::string& why) {
   if (error_.empty()) error_ = why;
   if (draining_) return;
   draining_ = true;
-  for (Outgoing& out : outgoing_) {
-    out.posted.emplace_back(-1, transport_.send(out.peer, tag_, nullptr, 0));
-    out.poisoned = true;
-  }
+  for (Outgoing& out : outgoing_) out.posted.emplace_back(-1, transport_.send(out.peer, tag_, nullptr, 0));
 }
 
 bool Run::drain() {
@@ -315,14 +311,13 @@ void Run::check_finished() {
   }
 }
 
-bool Run::abandon() {
+void Run::abandon() {
   for (Incoming& in : incoming_) {
     if (in.header_request.pending()) transport_.cancel(in.header_request);
     for (auto& [move, request] : in.posted) transport_.cancel(request);
     in.posted.clear();
   }
   finished_ = true;
-  return std::all_of(outgoing_.begin(), outgoing_.end(), [](const Outgoing& out) { return out.posted.empty(); });
 }
 
 }  // namespace ringdp

@@ -66,7 +66,7 @@ class Run {
   void poison(const std::string& why);
 
   // Takes receives back that nothing will match (after a deadline). Sends that are not complete stay the transport's.
-  bool abandon();
+  void abandon();
 
  private:
   struct Outgoing {
@@ -74,7 +74,6 @@ class Run {
     std::vector<int32_t> moves;  // sends, in order
     size_t next = 0;             // the first not posted
     std::deque<std::pair<int32_t, Request>> posted;
-    bool poisoned = false;
   };
   struct Incoming {
     int peer = 0;
@@ -83,7 +82,7 @@ class Run {
     std::deque<std::pair<int32_t, Request>> posted;
     Header header;
     Request header_request;
-    bool header_here = false, closed = false;
+    bool closed = false;                 // nothing more will come from it
     std::unique_ptr<std::byte[]> spare;  // where drained messages go
   };
 

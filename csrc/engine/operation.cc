@@ -142,13 +142,14 @@ void Operation::run_variable_data() {
   result_.output_bytes = total * size_of(e.dtype);
   result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
   const Memory memory{explain_ ? description_.data() : submission_.input, result_.output.get()};
-  const Pipeline pipe = pipeline(*std::max_element(counts.begin(), counts.end()), e.dtype);
   if (submission_.kind == OpKind::alltoall && !explain_) {
     std::vector<uint64_t> mine;
     for (const uint64_t rows : submission_.splits) mine.push_back(rows * row_count());
-    start_run(pairwise_alltoall(set_.rank(), mine, counts, pipe), memory, e, 1);
+    // Every rank has other counts, and both ends of a channel must cut alike: the segment does not grow with them.
+    start_run(pairwise_alltoall(set_.rank(), mine, counts, pipeline(0, e.dtype)), memory, e, 1);
   } else {
-    start_run(ring_allgather(set_.rank(), counts, pipe), memory, e, 1);
+    const uint64_t longest = *std::max_element(counts.begin(), counts.end());
+    start_run(ring_allgather(set_.rank(), counts, pipeline(longest, e.dtype)), memory, e, 1);
   }
   if (!result_.output)
     run_->poison("rank " + std::to_string(set_.rank()) + " has no memory for " + std::to_string(result_.output_bytes) +

@@ -218,6 +218,23 @@ def test_versions_that_differ_between_ranks():
     assert out.count("the ranks have different versions of torch") == 3 and "9.9 on rank 1" in out
 
 
+def test_segments_that_differ_between_ranks():
+    code, out, err, _ = job(
+        2,
+        """
+        import os, ringdp
+        mine = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
+        os.environ["RINGDP_SEGMENT_BYTES"] = "1024" if mine == "1" else ""
+        try:
+            ringdp.init()
+        except ringdp.InitError as error:
+            print(error, flush=True)
+        """,
+    )
+    assert code == 0, err
+    assert out.count("different values of RINGDP_SEGMENT_BYTES: the default on rank 0; 1024 on rank 1") == 2
+
+
 def test_no_mpi_at_all():
     code, out, err, _ = alone(
         """

@@ -62,6 +62,21 @@ def test_alltoall_with_splits():
     assert (got == np.concatenate([part(r, rank) for r in range(size)])).all()
 
 
+@pytest.mark.slow
+@pytest.mark.processes_only
+@pytest.mark.min_ranks(2)
+def test_alltoall_of_very_uneven_large_parts():
+    """Rank 0 gets far more than the others: both ends of every channel must cut their messages alike."""
+    rank, size = ringdp.rank(), ringdp.size()
+    rows = [(700 << 20) if to == 0 and rank == 1 else 1000 + to for to in range(size)]
+    x = np.repeat(np.arange(size, dtype=np.uint8) + 16 * rank, rows)
+    got, received = ringdp.alltoall(x, splits=rows)
+    assert list(received) == [(700 << 20) if rank == 0 and r == 1 else 1000 + rank for r in range(size)]
+    ends = np.cumsum(received)
+    for r in range(size):
+        assert (got[ends[r] - received[r] : ends[r]] == rank + 16 * r).all()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 5, 12, 100_003])
 @pytest.mark.parametrize("op", [ringdp.Sum, ringdp.Average, ringdp.Max], ids=["Sum", "Average", "Max"])
 def test_reducescatter_with_uneven_rows(op, rows):
