@@ -230,7 +230,8 @@ def _starts_alone() -> bool:
 def _restart(ranks: int, argv: Sequence[str]) -> int:
     from ringdp.cli import run as runner
 
-    return runner.main(["-n", str(ranks), "--", sys.executable, "-m", "ringdp", "bench", *argv])
+    # -P: a folder `ringdp` that happens to lie in the working directory is not the installed package.
+    return runner.main(["-n", str(ranks), "--", sys.executable, "-P", "-m", "ringdp", "bench", *argv])
 
 
 def _without_ranks(argv: Sequence[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -65,4 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command not in _COMMANDS:
         p.error(f"there is no command {options.command!r}: use one of {', '.join(_COMMANDS)}")
     command = importlib.import_module(f"ringdp.cli.{options.command}")
-    return int(command.main(arguments[first + 1 :]))
+    try:
+        code = int(command.main(arguments[first + 1 :]))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `ringdp info | head`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE

@@ -86,7 +86,7 @@ def test_started_alone_it_restarts_itself_on_ranks(monkeypatch):
     assert bench.main(["allreduce", "-n", "3"]) == 0
     bench.main(["allreduce", "--ranks", "4", "-b", "8"])
     bench.main(["--ranks=3", "allreduce"])
-    again = ["--", sys.executable, "-m", "ringdp", "bench"]
+    again = ["--", sys.executable, "-P", "-m", "ringdp", "bench"]
     assert calls[0] == ["-n", "2", *again, "allreduce", "-n", "3"]
     assert calls[1] == ["-n", "4", *again, "allreduce", "-b", "8"]
     assert calls[2] == ["-n", "3", *again, "allreduce"]

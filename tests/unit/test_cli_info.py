@@ -207,3 +207,9 @@ def test_the_real_thing():
         assert used["thread_level"].startswith("MPI_THREAD_")
     assert "kernels" in found["core"], found["core"]
     assert not any("sm_segment" in name for name in set(os.listdir("/dev/shm")) - before)
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m ringdp info | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
