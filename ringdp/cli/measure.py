@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def wrong_elements(one: Contestant, comm: Any, op: str, dtype: str, count: int, 
 
 
 def _barrier(comm: Any) -> None:
-    """One that yields: a rank that came early must not keep a core from another one's thread."""
+    """First one that sleeps, so that a rank that came early keeps no core from another one's threads (they may still be
+    in the last call); then, with all here, one that spins: the ranks leave it within a microsecond."""
     request = comm.Ibarrier()
     while not request.Test():
-        os.sched_yield()
+        sleep(50e-6)
+    comm.Barrier()
 
 
 def times(
@@ -57,7 +59,6 @@ def times(
     with a barrier.
     """
     from statistics import median
-    from time import perf_counter
 
     from ringdp.cli import inputs
 
