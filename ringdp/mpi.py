@@ -5,7 +5,10 @@ Importing this module touches no MPI; `load()` does.
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +62,7 @@ def load() -> Any:
     # Asked first: a unit made for another MPI would bring that one into the process beside the running one.
     built = build()
     try:
-        from mpi4py import MPI
+        MPI = _import_mpi()
     except (ImportError, RuntimeError) as error:
         raise InitError(f"{NO_MPI} (mpi4py says: {error})") from error
     running = launch.library_name(MPI.Get_library_version())
@@ -76,6 +79,30 @@ def load() -> Any:
     from ringdp import _core
 
     _core.load_mpi_unit(str(unit_path()))
+    return MPI
+
+
+def _import_mpi() -> Any:
+    """mpi4py's `MPI`; whoever imports it first initialises MPI.
+
+    If that is us, we finalise it too: mpi4py would do so in forked children as well, where it hangs.
+    """
+    import mpi4py
+
+    if "mpi4py.MPI" in sys.modules or mpi4py.rc.finalize is not None:
+        from mpi4py import MPI
+
+        return MPI
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    pid = os.getpid()
+
+    def finalize() -> None:
+        if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
+            MPI.Finalize()
+
+    atexit.register(finalize)  # before the engine's hook is registered, so it runs after that
     return MPI
 
 

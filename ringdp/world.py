@@ -273,7 +273,8 @@ def _install_hooks() -> None:
     if _hooks_installed:
         return
     _hooks_installed = True
-    # The engine must be joined before MPI is finalised; mpi4py finalises after all atexit hooks of Python.
+    # The engine must be joined before MPI is finalised: by mpi4py after all atexit hooks of Python, or by our hook
+    # (ringdp/mpi.py), which was registered before this one and so runs after it.
     atexit.register(shutdown)
     os.register_at_fork(after_in_child=_after_fork)
     previous = sys.excepthook

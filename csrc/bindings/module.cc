@@ -183,7 +183,11 @@ void bind_engine(nb::module_& m) {
           "id"_a, "data"_a, "control"_a)
       .def("shutdown", &Engine::shutdown, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("abort", &Engine::abort, "code"_a)
-      .def("forget_after_fork", &Engine::forget_after_fork);
+      .def("forget_after_fork", [](nb::handle self) {
+        nb::cast<Engine&>(self).forget_after_fork();
+        self.inc_ref();  // never destroyed: its condition variable still counts the parent's thread as waiting
+        nb::set_leak_warnings(false);
+      });
 
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
   m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a);

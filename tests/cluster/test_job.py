@@ -97,6 +97,23 @@ def test_ranks_may_end_at_different_times():
     assert code == 0 and out.count("done") == 2
 
 
+def test_a_forked_child_ends_by_itself():
+    code, out, err, _ = job(
+        2,
+        """
+        import os, sys, numpy as np, ringdp
+        ringdp.init()
+        ringdp.allreduce(np.ones(3))
+        child = os.fork()
+        if child == 0:
+            sys.exit(5)  # runs what Python runs at an exit, MPI's end not among it
+        print("child:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        ringdp.allreduce(np.ones(3))
+        """,
+    )
+    assert code == 0 and out.count("child: 5") == 2, err
+
+
 def test_importing_touches_no_mpi():
     code, out, err, _ = alone(
         """
