@@ -30,7 +30,8 @@ def refused(make, text):
 
 
 def others():
-    return "rank 0: " if hvd.size() == 2 else "ranks 0, 1: "
+    ranks = [str(rank) for rank in range(hvd.size() - 1)]
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}: "
 
 
 def test_shapes_that_differ():
