@@ -14,7 +14,6 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (*speed*)"},
       {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
-      {"RINGDP_DELAY_SEED", "0", "in-process transport only: not 0 delays messages at random, for tests"},
   };
   return table;
 }
@@ -41,7 +40,6 @@ Options options_from_environment() {
   o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
-  o.delay_seed = static_cast<uint64_t>(number("RINGDP_DELAY_SEED", 0, 4e9, 0));
   return o;
 }
 

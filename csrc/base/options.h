@@ -13,7 +13,6 @@ struct Options {
   int64_t depth = 8;
   double idle_looks = 20;  // per second
   double spin_us = 20;
-  uint64_t delay_seed = 0;
 };
 
 struct OptionRow {
