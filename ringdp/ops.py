@@ -46,6 +46,10 @@ class Adapter(Protocol[T]):
         """A new tensor of this shape, of the dtype of `like`."""
         ...
 
+    def empty_like(self, like: T) -> T:
+        """A new tensor of the shape and dtype of `like`, which is dense."""
+        ...
+
     def from_bytes(self, data: Any, shape: Sequence[int], like: T) -> T:
         """A tensor of this shape and the dtype of `like` over a NumPy array of bytes, without a copy."""
         ...
@@ -84,7 +88,7 @@ class Handle(Generic[T]):
         if self._finish is None:
             return self._result  # type: ignore[return-value]
         # The core ends every operation by its own deadline; this one is only there because no wait is without.
-        if not self._core.wait(self._world.engine.timeout + 60):
+        if not self._world.engine.wait(self._core, self._world.engine.timeout + 60):
             raise DeadlineError("the engine did not end an operation at its deadline: please report this")
         self._world.release(self._core)
         self._core.check()
@@ -150,7 +154,7 @@ class Operations(Generic[T]):
     ) -> Handle[T]:
         """As `allreduce`, returning a handle at once."""
         source = self._adapter.source(tensor)
-        output = self._adapter.empty(self._adapter.describe(source)[2], source)
+        output = self._adapter.empty_like(source)
         return self._submit(
             OpKind.allreduce,
             name,
@@ -190,11 +194,12 @@ class Operations(Generic[T]):
             MismatchError: shape, dtype, op or factors differ between ranks.
             UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
 
-        Algorithm: ring all-reduce (Patarasu & Yuan, JPDC 2009); see csrc/collectives/ring_allreduce.cc.
+        Algorithms: docs/architecture.md; csrc/collectives names the source of each.
         """
-        return self.allreduce_async(
-            tensor, average, name, op, prescale_factor, postscale_factor, process_set
-        ).wait()
+        source = self._adapter.source(tensor)
+        output = self._adapter.empty_like(source)
+        self._allreduce(source, output, average, name, op, prescale_factor, postscale_factor, process_set)
+        return output
 
     def allreduce_async_(
         self,
@@ -230,9 +235,37 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Any:
         """As `allreduce`, in place: writes the result into `tensor` and returns it."""
-        return self.allreduce_async_(
-            tensor, average, name, op, prescale_factor, postscale_factor, process_set
-        ).wait()
+        target = self._adapter.target(tensor)
+        self._allreduce(target, target, average, name, op, prescale_factor, postscale_factor, process_set)
+        self._adapter.written(tensor, target)
+        return tensor
+
+    def _allreduce(
+        self,
+        source: T,
+        output: T,
+        average: bool | None,
+        name: str | None,
+        op: ReduceOp | None,
+        prescale: float,
+        postscale: float,
+        process_set: ProcessSet,
+    ) -> None:
+        """The blocking form: the caller's own thread does the work, see csrc/engine/drive.cc."""
+        here = world.current()
+        address, dtype, shape = self._adapter.describe(source)
+        here.engine.allreduce(
+            name or "",
+            process_set.process_set_id,
+            address,
+            address if output is source else self._adapter.describe(output)[0],
+            dtype,
+            shape,
+            op if average is None and type(op) is ReduceOp else reduce_op(op, average),
+            prescale,
+            postscale,
+            lambda core: here.hold(core, (source, output)),
+        )
 
     # --- all-gather ---
 

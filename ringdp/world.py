@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from ringdp import launch, mpi
+from ringdp import launch, mpi, sharing
 from ringdp.errors import InitError, NotInitializedError
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
@@ -51,6 +51,7 @@ class World:
     # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: int = 0  # optimizers made so far, for their names
+    lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(None, 0))
 
     def hold(self, core: Any, tensors: Any) -> None:
         """Keep the tensors of an operation alive until it is done, also if nobody keeps its handle."""
@@ -71,6 +72,8 @@ _generation = 0
 # Worlds whose transport may still use the memory of operations that were given up.
 _abandoned: list[World] = []
 _local = threading.local()
+_has_threads_of_their_own = False  # use() was called
+_is_child = False  # forked from a rank
 _hooks_installed = False
 
 
@@ -80,6 +83,8 @@ _hooks_installed = False
 @contextlib.contextmanager
 def use(world: World) -> Iterator[World]:
     """Make `world` the current one for this thread."""
+    global _has_threads_of_their_own
+    _has_threads_of_their_own = True
     previous = getattr(_local, "world", None)
     _local.world = world
     try:
@@ -94,12 +99,10 @@ def current() -> World:
     Raises:
         NotInitializedError: before `init()`, after `shutdown()`, or in a child process of a rank.
     """
-    world = getattr(_local, "world", None) or _world
-    if world is None:
+    world = getattr(_local, "world", None) or _world if _has_threads_of_their_own else _world
+    if world is None or _is_child:
         _refuse_children("collective operations")
         raise NotInitializedError("ringdp is not initialised: call ringdp.init() first (or it was shut down)")
-    if world.pid != os.getpid():
-        _refuse_children("collective operations")
     return world
 
 
@@ -170,8 +173,10 @@ def init(comm: Any = None) -> None:
     data, control = base.Dup(), base.Dup()
     handles = [int(MPI._handleof(c)) for c in (data, control)]
     _generation += 1
-    engine = _core.mpi_engine(handles[0], handles[1], _generation)
-    _world = World(engine, place, [data, control], _generation, comm=comm)
+    shared = _find_neighbours(MPI, base)
+    engine = _core.mpi_engine(handles[0], handles[1], _generation, shared.host, shared.members, shared.mail)
+    lender = sharing.Lender(shared.host, place.rank)
+    _world = World(engine, place, [data, control], _generation, comm=comm, lender=lender)
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
@@ -214,7 +219,8 @@ def _compare_versions(comm: Any, library: str) -> None:
     mine = {"versions of ringdp": _version("ringdp"), "versions of MPI": library}
     mine["versions of Python"] = sys.version.split()[0]
     mine |= {f"versions of {name}": _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
-    mine["values of RINGDP_SEGMENT_BYTES"] = os.environ.get("RINGDP_SEGMENT_BYTES") or "the default"
+    for option in ("RINGDP_SEGMENT_BYTES", "RINGDP_SHARED_SEGMENT_BYTES", "RINGDP_LETTER_BYTES", sharing.VARIABLE):
+        mine[f"values of {option}"] = os.environ.get(option) or "the default"
     of_rank = comm.allgather(mine)
     for what in mine:
         found: dict[str, list[int]] = {}
@@ -255,6 +261,13 @@ def _find_place(MPI: Any, base: Any) -> Place:
     return place
 
 
+def _find_neighbours(MPI: Any, base: Any) -> sharing.Neighbourhood:
+    local = base.Split_type(MPI.COMM_TYPE_SHARED, key=base.Get_rank())
+    found = sharing.find_neighbours(local, base.Get_rank())
+    local.Free()
+    return found
+
+
 def _warn_oversubscription(base: Any, place: Place) -> None:
     warning = launch.oversubscription_warning(
         place.local_size, launch.cores_of_host(), launch.bound_cores(), launch.threads_of_process(os.environ)
@@ -288,6 +301,8 @@ def _install_hooks() -> None:
 
 def _after_fork() -> None:
     """A forked child has no engine thread: it must not join it, and never talk to MPI."""
+    global _is_child
+    _is_child = True
     if _world is not None:
         _world.engine.forget_after_fork()
 

@@ -11,6 +11,10 @@ const std::vector<OptionRow>& option_table() {
   static const std::vector<OptionRow> table = {
       {"RINGDP_TIMEOUT", "600", "seconds that an operation may wait for other ranks before it fails"},
       {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk; the same on all ranks (*speed*)"},
+      {"RINGDP_SHARED_SEGMENT_BYTES", "131072",
+       "bytes of a chunk summed at a time in shared memory; the same on all ranks (*speed*)"},
+      {"RINGDP_LETTER_BYTES", "16384",
+       "tensors of the ranks of one host up to this size are exchanged whole, by letter; at most 32768; the same on all ranks"},
       {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (*speed*)"},
       {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
@@ -37,6 +41,9 @@ Options options_from_environment() {
   Options o;
   o.timeout = number("RINGDP_TIMEOUT", 0.01, 1e7, o.timeout);
   o.segment_bytes = static_cast<uint64_t>(number("RINGDP_SEGMENT_BYTES", 8, 1 << 26, double(o.segment_bytes)));
+  o.shared_segment_bytes =
+      static_cast<uint64_t>(number("RINGDP_SHARED_SEGMENT_BYTES", 8, 1 << 26, double(o.shared_segment_bytes)));
+  o.letter_bytes = static_cast<uint64_t>(number("RINGDP_LETTER_BYTES", 0, 32 << 10, double(o.letter_bytes)));
   o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);

@@ -10,6 +10,8 @@ namespace ringdp {
 struct Options {
   double timeout = 600;  // seconds
   uint64_t segment_bytes = 256 << 10;
+  uint64_t shared_segment_bytes = 128 << 10;
+  uint64_t letter_bytes = 16 << 10;
   int64_t depth = 8;
   double idle_looks = 20;  // per second
   double spin_us = 20;

@@ -13,6 +13,8 @@
 #include "base/error.h"
 #include "base/options.h"
 #include "bindings/agreement.h"
+#include "bindings/buffer.h"
+#include "bindings/host.h"
 #include "bindings/kernels.h"
 #include "bindings/schedules.h"
 #include "bucket/plan.h"
@@ -63,10 +65,10 @@ void look_for_signals() {
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
-bool wait(Handle& handle, double seconds) {
+bool wait(Engine& engine, Handle& handle, double seconds) {
   if (handle.done()) return true;
   nb::gil_scoped_release release;
-  return handle.wait(Deadline::in(Seconds(seconds)), look_for_signals);
+  return engine.wait(handle, Deadline::in(Seconds(seconds)), look_for_signals);
 }
 
 // The output that the operation allocated, handed over: a NumPy array of bytes that owns it.
@@ -99,6 +101,60 @@ std::shared_ptr<Handle> submit(Engine& engine, int kind, std::string name, int p
   return engine.submit(std::move(s));
 }
 
+// Where a blocking all-reduce fails, or is interrupted while its memory is in use, `keep` is called with the handle before
+// the error is raised.
+void allreduce_now(Engine& engine, Submission s, nb::handle keep) {
+  std::shared_ptr<Handle> handle;
+  try {
+    nb::gil_scoped_release release;
+    const Engine::Caller caller(engine);
+    handle = engine.submit(std::move(s));
+    if (!engine.wait(*handle, Deadline::in(Seconds(engine.options().timeout + 60)), look_for_signals))
+      fail(ErrorKind::deadline, "the engine did not end an operation at its deadline: please report this");
+    handle->result();
+  } catch (...) {
+    if (handle && handle->memory_in_use()) keep(handle);
+    throw;
+  }
+}
+
+void allreduce(Engine& engine, const char* name, int process_set, uint64_t input, uint64_t output, int dtype,
+               std::vector<uint64_t> shape, int op, double prescale, double postscale, nb::handle keep) {
+  Submission s;
+  s.name = name;
+  s.process_set = process_set;
+  s.input = reinterpret_cast<const void*>(input);
+  s.output = reinterpret_cast<void*>(output);
+  s.dtype = static_cast<Dtype>(dtype);
+  s.shape = std::move(shape);
+  s.op = static_cast<ReduceOp>(op);
+  s.prescale = prescale;
+  s.postscale = postscale;
+  allreduce_now(engine, std::move(s), keep);
+}
+
+// The same for what offers the buffer protocol, so that a small NumPy array takes few microseconds in all. False, and
+// nothing done, where a buffer is not dense, not of a plain dtype, or may not be written.
+bool allreduce_buffers(Engine& engine, nb::handle name, int process_set, nb::handle source, nb::handle output,
+                       nb::handle op, double prescale, double postscale, nb::handle keep) {
+  const BufferView from(source, false);
+  if (!from.usable()) return false;
+  const BufferView to(output, true);
+  if (!to.usable()) return false;
+  Submission s;
+  if (!name.is_none()) s.name = nb::cast<const char*>(name);
+  s.process_set = process_set;
+  s.input = from.data();
+  s.output = to.data();
+  s.dtype = from.dtype();
+  s.shape = from.shape();
+  s.op = static_cast<ReduceOp>(PyLong_AsLong(op.ptr()));
+  s.prescale = prescale;
+  s.postscale = postscale;
+  allreduce_now(engine, std::move(s), keep);
+  return true;
+}
+
 std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string name, std::string text) {
   Submission s;
   s.kind = OpKind::open_plan;
@@ -126,19 +182,23 @@ std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane,
   return engine.submit(std::move(s));
 }
 
-std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation) {
+std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation, std::shared_ptr<Host> host,
+                                   std::vector<int> members, std::vector<uint64_t> mail) {
   return std::make_unique<Engine>(options_from_environment(), generation, make_mpi_transport(data),
-                                  make_mpi_transport(control));
+                                  make_mpi_transport(control),
+                                  Neighbourhood{std::move(host), std::move(members), std::move(mail)});
 }
 
-// The engines of `size` ranks in this process, for tests: they talk over the local transport.
-std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed) {
+// The engines of `size` ranks in this process, for tests: they talk over the local transport, and those with the same
+// number in `hosts` (empty: none) share memory, each by a mapping of its own.
+std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed, const std::vector<int>& hosts) {
   Options options = options_from_environment();
   const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
   std::vector<std::unique_ptr<Engine>> engines;
+  const std::vector<Neighbourhood> neighbourhoods = hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts);
   for (int r = 0; r < size; ++r)
-    engines.push_back(
-        std::make_unique<Engine>(options, 0, make_local_transport(data, r), make_local_transport(control, r)));
+    engines.push_back(std::make_unique<Engine>(options, 0, make_local_transport(data, r),
+                                               make_local_transport(control, r), neighbourhoods[r]));
   return engines;
 }
 
@@ -153,7 +213,14 @@ void add_local_process_set(int id, const std::vector<Engine*>& members) {
 void bind_engine(nb::module_& m) {
   nb::class_<Handle>(m, "Handle", "One operation in flight.")
       .def("poll", &Handle::done, "True once the operation has completed or failed.")
-      .def("wait", &wait, "seconds"_a, "Sleep until done (GIL released); False if the seconds passed first.")
+      .def(
+          "sleep",
+          [](Handle& h, double seconds) {
+            h.sleep_until(Deadline::in(Seconds(seconds)).end());
+            return h.done();
+          },
+          "seconds"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Sleep until done, all work being left to the engine's thread; False if the seconds passed first.")
       .def(
           "check", [](Handle& h) { h.result(); }, "Raise what went wrong, if anything did. Only after done.")
       .def("memory_in_use", &Handle::memory_in_use, "True while the engine or MPI may still use the tensors.")
@@ -171,6 +238,10 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("timeout", [](Engine& e) { return e.options().timeout; })
       .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a)
+      .def("allreduce", &allreduce, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
+           "prescale"_a, "postscale"_a, "keep"_a)
+      .def("allreduce_buffers", &allreduce_buffers, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a,
+           "prescale"_a, "postscale"_a, "keep"_a)
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
            "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
@@ -181,6 +252,8 @@ void bind_engine(nb::module_& m) {
             e.add_process_set(id, make_mpi_transport(data), make_mpi_transport(control));
           },
           "id"_a, "data"_a, "control"_a)
+      .def("wait", &wait, "handle"_a, "seconds"_a,
+           "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
       .def("shutdown", &Engine::shutdown, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("abort", &Engine::abort, "code"_a)
       .def("forget_after_fork", [](nb::handle self) {
@@ -190,8 +263,8 @@ void bind_engine(nb::module_& m) {
       });
 
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
-  m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a);
-  m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a);
+  m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a, "host"_a.none(), "members"_a, "mail"_a);
+  m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a, "hosts"_a = std::vector<int>());
   m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a);
   m.def("option_table", [] {
     nb::list rows;
@@ -219,6 +292,7 @@ void bind_plan(nb::module_& m) {
 
 NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
+  bind_host(m);
   bind_engine(m);
   bind_plan(m);
   bind_kernels(m);

@@ -17,6 +17,9 @@ inline constexpr int32_t kNone = -1;  // no move: allowed wherever a move is nam
 
 inline Region in_input(uint64_t offset) { return {Place::input, offset}; }
 inline Region in_output(uint64_t offset) { return {Place::output, offset}; }
+inline Region in_output_of(int rank, uint64_t offset) { return {Place::output, offset, rank}; }
+inline Region in_area_of(int rank, uint64_t offset) { return {Place::area, offset, rank}; }
+inline Region in_scratch(uint64_t offset) { return {Place::scratch, offset}; }
 
 // Appends moves; each verb returns the index of its move, to be named in a later one's `after`.
 class Moves {
@@ -48,18 +51,28 @@ class Moves {
     m.to = to, m.from = from;
     return add(m);
   }
-  Schedule take(uint64_t scratch = 0) { return {std::move(moves_), scratch}; }
+  // Tokens are numbered by themselves: the k-th signal is number k, and is awaited as that.
+  int32_t signal(After after) {
+    Move m = blank(Kind::signal, ++signals_, after);
+    return last_signal_ = add(name(m, last_signal_));
+  }
+  int32_t await(uint64_t number, After after = {}) { return add(blank(Kind::await, number, after)); }
+  uint64_t signals() const { return signals_; }
+  Schedule take(uint64_t scratch = 0, uint64_t area = 0) { return {std::move(moves_), scratch, area}; }
 
  private:
   static Move blank(Kind kind, uint64_t count, After after) {
     Move m;
     m.kind = kind, m.count = count;
+    for (int32_t a : after) m = name(m, a);
+    return m;
+  }
+  static Move name(Move m, int32_t after) {
+    if (after == kNone) return m;
     size_t n = 0;
-    for (int32_t a : after) {
-      if (a == kNone) continue;
-      RINGDP_CHECK(n < m.after.size(), "a move waits for more than ", Move::kAfter, " others");
-      m.after[n++] = a;
-    }
+    while (n < m.after.size() && m.after[n] != kNone) ++n;
+    RINGDP_CHECK(n < m.after.size(), "a move waits for more than ", Move::kAfter, " others");
+    m.after[n] = after;
     return m;
   }
   int32_t add(const Move& m) {
@@ -69,6 +82,8 @@ class Moves {
     return static_cast<int32_t>(moves_.size() - 1);
   }
   std::vector<Move> moves_;
+  uint64_t signals_ = 0;
+  int32_t last_signal_ = kNone;
 };
 
 // A chunk cut into segments of equal length, the last one perhaps shorter. An empty chunk has none.

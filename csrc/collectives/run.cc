@@ -11,7 +11,7 @@
 namespace ringdp {
 
 Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-         Neighbours neighbours, Transport& transport)
+         Neighbours neighbours, Transport& transport, Shared shared)
     : schedule_(std::move(schedule)),
       memory_(memory),
       elements_(elements),
@@ -19,6 +19,7 @@ Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& head
       tag_(tag),
       longest_message_(longest_message),
       transport_(transport),
+      shared_(std::move(shared)),
       remaining_(schedule_.moves.size()) {
   if (schedule_.scratch) scratch_.reset(new std::byte[schedule_.scratch * size_of(elements_.dtype)]);
   find_channels(neighbours);
@@ -71,9 +72,11 @@ void Run::link_moves() {
         dependents_[next[a]++] = static_cast<int32_t>(i);
         ++waiting_for_[i];
       }
-  for (size_t i = 0; i < moves.size(); ++i)
-    if (waiting_for_[i] == 0 && moves[i].kind != Kind::send && moves[i].kind != Kind::receive)
-      ready_.push(static_cast<int32_t>(i));
+  for (size_t i = 0; i < moves.size(); ++i) {
+    const auto index = static_cast<int32_t>(i);
+    if (moves[i].kind == Kind::await) awaits_.push_back(index);
+    if (waiting_for_[i] == 0 && starts_by_itself(index)) ready_.push(index);
+  }
 }
 
 // The first messages: this rank's header to everybody it will send to, and a receive for each header it expects.
@@ -94,6 +97,7 @@ bool Run::progress() {
     moved |= drain();
   } else {
     moved |= complete_receives();
+    if (!draining_) moved |= take_tokens();
     if (!draining_) moved |= compute();
     if (!draining_) moved |= post();
   }
@@ -160,6 +164,20 @@ bool Run::complete_sends() {
   return moved;
 }
 
+bool Run::take_tokens() {
+  bool moved = false;
+  while (next_await_ < awaits_.size() && waiting_for_[awaits_[next_await_]] == 0) {
+    const int32_t index = awaits_[next_await_];
+    const uint64_t wanted = schedule_.moves[index].count;
+    for (const Shared::Count& other : shared_.others)
+      if (other.value->load(std::memory_order_acquire) < other.base + wanted) return moved;
+    ++next_await_;
+    completed(index);
+    moved = true;
+  }
+  return moved;
+}
+
 // Arithmetic, a bounded amount, so that one large operation does not keep the others waiting. Before the headers are
 // compared the output must not be written.
 bool Run::compute() {
@@ -170,7 +188,7 @@ bool Run::compute() {
     ready_.pop();
     const Move& move = schedule_.moves[index];
     execute(move);
-    bytes += bytes_of(move);
+    bytes += move.kind == Kind::signal ? 0 : bytes_of(move);
     completed(index);
     moved = true;
   }
@@ -205,8 +223,7 @@ void Run::completed(int32_t index) {
   --remaining_;
   for (int32_t d = first_dependent_[index]; d < first_dependent_[index + 1]; ++d) {
     const int32_t dependent = dependents_[d];
-    const Kind kind = schedule_.moves[dependent].kind;
-    if (--waiting_for_[dependent] == 0 && kind != Kind::send && kind != Kind::receive) ready_.push(dependent);
+    if (--waiting_for_[dependent] == 0 && starts_by_itself(dependent)) ready_.push(dependent);
   }
 }
 
@@ -216,7 +233,10 @@ std::byte* Run::at(const Region& region) {
     case Place::input:  // never written: the schedules' tests prove it
       return const_cast<std::byte*>(static_cast<const std::byte*>(memory_.input)) + offset;
     case Place::output:
+      if (region.owner != Region::kOwn) return shared_.outputs[region.owner] + offset;
       return static_cast<std::byte*>(memory_.output) + offset;
+    case Place::area:
+      return shared_.areas[region.owner] + offset;
     case Place::scratch:
       return scratch_.get() + offset;
   }
@@ -224,6 +244,11 @@ std::byte* Run::at(const Region& region) {
 }
 
 void Run::execute(const Move& move) {
+  if (move.kind == Kind::signal) {
+    shared_.mine.value->store(shared_.mine.base + move.count, std::memory_order_release);
+    shared_.ring();
+    return;
+  }
   std::byte *to = at(move.to), *from = at(move.from);
   const Dtype dtype = elements_.dtype;
   switch (move.kind) {
@@ -232,22 +257,16 @@ void Run::execute(const Move& move) {
       return;
     case Kind::copy:
       if (move.prescale)
-        kernels::scale(dtype, to, from, elements_.prescale, move.count);
+        elements_.begin(to, from, move.count);
       else if (to != from)
         std::memcpy(to, from, bytes_of(move));
       return;
     case Kind::finish:
-      if (elements_.divide != 1) {
-        kernels::divide(dtype, to, from, elements_.divide, move.count);
-        from = to;
-      }
-      if (elements_.postscale != 1) kernels::scale(dtype, to, from, elements_.postscale, move.count);
+      elements_.finish(to, from, move.count);
       return;
-    case Kind::send:
-    case Kind::receive:
-      break;
+    default:
+      fail(ErrorKind::internal, "a move that is no arithmetic");
   }
-  fail(ErrorKind::internal, "a move that is no arithmetic");
 }
 
 void Run::poison(const std::string& why) {

@@ -12,6 +12,7 @@
 // message is left behind, and the channels can be used for the next operation.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -20,24 +21,28 @@
 #include <vector>
 
 #include "agree/header.h"
-#include "base/dtype.h"
+#include "collectives/elements.h"
 #include "collectives/schedule.h"
 #include "transport/transport.h"
 
 namespace ringdp {
 
-// What the arithmetic moves do. The wire and the schedule know elements only.
-struct Elements {
-  Dtype dtype = Dtype::float32;
-  ReduceOp op = ReduceOp::sum;
-  double prescale = 1;   // copy moves with `prescale`
-  int divide = 1;        // finish moves divide by this first,
-  double postscale = 1;  // then multiply by this
-};
-
 struct Memory {
   const void* input = nullptr;
   void* output = nullptr;
+};
+
+// What ranks of one host have mapped of each other for one operation: their outputs and areas, and their counts of
+// progress (signals), which go on from a base. Empty where nothing is shared.
+struct Shared {
+  struct Count {
+    std::atomic<uint64_t>* value = nullptr;
+    uint64_t base = 0;
+  };
+  std::vector<std::byte*> outputs, areas;  // by rank; nullptr: not shared
+  Count mine;
+  std::vector<Count> others;
+  std::function<void()> ring;  // wakes those who may sleep
 };
 
 // Who exchanges headers, and so hears of a failure: those that the schedule sends data between, and besides
@@ -51,7 +56,7 @@ class Run {
  public:
   // longest_message: no message of this operation, from any rank, is longer (bytes): what draining must be ready for.
   Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-      Neighbours neighbours, Transport& transport);
+      Neighbours neighbours, Transport& transport, Shared shared = {});
   ~Run();
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -92,6 +97,7 @@ class Run {
   bool take_headers();
   bool complete_receives();
   bool complete_sends();
+  bool take_tokens();
   bool compute();
   bool post();
   bool drain();
@@ -101,6 +107,10 @@ class Run {
   void execute(const Move& move);
   std::byte* at(const Region& region);
   size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
+  bool starts_by_itself(int32_t move) const {  // when nothing holds it up: not a message, nor what waits for others
+    const Kind kind = schedule_.moves[move].kind;
+    return !is_message(kind) && kind != Kind::await;
+  }
   void check_finished();
 
   static constexpr int kInFlight = 16;                // messages posted per channel and direction
@@ -113,11 +123,14 @@ class Run {
   const int tag_;
   const size_t longest_message_;
   Transport& transport_;
+  const Shared shared_;
 
   std::unique_ptr<std::byte[]> scratch_;
   std::vector<int32_t> waiting_for_;                   // per move: how many of its `after` are not done
   std::vector<int32_t> first_dependent_, dependents_;  // per move: who waits for it (compressed rows)
-  // Arithmetic moves that may start, the earliest of the list first: later ones must not hold up what is to be sent
+  std::vector<int32_t> awaits_;                        // in order
+  size_t next_await_ = 0;
+  // Arithmetic moves and signals that may start, the earliest of the list first: later ones must not hold up what is to be sent
   // soon.
   std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> ready_;
   std::vector<Outgoing> outgoing_;

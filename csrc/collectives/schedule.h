@@ -11,6 +11,11 @@
 // peer in list order (a first-in first-out channel). A later send to the same peer waits for an earlier one to have
 // been *posted*, never for it to be complete.
 //
+// Ranks of one host may share memory. Then a region can lie in another rank's output or *area* (staging memory that the
+// ranks can all reach), and instead of messages there are tokens: each rank counts its progress in the operation where
+// the others can see it. *signal* k says that all it has done so far is visible; *await* k waits until each of the others
+// has said k or more. A rank's signals rise by one, and each names the one before it in `after`.
+//
 // Memory. A move owns its regions from its start to its end: a send may read its region at any time between being
 // posted and being complete, a receive may write at any time. So whoever writes a region that an earlier
 // move sends or reads must name that move in `after`. tests/unit checks this by simulation.
@@ -31,14 +36,26 @@ enum class Kind : uint8_t {
   reduce,   // to = from op with
   copy,     // to = from, scaled by the operation's prescale factor if move.prescale
   finish,   // to = from, divided (average) and scaled (postscale): applied once to each fully reduced segment
+  signal,   // count = k: what this rank has done up to here is visible to those that share memory with it
+  await,    // count = k: all of those have come to signal k
 };
 
-// Where a region lies. `input` is read only; in-place operations have input == output.
-enum class Place : uint8_t { input, output, scratch };
+constexpr bool is_arithmetic(Kind k) { return k == Kind::reduce || k == Kind::copy || k == Kind::finish; }
+constexpr bool is_message(Kind k) { return k == Kind::send || k == Kind::receive; }
+
+// Where a region lies. `input` is read only; in-place operations have input == output. `scratch` is the rank's own;
+// `area` lies in shared memory.
+enum class Place : uint8_t { input, output, scratch, area };
 
 struct Region {
+  static constexpr int32_t kOwn = -1;
+
   Place place = Place::input;
-  uint64_t offset = 0;  // in elements
+  int32_t owner = kOwn;  // whose output or area: a rank that shares memory with this one
+  uint64_t offset = 0;   // in elements
+
+  constexpr Region() = default;
+  constexpr Region(Place where, uint64_t at, int32_t whose = kOwn) : place(where), owner(whose), offset(at) {}
 };
 
 struct Move {
@@ -47,7 +64,7 @@ struct Move {
   Kind kind{};
   bool prescale = false;  // copy only
   int peer = -1;          // send, receive: rank within the process set
-  uint64_t count = 0;     // elements, never 0
+  uint64_t count = 0;     // elements, never 0; of a token its number
   Region to{}, from{}, with{};
   std::array<int32_t, kAfter> after{-1, -1, -1, -1};  // indices of earlier moves in the list; -1: none
 };
@@ -55,6 +72,7 @@ struct Move {
 struct Schedule {
   std::vector<Move> moves;
   uint64_t scratch = 0;  // elements of scratch memory needed
+  uint64_t area = 0;     // elements of shared memory needed
 };
 
 // How one all-reduce, reduce-scatter, … is cut; affects speed only, never the order of addition.
@@ -86,6 +104,13 @@ constexpr Chunk chunk_of(uint64_t count, int ranks, int i) {
 // Patarasu & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69 (2009).
 // in_place says that input and output are the same memory.
 Schedule ring_allreduce(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+
+// All-reduce of ranks that share memory. `direct`: the outputs lie in shared memory, and it is in place: rank r sums chunk
+// r of all outputs and writes it to all, so nothing is copied. `staged`: tensors that lie anywhere pass through the areas.
+// Both add in the order of the ring, so all three give the same bits.
+Schedule shared_allreduce_direct(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
+Schedule shared_allreduce_staged(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
+uint64_t shared_area(int ranks, uint64_t count, Pipeline);  // elements of each rank's area, if it is staged
 
 // Reduce-scatter by ring with given chunk sizes: rank i ends with the reduced chunk i in output[0, counts[i]).
 // The input is left untouched.

@@ -77,7 +77,7 @@ void Engine::fail_votes(Lane& lane, const Error& error) {
 void Engine::check_departures() {
   const auto stuck_since = Clock::now() - kGraceAfterDeparture;
   for (auto& [id, set] : sets_) {
-    const int gone = set->rounds.left_rank();
+    const int gone = set->left_rank();
     if (gone < 0 || gone == rank_) continue;
     const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this step cannot complete: rank " +
                                            std::to_string(gone) + " has shut ringdp down");
@@ -122,7 +122,7 @@ void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
 bool Engine::everyone_left() const {
   const bool stuck = Clock::now() - last_move_ > kGraceAfterDeparture;
   return left_ && ((active_.empty() && !anything_waiting()) || stuck) &&
-         std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->rounds.closed(); });
+         std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->closed(); });
 }
 
 // Other ranks may still be there, and what they send must not arrive in memory that is no longer ours.
@@ -140,7 +140,7 @@ void Engine::break_down(const Error& error) {
   std::deque<Arrival> arrived;
   {
     std::lock_guard lock(mutex_);
-    broken_ = error;
+    if (!broken_) broken_ = error;
     arrived.swap(arrivals_);
     in_flight_.clear();
   }
@@ -152,6 +152,7 @@ void Engine::break_down(const Error& error) {
       for (Vote& vote : lane.votes) vote.handle->fail(error);
   for (Operation& operation : active_) operation.submission().handle->fail(error);
   stop_ = true;
+  ended_.notify_all();
   wake();
 }
 

@@ -1,8 +1,5 @@
 #include "engine/engine.h"
 
-#include <sched.h>
-#include <sys/prctl.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -20,22 +17,48 @@ constexpr uint64_t kUnnamedSlots = 64;
 
 constexpr const char* kUnnamedPrefix = "unnamed.";
 
-Error peer_left(const Submission& s, const ProcessSet& set) {
-  return {ErrorKind::peer, "rank " + std::to_string(set.rank()) + ": " + name_of(s.kind) + " '" + s.name +
-                               "' cannot complete: rank " + std::to_string(set.rounds.left_rank()) +
-                               " has shut ringdp down"};
+void take_smaller(std::vector<uint64_t>& mine, const std::vector<uint64_t>& theirs) {
+  for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
 }
 
 }  // namespace
 
+Error peer_left(const Submission& s, const ProcessSet& set) {
+  return {ErrorKind::peer, "rank " + std::to_string(set.rank()) + ": " + name_of(s.kind) + " '" + s.name +
+                               "' cannot complete: rank " + std::to_string(set.left_rank()) +
+                               " has shut ringdp down"};
+}
+
 // --- the callers' side ---------------------------------------------------------------------------------------------
 
 Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data,
-               std::unique_ptr<Transport> control)
-    : options_(options), generation_(generation), rank_(data->rank()), size_(data->size()), abort_through_(data.get()) {
+               std::unique_ptr<Transport> control, Neighbourhood neighbourhood)
+    : options_(options),
+      generation_(generation),
+      rank_(data->rank()),
+      size_(data->size()),
+      abort_through_(data.get()),
+      host_(neighbourhood.host),
+      work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
   sizes_[0] = size_;
   sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control));
+  join_neighbours(*sets_[0], neighbourhood);
   thread_ = std::thread([this] { main(); });
+}
+
+// The ranks of this host that are in the set agree by letters, or at least tell each other their places.
+void Engine::join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood) {
+  std::vector<int> members = neighbourhood.members;
+  if (set.size() == 1) members = {rank_};
+  if (members.empty() || (members.size() == 1 && set.size() > 1)) return;
+  std::vector<std::byte*> parts;
+  int me = 0;
+  for (size_t m = 0; m < members.size(); ++m) {
+    if (members[m] == rank_) me = static_cast<int>(m);
+    if (members.size() > 1) parts.push_back(host_->at(members[m], neighbourhood.mail_offsets[m]));
+  }
+  set.letters = std::make_unique<Letters>(host_, members, me, parts, members);
+  if (host_) set.counts = std::make_unique<Counts>(host_->heap());
 }
 
 Engine::~Engine() {
@@ -60,6 +83,7 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
            "': an operation of this name is still in flight; wait for it first, or use another name");
     arrivals_.push_back({});
     arrivals_.back().submission = std::move(submission);
+    has_arrivals_ = true;
   }
   wake();
   return handle;
@@ -79,6 +103,7 @@ std::shared_ptr<Handle> Engine::vote(int process_set, int lane, std::vector<uint
     arrival.submission.process_set = process_set;
     arrival.submission.lane = lane;
     arrival.submission.handle = handle;
+    has_arrivals_ = true;
   }
   wake();
   return handle;
@@ -90,6 +115,7 @@ void Engine::add_process_set(int id, std::unique_ptr<Transport> data, std::uniqu
     if (!sizes_.emplace(id, data->size()).second) fail(ErrorKind::usage, "process set ", id, " is there already");
     arrivals_.push_back({});
     arrivals_.back().new_set = std::make_unique<ProcessSet>(id, std::move(data), std::move(control));
+    has_arrivals_ = true;
   }
   wake();
 }
@@ -98,12 +124,13 @@ bool Engine::shutdown(double seconds) {
   {
     std::lock_guard lock(mutex_);
     leaving_ = true;
+    has_arrivals_ = true;
   }
   wake();
   const Deadline deadline = Deadline::in(Seconds(seconds));
   {
     std::unique_lock lock(mutex_);
-    while (!stop_ && !deadline.passed()) work_.wait_for(lock, std::chrono::milliseconds(10));
+    while (!stop_ && !deadline.passed()) ended_.wait_for(lock, std::chrono::milliseconds(10));
   }
   const bool all_left = stop_;
   stop_ = true;
@@ -118,37 +145,31 @@ void Engine::forget_after_fork() {
   if (thread_.joinable()) thread_.detach();
 }
 
-void Engine::wake() { work_.notify_all(); }
-
-// --- the engine's thread -------------------------------------------------------------------------------------------
-
-void Engine::main() {
-  prctl(PR_SET_NAME, "ringdp-engine");
-  prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds: pauses of tens of µs would otherwise last 50 µs longer
-  try {
-    loop();
-  } catch (const Error& error) {
-    break_down(error);
-  } catch (const std::exception& error) {
-    break_down(Error(ErrorKind::internal, error.what()));
-  }
+void Engine::wake() {
+  if (callers_ == 0 || stop_) thread_bell_.ring();
+  work_bell_.ring();
 }
 
-void Engine::loop() {
-  while (!stop_) {
-    bool moved = take_arrivals();
-    for (auto& [id, set] : sets_) {
+// --- turns ---------------------------------------------------------------------------------------------------------
+
+bool Engine::look_at_everything() {
+  bool moved = has_arrivals_.load(std::memory_order_acquire) && take_arrivals();
+  for (auto& [id, set] : sets_) {
+    if (set->letters) moved |= read_letters(*set);
+    if (!set->one_host()) {
       moved |= agree(*set);
       moved |= count_votes(*set);
     }
-    moved |= advance_operations();
+  }
+  if (!active_.empty() || !waiting_.empty()) moved |= advance_operations();
+  if (moved) {
+    still_ = 0;
+  } else if (++still_ % 16 == 0) {  // these look at the clock
     check_deadlines();
     check_departures();
-    if (everyone_left()) break;
-    rest(moved);
+    look_for_dead();
   }
-  break_down(closed_error());
-  take_receives_back();
+  return moved;
 }
 
 bool Engine::take_arrivals() {
@@ -158,9 +179,12 @@ bool Engine::take_arrivals() {
     std::lock_guard lock(mutex_);
     arrived.swap(arrivals_);
     leaving = leaving_;
+    has_arrivals_.store(false, std::memory_order_relaxed);
   }
   for (Arrival& arrival : arrived) take(arrival);
   left_ |= leaving;  // what has been agreed on or belongs to a plan still runs: other ranks may count on it
+  for (auto& [id, set] : sets_)
+    if (left_ && set->one_host()) leave_by_letter(*set);
   return !arrived.empty();
 }
 
@@ -179,7 +203,7 @@ void Engine::take(Arrival& arrival) {
   } else if (arrival.is_vote) {
     Lane& lane = set.lanes[s.lane];
     lane.votes.push_back({std::move(arrival.vote), s.handle});
-    if (lane.votes.size() == 1) begin_vote(lane);
+    if (lane.votes.size() == 1) begin_vote(set, s.lane);
   } else if (s.lane >= 0) {
     take_planned(std::move(s), set);
   } else {
@@ -204,6 +228,7 @@ void Engine::take_named(Submission s, ProcessSet& set) {
     s.handle->fail(closed_error());
     return;
   }
+  if (set.one_host()) return tell(std::move(s), set);
   if (set.rounds.left_rank() >= 0) {
     release_name(s);
     s.handle->fail(peer_left(s, set));
@@ -270,8 +295,10 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t sequence, bool explai
   const int lane_id = std::max(s.lane, 0);
   Lane& lane = set.lanes[lane_id];
   auto& waiting = waiting_[{set.id, lane_id}];
-  if (!waiting.empty() || !lane.may_start(sequence)) {
-    waiting.push_back({std::move(s), sequence, explain});
+  if (!lane.may_start(sequence, set.window())) {
+    const auto later = [&](const Start& other) { return other.sequence > sequence; };
+    const auto place = std::find_if(waiting.begin(), waiting.end(), later);
+    waiting.insert(place, Start{std::move(s), sequence, explain});
     return;
   }
   lane.started.insert(sequence);
@@ -283,7 +310,7 @@ bool Engine::start_waiting() {
   for (auto& [key, waiting] : waiting_) {
     ProcessSet& set = process_set(key.first);
     Lane& lane = set.lanes[key.second];
-    while (!waiting.empty() && lane.may_start(waiting.front().sequence)) {
+    while (!waiting.empty() && lane.may_start(waiting.front().sequence, set.window())) {
       Start next = std::move(waiting.front());
       waiting.pop_front();
       lane.started.insert(next.sequence);
@@ -338,10 +365,19 @@ void Engine::release_name(const Submission& s) {
   take_named(std::move(next), set);
 }
 
-void Engine::begin_vote(Lane& lane) {
-  lane.ballot->enter(lane.votes.front().words, [](auto& mine, const auto& theirs) {
-    for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
-  });
+void Engine::begin_vote(ProcessSet& set, int lane_id) {
+  Lane& lane = set.lanes[lane_id];
+  const std::vector<uint64_t>& words = lane.votes.front().words;
+  if (set.one_host()) {
+    Letter letter;
+    letter.topic = Letters::vote;
+    letter.lane = static_cast<uint32_t>(lane_id);
+    letter.key = lane.votes_begun++;
+    letter.bytes = static_cast<uint32_t>(words.size() * sizeof words[0]);
+    set.letters->come(letter, words.data(), static_cast<uint64_t>(lane_id));
+    return;
+  }
+  lane.ballot->enter(words, take_smaller);
 }
 
 bool Engine::count_votes(ProcessSet& set) {
@@ -355,37 +391,9 @@ bool Engine::count_votes(ProcessSet& set) {
     result.words = lane.ballot->result();
     lane.votes.front().handle->finish(std::move(result));
     lane.votes.pop_front();
-    if (!lane.votes.empty()) begin_vote(lane);
+    if (!lane.votes.empty()) begin_vote(set, id);
   }
   return moved;
-}
-
-// On the wire: spin shortly, yield, then sleep with pauses growing to 100 µs (1 ms while waiting only for other ranks
-// to submit). With nothing to do: sleep until a submission, or the next look.
-void Engine::rest(bool moved) {
-  const auto now = Clock::now();
-  if (moved) {
-    last_move_ = now;
-    pause_ = std::chrono::microseconds(0);
-    return;
-  }
-  const auto waited = std::chrono::duration<double, std::micro>(now - last_move_).count();
-  const bool active = anything_active();
-  std::chrono::microseconds pause;
-  if (!active && !anything_pending()) {
-    pause = std::chrono::microseconds(static_cast<int64_t>(1e6 / options_.idle_looks));
-  } else if (waited < options_.spin_us) {
-    return;
-  } else if (waited < 5 * options_.spin_us) {
-    sched_yield();
-    return;
-  } else {
-    const int64_t most = active || waited < 1e5 ? 100 : 1000;
-    pause_ = std::chrono::microseconds(std::min<int64_t>(most, std::max<int64_t>(5, 2 * pause_.count())));
-    pause = pause_;
-  }
-  std::unique_lock lock(mutex_);
-  if (arrivals_.empty() && !stop_ && leaving_ == left_) work_.wait_for(lock, pause);
 }
 
 bool Engine::anything_active() const {
@@ -401,7 +409,8 @@ bool Engine::anything_waiting() const {
 }
 
 bool Engine::anything_pending() const {
-  return std::any_of(sets_.begin(), sets_.end(),
+  return !agreeing_.empty() ||
+         std::any_of(sets_.begin(), sets_.end(),
                      [](const auto& entry) { return entry.second->rounds.pending() || entry.second->wire.running(); });
 }
 

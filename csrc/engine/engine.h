@@ -1,7 +1,9 @@
-// The engine: one thread per rank that takes submissions, lets the ranks agree on them, and carries them out.
+// The engine of a rank: takes submissions, lets the ranks agree on them, and carries them out, turn by turn.
 //
-// Everything below `submit` runs on the engine's thread, which alone talks to the transports. It sleeps when there is
-// nothing to do, but for some looks a second at the control communicators, so that other ranks' rounds go on.
+// A *turn* looks at everything once and never blocks. Whoever holds the lock `drive_` may take turns: the engine's own
+// thread, or a caller who waits for a result and has nothing better to do; a peer cannot tell who it was. The thread
+// keeps off while a caller drives. It sleeps when there is nothing to do, but for some looks a second, so that other
+// ranks' rounds go on.
 #pragma once
 
 #include <atomic>
@@ -18,15 +20,24 @@
 
 #include "base/options.h"
 #include "engine/operation.h"
+#include "shared/bell.h"
 #include "submit/submission.h"
 #include "world/process_set.h"
 
 namespace ringdp {
 
+// The ranks that have proved to share memory with this one, all of process set 0's; empty: none.
+struct Neighbourhood {
+  std::shared_ptr<Host> host;
+  std::vector<int> members;            // in order, this rank included
+  std::vector<uint64_t> mail_offsets;  // of each one's part of the mail, in its heap
+};
+
 class Engine {
  public:
   // Process set 0 holds all ranks. `generation` is part of every header.
-  Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control);
+  Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
+         Neighbourhood neighbourhood = {});
   ~Engine();  // as shutdown(), if that was not called
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -37,6 +48,22 @@ class Engine {
 
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
+
+  // Who is about to submit something and wait for it says so first: then the thread need not wake up for it.
+  class Caller {
+   public:
+    explicit Caller(Engine& engine) : engine_(engine) { engine_.callers_.fetch_add(1); }
+    ~Caller() { engine_.caller_goes(); }
+    Caller(const Caller&) = delete;
+    Caller& operator=(const Caller&) = delete;
+
+   private:
+    Engine& engine_;
+  };
+
+  // Waits until the operation is done, and meanwhile takes turns. `look` is called some ten times a second without any
+  // lock (it may throw, to end the wait: Ctrl-C). False if the deadline passed first.
+  [[nodiscard]] bool wait(Handle& handle, Deadline deadline, const std::function<void()>& look);
 
   // One step's vote on a plan's lane: the fields are merged by MIN over all ranks.
   std::shared_ptr<Handle> vote(int process_set, int lane, std::vector<uint64_t> fields);
@@ -62,13 +89,36 @@ class Engine {
     std::unique_ptr<ProcessSet> new_set;
   };
 
+  // How long who drives may sleep when a turn has moved nothing.
+  struct Pause {
+    enum How { none, spin, yield, sleep } how = none;
+    std::chrono::microseconds time{0};
+  };
+
   void main();
   void loop();
+  bool turn();
+  bool look_at_everything();
+  void thread_sleeps(std::chrono::microseconds most);
+  void work_sleeps(std::chrono::microseconds most);
+  void caller_goes();
+  bool drive_for(Handle& handle, Clock::time_point until);
+  Pause pause(bool moved, bool caller);
+  void join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood);
   bool take_arrivals();
   void take(Arrival& arrival);
   void take_named(Submission submission, ProcessSet& set);
   void take_planned(Submission submission, ProcessSet& set);
   void name_unnamed(Submission& submission, ProcessSet& set);
+  void tell(Submission submission, ProcessSet& set);
+  bool read_letters(ProcessSet& set);
+  void met(ProcessSet& set, Letters::Meeting& meeting);
+  void counted(ProcessSet& set, Letters::Meeting& meeting);
+  static void sum_letters(const Submission& submission, const ProcessSet& set, const Letters::Meeting& meeting);
+  bool fits_letter(const Submission& submission) const;
+  void leave_by_letter(ProcessSet& set);
+  void fail_what_lacks_one_that_left(ProcessSet& set);
+  void look_for_dead();
   bool agree(ProcessSet& set);
   void decide(ProcessSet& set, const Rounds::Decision& decision);
   void leave(ProcessSet& set);
@@ -81,11 +131,10 @@ class Engine {
   void check_votes(ProcessSet& set);
   static void fail_votes(Lane& lane, const Error& error);
   bool count_votes(ProcessSet& set);
-  void begin_vote(Lane& lane);
+  void begin_vote(ProcessSet& set, int lane_id);
   void check_deadlines();
   void check_departures();
   void release_name(const Submission& submission);
-  void rest(bool moved);
   bool anything_active() const;
   bool anything_waiting() const;
   bool anything_pending() const;
@@ -102,16 +151,24 @@ class Engine {
   const int rank_, size_;
   Transport* abort_through_;
 
-  std::mutex mutex_;  // guards the next five
-  std::condition_variable work_;
+  const std::shared_ptr<Host> host_;
+
+  std::mutex mutex_;  // guards the next five, and what has_arrivals_ says
+  std::condition_variable ended_;
   std::deque<Arrival> arrivals_;
   std::set<std::pair<int, std::string>> in_flight_;  // names, by process set
   std::map<int, int> sizes_;                         // of the process sets, for validation
   std::optional<Error> broken_;                      // nothing more is accepted
   bool leaving_ = false;
+  std::atomic<bool> has_arrivals_{false};
   std::atomic<bool> stop_{false};
+  std::atomic<int> callers_{0};  // that drive or want to
+  std::atomic<bool> work_left_{false};  // when the last one stopped driving
+  Bell thread_bell_;             // the thread sleeps here while nothing is under way, or a caller drives
+  Bell own_bell_;                // where there is no heap with one that peers can ring
+  Bell& work_bell_;              // who waits for other ranks sleeps here
 
-  // The engine's thread only:
+  std::mutex drive_;  // guards all that follows
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
   std::map<uint64_t, Submission> agreeing_;                               // by token
   std::map<std::pair<int, std::string>, std::deque<Submission>> queued_;  // unnamed calls whose slot is taken
@@ -128,11 +185,13 @@ class Engine {
   bool left_ = false;
   Clock::time_point last_move_ = Clock::now(), last_check_ = Clock::now();
   std::chrono::microseconds pause_{0};
+  int still_ = 0;  // turns since anything moved
 
   std::thread thread_;
 };
 
-// What is said to whoever waits for an engine that has ended.
+// What is said to whoever waits for an engine that has ended, or for a rank that has left.
 Error closed_error();
+Error peer_left(const Submission& submission, const ProcessSet& set);
 
 }  // namespace ringdp

@@ -11,6 +11,22 @@
 
 namespace ringdp {
 
+Elements elements_of(const Submission& s, int ranks) {
+  Elements e;
+  e.dtype = s.dtype;
+  e.op = s.op;
+  e.prescale = s.prescale;
+  e.postscale = s.postscale;
+  if (e.op == ReduceOp::average) {
+    // float16 overflows early: it is scaled before the first hop. All others are divided once, at the end.
+    if (e.dtype == Dtype::float16)
+      e.prescale /= ranks;
+    else
+      e.divide = ranks;
+  }
+  return e;
+}
+
 Operation::Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation,
                      const Options& options, bool explain)
     : submission_(std::move(submission)),
@@ -33,6 +49,7 @@ bool Operation::progress() {
   if (done_) return false;
   bool moved = !begun_;
   if (!begun_) begin();
+  if (meeting_ && !run_ && meeting_->complete()) run_shared();
   if (run_) moved |= run_->progress();
   if (run_ && run_->done()) {
     run_finished();
@@ -56,24 +73,85 @@ void Operation::begin() {
         std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
     return finish();
   }
-  const Elements e = elements();
+  if (submission_.kind == OpKind::allreduce && set_.one_host() && set_.size() > 1) return meet();
+  const Elements e = elements_of(submission_, set_.size());
   start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
 }
 
-Elements Operation::elements() const {
-  Elements e;
-  e.dtype = submission_.dtype;
-  e.op = submission_.op;
-  e.prescale = submission_.prescale;
-  e.postscale = submission_.postscale;
-  if (e.op == ReduceOp::average) {
-    // float16 overflows early: it is scaled before the first hop. All others are divided once, at the end.
-    if (e.dtype == Dtype::float16)
-      e.prescale /= set_.size();
-    else
-      e.divide = set_.size();
+// The ranks of a host tell each other where their memory for this operation is. An output in shared memory that is
+// reduced in place is used where it lies; an area is there for all others.
+void Operation::meet() {
+  Heap& heap = set_.letters->host()->heap();
+  const Submission& s = submission_;
+  const uint64_t bytes = s.count() * size_of(s.dtype);
+  const uint64_t area = shared_area(set_.size(), s.count(), shared_pipeline()) * size_of(s.dtype);
+  void* block = heap.allocate(area);
+  place_.output = s.input == s.output ? heap.offset_of(s.output, bytes) : Heap::kNowhere;
+  place_.area = block ? heap.offset_of(block, area) : Heap::kNowhere;
+  place_.count = set_.counts->take();
+  if (place_.count != Heap::kNowhere) place_.base = Counts::at(heap.at(place_.count))->load(std::memory_order_relaxed);
+  Letter letter;
+  letter.topic = Letters::place;
+  letter.lane = static_cast<uint32_t>(lane_);
+  letter.key = sequence_;
+  letter.bytes = sizeof place_;
+  letter.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
+  meeting_ = &set_.letters->come(letter, &place_, 0);
+}
+
+void Operation::run_shared() {
+  Letters& letters = *set_.letters;
+  const Host& host = *letters.host();
+  const Submission& s = submission_;
+  const Elements e = elements_of(s, set_.size());
+  const Arithmetic arithmetic{e.prescale != 1, e.divide != 1 || e.postscale != 1};
+  if (!meeting_->agreed()) {
+    done_ = true;
+    error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.rank()) + ": " + label() +
+                                        " failed: another rank of this host means another operation, or has given up");
+    return leave_shared();
   }
-  return e;
+  Shared shared;
+  bool direct = true, staged = true;
+  for (int member = 0; member < set_.size(); ++member) {
+    Place place;
+    std::memcpy(&place, meeting_->from[member].payload.data(), sizeof place);
+    const auto mapped = [&](uint64_t offset) {
+      return offset == Heap::kNowhere ? nullptr : host.at(letters.world_rank(member), offset);
+    };
+    shared.outputs.push_back(mapped(place.output));
+    shared.areas.push_back(mapped(place.area));
+    direct &= place.output != Heap::kNowhere && place.count != Heap::kNowhere;
+    staged &= place.area != Heap::kNowhere && place.count != Heap::kNowhere;
+    if (!direct && !staged) break;
+    const Shared::Count count{Counts::at(mapped(place.count)), place.base};
+    if (member == letters.me())
+      shared.mine = count;
+    else
+      shared.others.push_back(count);
+  }
+  shared.ring = [&letters] { letters.ring(); };
+  const Memory memory{s.input, s.output};
+  if (!direct && !staged)  // some rank has no shared memory left: all see it, and take the ring, which gives the same bits
+    return start_run(fixed_schedule(e), memory, e, 1);
+  Schedule schedule = direct ? shared_allreduce_direct(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic)
+                             : shared_allreduce_staged(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic);
+  start_run(std::move(schedule), memory, e, 1, std::move(shared));
+}
+
+// Nobody reads or writes this rank's memory any more.
+void Operation::leave_shared() {
+  if (!meeting_) return;
+  Heap& heap = set_.letters->host()->heap();
+  if (place_.area != Heap::kNowhere) heap.free(heap.at(place_.area));
+  if (place_.count != Heap::kNowhere) set_.counts->give_back(place_.count);
+  set_.letters->close(*meeting_);
+  meeting_ = nullptr;
+}
+
+// Segments that the caches hold: one that is copied in by one rank and summed by another never sees main memory.
+Pipeline Operation::shared_pipeline() const {
+  return {std::max<uint64_t>(1, options_.shared_segment_bytes / size_of(submission_.dtype)), 1};
 }
 
 // Segments grow with very large chunks so that the number of moves stays in the thousands. Speed only: the order of
@@ -156,14 +234,16 @@ void Operation::run_variable_data() {
                  " bytes of output");
 }
 
-void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part) {
+void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part, Shared shared) {
+  const bool shared_only = !shared.others.empty();
   const OpKind kind = submission_.kind;
   const Neighbours neighbours = explain_                    ? Neighbours::ring
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
   run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), ProcessSet::tag(lane_, sequence_),
-                               kLongestMessage, neighbours, *set_.data);
+                               kLongestMessage, shared_only ? Neighbours::of_schedule : neighbours, *set_.data,
+                               std::move(shared));
 }
 
 Header Operation::header(const Elements& e, uint32_t part) const {
@@ -192,6 +272,7 @@ Header Operation::header(const Elements& e, uint32_t part) const {
 }
 
 void Operation::run_finished() {
+  leave_shared();
   if (!run_->error().empty()) {
     done_ = true;
     error_ =

@@ -14,6 +14,9 @@
 
 namespace ringdp {
 
+// What is done to the elements of a reduction over so many ranks.
+Elements elements_of(const Submission& submission, int ranks);
+
 class Operation {
  public:
   // `explain`: the ranks disagree about this operation; exchange descriptions and fail with a table of them.
@@ -37,14 +40,17 @@ class Operation {
 
  private:
   void begin();
+  void meet();
+  void run_shared();
+  void leave_shared();
   void run_finished();
   void run_sizes();
   void run_variable_data();
-  void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part);
+  void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
   void finish();
   Schedule fixed_schedule(const Elements& elements) const;
-  Elements elements() const;
   Header header(const Elements& elements, uint32_t part) const;
+  Pipeline shared_pipeline() const;
   Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const;
   uint64_t row_count() const;
   std::string disagreement() const;
@@ -62,6 +68,12 @@ class Operation {
   const Deadline deadline_;
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
+  // In a host: where the others find this rank's memory, and the meeting in which all tell theirs.
+  struct Place {
+    uint64_t output, area, count, base;  // offsets in the heap; base: where the count stands
+  };
+  Place place_{};
+  Letters::Meeting* meeting_ = nullptr;
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool sizes_known_ = false, begun_ = false, done_ = false;
   std::optional<Error> error_;

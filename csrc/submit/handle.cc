@@ -1,6 +1,5 @@
 #include "submit/handle.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace ringdp {
@@ -26,19 +25,9 @@ void Handle::fail(const Error& error) {
   changed_.notify_all();
 }
 
-bool Handle::wait(Deadline deadline, const std::function<void()>& look) {
-  constexpr auto kLook = std::chrono::milliseconds(100);
+void Handle::sleep_until(Clock::time_point until) {
   std::unique_lock lock(mutex_);
-  while (!done_) {
-    if (deadline.passed()) return false;
-    changed_.wait_until(lock, std::min(deadline.end(), Clock::now() + kLook));
-    if (!done_ && look) {
-      lock.unlock();
-      look();
-      lock.lock();
-    }
-  }
-  return true;
+  changed_.wait_until(lock, until, [this] { return done(); });
 }
 
 Result& Handle::result() {

@@ -5,7 +5,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -40,9 +39,7 @@ class Handle {
   void give_up_memory() { memory_in_use_.store(true); }
   bool memory_in_use() const { return !done() || memory_in_use_.load(); }
 
-  // Sleeps until done; `look` is called some ten times a second (it may throw, to end the wait: Ctrl-C). False if the
-  // deadline passed first.
-  [[nodiscard]] bool wait(Deadline deadline, const std::function<void()>& look);
+  void sleep_until(Clock::time_point until);  // or until done
 
   // After done(): throws what went wrong, or gives the result.
   Result& result();

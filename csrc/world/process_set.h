@@ -12,7 +12,9 @@
 #include <set>
 
 #include "agree/dissemination.h"
+#include "agree/letters.h"
 #include "agree/rounds.h"
+#include "shared/counts.h"
 #include "transport/transport.h"
 
 namespace ringdp {
@@ -29,10 +31,13 @@ struct Lane {
 
   // Operations in flight lie within half of the tags: no two of them have the same tag, on this rank or, since a rank
   // is at most one window ahead of another, on a neighbour.
-  bool may_start(uint64_t sequence) const { return started.empty() || sequence < *started.begin() + kWindow; }
+  bool may_start(uint64_t sequence, uint64_t window) const {
+    return started.empty() || sequence < *started.begin() + window;
+  }
   static constexpr int kTags = 256, kWindow = kTags / 2;
   std::unique_ptr<Dissemination> ballot;  // for the votes of this lane's steps
   std::deque<Vote> votes;                 // the first one is running
+  uint64_t votes_begun = 0;
 };
 
 struct ProcessSet {
@@ -46,19 +51,32 @@ struct ProcessSet {
   int rank() const { return data->rank(); }
   int size() const { return data->size(); }
 
+  // All ranks share memory (or there is one alone): they agree by letters, and the rounds are not used.
+  bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
+  int left_rank() const { return one_host() ? letters->first_left() : rounds.left_rank(); }  // -1: none
+  bool closed() const {
+    return one_host() ? left && letters->left() == size() - 1 : rounds.closed();
+  }
+
   // Sequences wrap in the tag after kTags operations.
   static constexpr int kRoundsTag = 0, kTags = Lane::kTags;
   static int tag(int lane, uint64_t sequence) { return lane * kTags + static_cast<int>(sequence % kTags); }
   static int vote_tag(int lane) { return kRoundsTag + 1 + lane; }
+  // In a host an operation under way holds shared memory: fewer at a time are fast enough.
+  uint64_t window() const { return one_host() ? kWindowInHost : Lane::kWindow; }
+  static constexpr uint64_t kWindowInHost = 8;
   int max_lane() const { return data->max_tag() / kTags - 1; }
 
   const int id;
   std::unique_ptr<Transport> data, control;
   Rounds rounds;
   Dissemination wire;  // carries the rounds
+  std::unique_ptr<Letters> letters;  // with the ranks of this host; none where nothing is shared
+  std::unique_ptr<Counts> counts;
   std::map<int, Lane> lanes;
   int next_lane = 1;
   uint64_t unnamed = 0;  // calls without a name so far
+  uint64_t named = 0;    // operations that were told by letter
   bool left = false;     // this rank has told the others that it submits nothing more
 };
 

@@ -61,6 +61,9 @@ class TorchAdapter:
     def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         return torch.empty(tuple(shape), dtype=like.dtype)
 
+    def empty_like(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(like)
+
     def from_bytes(self, data: Any, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(data).view(like.dtype).reshape(tuple(shape))
 

@@ -21,6 +21,7 @@ from ringdp import world
 
 def pytest_addoption(parser):
     parser.addoption("--local-ranks", type=int, default=0, help="run in threads over the local transport")
+    parser.addoption("--local-hosts", type=int, default=0, help="the threads share memory, as on so many hosts")
     parser.addoption(
         "--local-seed", type=int, default=1, help="seed of the local transport's delays; 0: none"
     )
@@ -66,17 +67,17 @@ def pytest_pyfunc_call(pyfuncitem):
     if not size:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    run_local(
-        size, pyfuncitem.config.getoption("--local-seed"), functools.partial(pyfuncitem.obj, **arguments)
-    )
+    options = pyfuncitem.config.getoption
+    hosts = options("--local-hosts") and [rank * options("--local-hosts") // size for rank in range(size)]
+    run_local(size, options("--local-seed"), hosts or [], functools.partial(pyfuncitem.obj, **arguments))
     return True
 
 
-def run_local(size, seed, body):
-    """Run `body` in `size` threads, each a rank; raise the first rank's failure."""
+def run_local(size, seed, hosts, body):
+    """Run `body` in `size` threads, each a rank; raise the first rank's failure. `hosts`: the host of each rank."""
     from ringdp import _core
 
-    engines = _core.local_engines(size, seed)
+    engines = _core.local_engines(size, seed, hosts)
     failures = {}
 
     def rank_main(rank):

@@ -42,7 +42,7 @@ class Pending:
     output: Any
 
     def result(self) -> Any:
-        assert self.handle.wait(LONG), "this operation hangs"
+        assert self.handle.sleep(LONG), "this operation hangs"
         self.handle.check()
         return self.output
 
@@ -195,7 +195,7 @@ def test_many_segments_of_a_few_bytes(seed: int, monkeypatch: pytest.MonkeyPatch
 
 def open_plan(engines: Sequence[Any], name: str = "plan", process_set: int = 0) -> int:
     handles = [e.open_plan(process_set, name, "two lines\nof a plan") for e in engines]
-    assert all(h.wait(LONG) for h in handles)
+    assert all(h.sleep(LONG) for h in handles)
     (lane,) = {h.lane() for h in handles}
     return lane
 
@@ -210,7 +210,7 @@ def test_a_vote_is_the_minimum_on_every_rank_many_times_back_to_back(size: int, 
         for r in random.Random(seed).sample([*range(size)] * 50, 50 * size):  # ranks run ahead of one another
             votes[r].append(engines[r].vote(0, lane, numbers[r, len(votes[r])].tolist()))
         for mine in votes:
-            assert all(v.wait(LONG) for v in mine)
+            assert all(v.sleep(LONG) for v in mine)
             assert [v.words() for v in mine] == numbers.min(0).tolist()
 
 
@@ -352,7 +352,7 @@ def test_plans_that_differ_are_an_error_that_shows_the_first_line_that_differs()
         texts = ["a float32[3]\nb float32[4]", "a float32[3]\nc float32[4]", "a float32[3]\nb float32[4]"]
         handles = [e.open_plan(0, "plan", text) for e, text in zip(engines, texts, strict=True)]
         for h in handles:
-            assert h.wait(LONG)
+            assert h.sleep(LONG)
             with pytest.raises(MismatchError, match=r"ranks 0, 2: b float32\[4\]\n  rank 1: c float32\[4\]"):
                 h.check()
         open_plan(engines)
@@ -411,7 +411,7 @@ def test_planned_buckets_beside_named_operations(seed: int) -> None:
                 assert all((p.result() == total(3, 40) + 3 * step).all() for p in named[r])
                 assert all((p.result() == total(3, 1000 + i)).all() for i, p in enumerate(buckets[r]))
                 assert (small[r][0].result() == total(3, 1)).all()
-                assert votes[r].wait(LONG) and votes[r].words() == [step, 98]
+                assert votes[r].sleep(LONG) and votes[r].words() == [step, 98]
 
 
 def test_more_buckets_in_flight_than_the_window_of_tags() -> None:
@@ -487,7 +487,7 @@ def test_the_neighbour_of_a_deviating_rank_says_what_differs() -> None:
 def test_a_vote_or_bucket_of_no_plan_is_refused() -> None:
     with local_ranks(1) as engines:
         for pending in (engines[0].vote(0, 7, [1]), bucket(engines[0], 7, 0, coded(0, 1)).handle):
-            assert pending.wait(LONG)
+            assert pending.sleep(LONG)
             with pytest.raises(Exception, match="there is no plan 7"):
                 pending.check()
         with pytest.raises(UsageError, match="rank 0 is not in process set 3"):

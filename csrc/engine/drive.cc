@@ -1,0 +1,150 @@
+// Who takes the engine's turns, and when nobody does: its thread, callers that wait, and how both rest.
+#include <sched.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+
+#include "engine/engine.h"
+
+namespace ringdp {
+
+namespace {
+
+constexpr auto kLook = std::chrono::milliseconds(100);
+
+inline void spin_once() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+void Engine::main() {
+  prctl(PR_SET_NAME, "ringdp-engine");
+  prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds: pauses of tens of µs would otherwise last 50 µs longer
+  loop();
+  std::lock_guard drive(drive_);
+  if (broken_) return;
+  break_down(closed_error());
+  take_receives_back();
+}
+
+void Engine::loop() {
+  while (!stop_) {
+    const auto idle = std::chrono::microseconds(static_cast<int64_t>(1e6 / options_.idle_looks));
+    std::unique_lock drive(drive_, std::defer_lock);
+    if (callers_.load(std::memory_order_relaxed) > 0 || !drive.try_lock()) {
+      thread_sleeps(idle);
+      continue;
+    }
+    const bool moved = turn();
+    if (everyone_left()) return;
+    const Pause rest = pause(moved, false);
+    const bool waits = anything_active() || anything_pending();
+    drive.unlock();
+    if (rest.how == Pause::yield) sched_yield();
+    if (rest.how == Pause::spin) spin_once();
+    if (rest.how == Pause::sleep && waits) work_sleeps(rest.time);
+    if (rest.how == Pause::sleep && !waits) thread_sleeps(idle);
+  }
+}
+
+// A turn that meets an error of a transport is the last one.
+bool Engine::turn() {
+  try {
+    return look_at_everything();
+  } catch (const Error& error) {
+    break_down(error);
+  } catch (const std::exception& error) {
+    break_down(Error(ErrorKind::internal, error.what()));
+  }
+  return false;
+}
+
+// Until somebody submits or drives no more.
+void Engine::thread_sleeps(std::chrono::microseconds most) {
+  const uint32_t dozed = thread_bell_.doze();
+  if (has_arrivals_ || stop_)
+    thread_bell_.stay_awake();
+  else
+    thread_bell_.sleep(dozed, most);
+}
+
+// Until a peer has published something, or somebody submits. The last look before it is a whole turn.
+void Engine::work_sleeps(std::chrono::microseconds most) {
+  const uint32_t dozed = work_bell_.doze();
+  bool moved = true;
+  {
+    std::unique_lock drive(drive_, std::try_to_lock);
+    if (drive) moved = turn();
+  }
+  if (moved || stop_ || has_arrivals_)
+    work_bell_.stay_awake();
+  else
+    work_bell_.sleep(dozed, most);
+}
+
+bool Engine::wait(Handle& handle, Deadline deadline, const std::function<void()>& look) {
+  if (handle.done()) return true;
+  const Caller caller(*this);
+  while (!handle.done()) {
+    if (deadline.passed()) return false;
+    const auto until = std::min(deadline.end(), Clock::now() + kLook);
+    if (!drive_for(handle, until)) handle.sleep_until(std::min(until, Clock::now() + std::chrono::milliseconds(1)));
+    if (!handle.done() && Clock::now() >= until && look) look();
+  }
+  return true;
+}
+
+// The thread takes over what is left. It is not woken for nothing: that would cost more than a small operation. (Whoever
+// submits looks at callers_ after it has set has_arrivals_; here it is the other way round, so one of the two rings.)
+void Engine::caller_goes() {
+  if (callers_.fetch_sub(1) == 1 && (has_arrivals_ || work_left_)) thread_bell_.ring();
+}
+
+// False if somebody else drives.
+bool Engine::drive_for(Handle& handle, Clock::time_point until) {
+  std::unique_lock drive(drive_, std::try_to_lock);
+  if (!drive) return false;
+  while (!handle.done() && !stop_) {
+    const bool moved = turn();
+    if (handle.done()) break;
+    const Pause rest = pause(moved, true);
+    if (rest.how == Pause::none) continue;
+    if (Clock::now() >= until) break;
+    if (rest.how == Pause::spin) spin_once();
+    if (rest.how == Pause::yield) sched_yield();
+    if (rest.how == Pause::sleep) {
+      drive.unlock();
+      work_sleeps(rest.time);
+      if (!drive.try_lock()) return false;
+    }
+  }
+  work_left_ = anything_active() || anything_pending();
+  return true;
+}
+
+// Spin shortly, yield, then sleep. The engine's thread, beside which the user's code may compute, yields for 80 µs; a caller
+// has nothing else to do, and yields for longer. What comes through shared memory rings the bell, so the pauses may
+// be long where that is all that is waited for; a transport must be looked at.
+Engine::Pause Engine::pause(bool moved, bool caller) {
+  if (moved) {
+    pause_ = std::chrono::microseconds(0);
+    return {};
+  }
+  if (still_ == 1) last_move_ = Clock::now();  // the first turn that moved nothing
+  if (still_ % 8 != 0 && pause_.count() == 0) return {Pause::spin};
+  const auto waited = std::chrono::duration<double, std::micro>(Clock::now() - last_move_).count();
+  const double yields = (caller ? 50 : 5) * options_.spin_us;
+  if (waited < options_.spin_us) return {Pause::spin};
+  if (waited < yields) return {Pause::yield};
+  const bool rings = std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); });
+  const int64_t most = rings ? 20000 : anything_active() || waited < 1e5 ? 100 : 1000;
+  pause_ = std::chrono::microseconds(std::min<int64_t>(most, std::max<int64_t>(5, 2 * pause_.count())));
+  return {Pause::sleep, rings ? std::chrono::microseconds(20000) : pause_};
+}
+
+}  // namespace ringdp

@@ -1,0 +1,134 @@
+// How ranks of one host agree: each tells all others by letter what was submitted to it (agree/letters.h). A small tensor
+// goes along, and then nothing else is exchanged; for a large one the ranks meet again to tell each other where their
+// memory is (engine/operation.cc).
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "agree/digest.h"
+#include "base/check.h"
+#include "engine/engine.h"
+#include "kernels/kernels.h"
+
+namespace ringdp {
+
+bool Engine::fits_letter(const Submission& s) const {
+  return s.kind == OpKind::allreduce && s.count() * size_of(s.dtype) <= options_.letter_bytes;
+}
+
+void Engine::tell(Submission s, ProcessSet& set) {
+  s.handle->enter(Stage::agree);
+  Letter letter;
+  letter.topic = Letters::named;
+  letter.key = Digest().add(s.name).value();
+  letter.signature = s.signature();
+  letter.ticket = set.named++;
+  std::byte scaled[Mail::kMostPayload];
+  const void* payload = s.input;
+  if (fits_letter(s)) {
+    const Elements e = elements_of(s, set.size());
+    letter.bytes = static_cast<uint32_t>(s.count() * size_of(s.dtype));
+    if (e.prescale != 1) e.begin(scaled, s.input, s.count()), payload = scaled;
+  }
+  const uint64_t token = ++last_token_;
+  agreeing_.emplace(token, std::move(s));
+  Letters::Meeting& meeting = set.letters->come(letter, payload, token);
+  if (set.letters->lacks_one_that_left(meeting)) fail_what_lacks_one_that_left(set);
+}
+
+bool Engine::read_letters(ProcessSet& set) {
+  const int left_before = set.letters->left();
+  const bool moved = set.letters->poll([&](Letters::Topic topic, Letters::Meeting& meeting) {
+    if (topic == Letters::named) met(set, meeting);
+    if (topic == Letters::vote) counted(set, meeting);
+  });
+  if (set.letters->left() != left_before) fail_what_lacks_one_that_left(set);
+  return moved;
+}
+
+// All ranks have submitted it. The sequence is the first member's ticket: every rank reads the same.
+void Engine::met(ProcessSet& set, Letters::Meeting& meeting) {
+  auto node = agreeing_.extract(meeting.token);
+  RINGDP_CHECK(!node.empty());
+  Submission& s = node.mapped();
+  const uint64_t sequence = meeting.from[0].letter.ticket;
+  const bool agreed = meeting.agreed();
+  if (!agreed || !(fits_letter(s) || s.kind == OpKind::barrier)) {
+    set.letters->close(meeting);
+    return start(std::move(s), set, sequence, !agreed);
+  }
+  if (s.kind == OpKind::allreduce) sum_letters(s, set, meeting);
+  set.letters->close(meeting);
+  release_name(s);  // before anybody hears of the end: who has waited for a name may use it again at once
+  s.handle->finish({});
+}
+
+// The contributions are added in the order of the ranks, on every rank alike.
+void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Letters::Meeting& meeting) {
+  const uint64_t count = s.count();
+  if (count == 0) return;
+  const void* sum = meeting.from[0].payload.data();
+  for (size_t m = 1; m < meeting.from.size(); ++m, sum = s.output)
+    kernels::reduce(s.dtype, s.op, s.output, sum, meeting.from[m].payload.data(), count);
+  if (sum != s.output) std::memcpy(s.output, sum, count * size_of(s.dtype));
+  elements_of(s, set.size()).finish(s.output, s.output, count);
+}
+
+void Engine::counted(ProcessSet& set, Letters::Meeting& meeting) {
+  const int lane_id = static_cast<int>(meeting.token);
+  Lane& lane = set.lanes[lane_id];
+  Result result;
+  for (const Letters::Received& one : meeting.from) {
+    std::vector<uint64_t> words(one.payload.size() / sizeof(uint64_t));
+    std::memcpy(words.data(), one.payload.data(), one.payload.size());
+    if (result.words.empty()) result.words = words;
+    for (size_t i = 0; i < std::min(words.size(), result.words.size()); ++i)
+      result.words[i] = std::min(result.words[i], words[i]);
+  }
+  set.letters->close(meeting);
+  if (lane.votes.empty()) return;  // given up here
+  lane.votes.front().handle->finish(std::move(result));
+  lane.votes.pop_front();
+  if (!lane.votes.empty()) begin_vote(set, lane_id);
+}
+
+// What others wait for here goes on without its caller: they may have counted on it already.
+void Engine::leave_by_letter(ProcessSet& set) {
+  if (set.left) return;
+  set.left = true;
+  for (auto& [token, s] : agreeing_)
+    if (s.process_set == set.id) s.handle->give_up_memory(), s.handle->fail(closed_error());
+  set.letters->leave();
+}
+
+void Engine::fail_what_lacks_one_that_left(ProcessSet& set) {
+  std::vector<Letters::Meeting*> lacking;
+  set.letters->for_each_open([&](Letters::Topic topic, Letters::Meeting& meeting) {
+    if (topic == Letters::named && set.letters->lacks_one_that_left(meeting)) lacking.push_back(&meeting);
+  });
+  for (Letters::Meeting* meeting : lacking) {
+    auto node = agreeing_.extract(meeting->token);
+    set.letters->close(*meeting);
+    if (node.empty()) continue;
+    release_name(node.mapped());
+    node.mapped().handle->fail(peer_left(node.mapped(), set));
+  }
+}
+
+// A process that has ended without leaving takes everything along: its ranks' memory may be half written.
+void Engine::look_for_dead() {
+  if (!host_) return;
+  for (const Host::Dead& dead : host_->find_dead()) {
+    bool has_left = true;
+    for (auto& [id, set] : sets_) {
+      if (!set->letters) continue;
+      read_letters(*set);  // it may have said so just before
+      has_left &= set->letters->has_left(dead.rank);
+    }
+    if (has_left || left_) continue;
+    throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": rank " + std::to_string(dead.rank) + " (process " +
+                                     std::to_string(dead.pid) + " on this host) has ended without ringdp.shutdown()");
+  }
+}
+
+}  // namespace ringdp

@@ -1,0 +1,84 @@
+#include "shared/mail.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace ringdp {
+
+// A part: its head, a cursor for each member, then the lines of the outbox.
+size_t Mail::part_bytes(int members) {
+  return sizeof(Head) + members * sizeof(Cursor) + kLines * sizeof(Letter);
+}
+
+Mail::Part::Part(std::byte* memory, int members)
+    : head(reinterpret_cast<Head*>(memory)),
+      cursors(reinterpret_cast<Cursor*>(memory + sizeof(Head))),
+      lines(reinterpret_cast<Letter*>(memory + sizeof(Head) + members * sizeof(Cursor))) {}
+
+void Mail::prepare(std::byte* memory, int members, uint64_t secret) {
+  std::memset(memory, 0, part_bytes(members));
+  Part(memory, members).head->secret = secret;
+}
+
+Mail::Mail(int me, const std::vector<std::byte*>& parts) {
+  const int members = static_cast<int>(parts.size());
+  for (int m = 0; m < members; ++m) {
+    const Part part(parts[m], members);
+    if (m != me) {
+      inboxes_.push_back({m, part.lines, &part.cursors[me], part.head->secret});
+      continue;
+    }
+    lines_ = part.lines;
+    secret_ = part.head->secret;
+    for (int reader = 0; reader < members; ++reader)
+      if (reader != me) readers_.push_back(&part.cursors[reader]);
+  }
+}
+
+void Mail::post(const Letter& letter, const void* payload) {
+  RINGDP_CHECK(letter.bytes <= kMostPayload);
+  if (overflow_.empty() && write(letter, payload)) return;
+  const auto* bytes = static_cast<const std::byte*>(payload);
+  overflow_.push_back({letter, {bytes, bytes + letter.bytes}});
+}
+
+bool Mail::post_overflow() {
+  bool moved = false;
+  while (!overflow_.empty() && write(overflow_.front().letter, overflow_.front().payload.data())) {
+    overflow_.pop_front();
+    moved = true;
+  }
+  return moved;
+}
+
+// A letter and its payload lie in one piece: a gap fills what is left at the end of the ring if that is too short.
+bool Mail::write(const Letter& letter, const void* payload) {
+  const uint64_t lines = lines_of(letter.bytes), left = kLines - at_ % kLines;
+  const uint64_t gap = lines > left ? left : 0;
+  if (!has_room(gap + lines)) return false;
+  if (gap > 0) {
+    Letter& filler = lines_[at_ % kLines];
+    filler.flags = Letter::kGap;
+    filler.ticket = gap;
+    filler.stamp.store(at_ + secret_, std::memory_order_release);
+    at_ += gap;
+  }
+  Letter& line = lines_[at_ % kLines];
+  line = letter;
+  if (letter.bytes > 0)
+    std::memcpy(letter.bytes <= Letter::kInLine ? static_cast<void*>(line.in_line) : &line + 1, payload, letter.bytes);
+  line.stamp.store(at_ + secret_, std::memory_order_release);
+  at_ += lines;
+  return true;
+}
+
+bool Mail::has_room(uint64_t lines) {
+  if (at_ + lines <= room_until_) return true;
+  uint64_t slowest = at_;
+  for (const Cursor* reader : readers_) slowest = std::min(slowest, reader->read.load(std::memory_order_acquire));
+  room_until_ = slowest + kLines;
+  return at_ + lines <= room_until_;
+}
+
+}  // namespace ringdp

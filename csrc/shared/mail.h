@@ -1,0 +1,117 @@
+// Letters between the ranks of a host: each rank writes into an outbox of its own, which all others read.
+//
+// An outbox is a ring of cache lines in the writer's heap. A letter is one line, and its payload follows it unless it fits
+// into the line. Its stamp, written last, is its position in the stream of letters plus a random secret: so a reader looks
+// at a single line to see whether something has come, an old letter is never taken for a new one, and neither is payload
+// (but once in 2^64 looks). The writer goes on until it would overwrite what some reader has not read.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <vector>
+
+namespace ringdp {
+
+struct alignas(64) Letter {
+  static constexpr uint32_t kInLine = 16;
+  enum Flags : uint32_t { kGap = 1, kPoison = 2 };
+
+  std::atomic<uint64_t> stamp{0};
+  uint64_t key = 0;
+  uint64_t signature = 0;  // digest of all that must be the same on every rank
+  uint64_t ticket = 0;
+  uint32_t lane = 0;
+  uint32_t topic = 0;  // with lane and key: what it is about
+  uint32_t flags = 0;
+  uint32_t bytes = 0;  // of the payload
+  std::byte in_line[kInLine] = {};
+
+  Letter() = default;
+  Letter(const Letter& o) { *this = o; }
+  Letter& operator=(const Letter& o) {
+    key = o.key, signature = o.signature, ticket = o.ticket, lane = o.lane, topic = o.topic, flags = o.flags, bytes = o.bytes;
+    std::memcpy(in_line, o.in_line, kInLine);
+    return *this;
+  }
+};
+static_assert(sizeof(Letter) == 64, "a letter is one cache line");
+
+class Mail {
+ public:
+  static constexpr uint32_t kMostPayload = 32 << 10;  // bytes
+  static size_t part_bytes(int members);              // what one rank's part takes of its heap
+  static void prepare(std::byte* part, int members, uint64_t secret);  // by its owner, before the others use it
+
+  // parts[i]: the part of member i as mapped here, prepared.
+  Mail(int me, const std::vector<std::byte*>& parts);
+
+  // To all other members. Waits in this process's memory where the outbox is full: poll() carries it on.
+  void post(const Letter& letter, const void* payload);
+
+  // Calls take(member, letter, payload) for each letter that has come; the memory is valid during the call only.
+  template <class Take>
+  bool poll(Take&& take) {
+    bool moved = !overflow_.empty() && post_overflow();
+    for (Inbox& in : inboxes_) {
+      while (const Letter* letter = next(in)) {
+        moved = true;
+        if (!(letter->flags & Letter::kGap)) take(in.member, *letter, payload_of(*letter));
+        done_with(in, *letter);
+      }
+    }
+    return moved;
+  }
+  bool all_posted() const { return overflow_.empty(); }
+
+ private:
+  static constexpr uint64_t kLines = 4096;  // 256 KiB
+  struct alignas(64) Head {
+    uint64_t secret;
+  };
+  struct alignas(64) Cursor {
+    std::atomic<uint64_t> read;
+  };
+  struct Part {
+    Head* head;
+    Cursor* cursors;  // of the readers, by member
+    Letter* lines;
+    Part(std::byte* memory, int members);
+  };
+  struct Inbox {
+    int member;
+    const Letter* lines;
+    Cursor* cursor;  // ours, in the writer's part
+    uint64_t secret;
+    uint64_t at = 0;
+  };
+
+  static uint64_t lines_of(uint32_t bytes) { return 1 + (bytes <= Letter::kInLine ? 0 : (bytes + 63) / 64); }
+  static const void* payload_of(const Letter& letter) {
+    return letter.bytes <= Letter::kInLine ? static_cast<const void*>(letter.in_line) : &letter + 1;
+  }
+  const Letter* next(const Inbox& in) const {
+    const Letter& letter = in.lines[in.at % kLines];
+    return letter.stamp.load(std::memory_order_acquire) == in.at + in.secret ? &letter : nullptr;
+  }
+  void done_with(Inbox& in, const Letter& letter) {
+    in.at += (letter.flags & Letter::kGap) ? letter.ticket : lines_of(letter.bytes);
+    in.cursor->read.store(in.at, std::memory_order_release);
+  }
+  bool write(const Letter& letter, const void* payload);
+  bool has_room(uint64_t lines);
+  bool post_overflow();
+
+  Letter* lines_ = nullptr;  // of our outbox
+  std::vector<const Cursor*> readers_;
+  std::vector<Inbox> inboxes_;
+  uint64_t secret_ = 0, at_ = 0, room_until_ = kLines;
+  struct Waiting {
+    Letter letter;
+    std::vector<std::byte> payload;
+  };
+  std::deque<Waiting> overflow_;
+};
+
+}  // namespace ringdp

@@ -1,0 +1,135 @@
+"""With which ranks does this one share memory? Proved by reading back a token, never assumed from a host's name.
+
+Two ranks of one machine need not share: each may live in a container of its own. So each rank makes a heap
+(csrc/shared/heap.h), tells the others of its host how to map it, and tries to map theirs. Ranks that can all map one another
+form a group.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringdp.errors import InitError, TransportError
+
+VARIABLE = "RINGDP_SHARED_MEMORY"
+KINDS = {"auto": ("memfd", "file"), "memfd": ("memfd",), "file": ("file",), "off": ()}
+
+
+@dataclass
+class Neighbourhood:
+    """The ranks that share memory with this one."""
+
+    host: Any = None  # ringdp._core.Host; None: nothing is shared
+    members: list[int] = field(default_factory=list)  # in order, this rank included
+    mail: list[int] = field(default_factory=list)  # where each one's part of the mail lies in its heap
+
+
+def wanted_kinds() -> tuple[str, ...]:
+    """The kinds of heap to try, in order.
+
+    Raises:
+        InitError: RINGDP_SHARED_MEMORY has another value than those there are.
+    """
+    value = os.environ.get(VARIABLE) or "auto"
+    if value not in KINDS:
+        raise InitError(f"{VARIABLE}={value} is not one of {', '.join(KINDS)}")
+    return KINDS[value]
+
+
+def find_neighbours(comm: Any, rank: int) -> Neighbourhood:
+    """Make this rank's heap, and map those of the ranks that share memory with it. Collective over `comm`.
+
+    Args:
+        comm: an mpi4py communicator of the ranks that may share memory: those of one host, by its name.
+        rank: this rank's number in the job.
+    """
+    best = Neighbourhood()
+    for kind in wanted_kinds():
+        found = _try_kind(comm, rank, kind)
+        sizes = comm.allgather((len(best.members), len(found.members)))
+        if sum(new for _, new in sizes) > sum(old for old, _ in sizes):
+            best = found
+        if all(new == comm.Get_size() for _, new in sizes):
+            break
+    return best
+
+
+def _try_kind(comm: Any, rank: int, kind: str) -> Neighbourhood:
+    from ringdp import _core
+
+    try:
+        host = _core.Host(rank, kind)
+        card: bytes | None = host.card()
+    except TransportError as error:
+        print(f"ringdp: rank {rank}: {error}; its host's ranks exchange through MPI", file=sys.stderr, flush=True)
+        host, card = None, None
+    cards: list[tuple[int, bytes | None]] = comm.allgather((rank, card))
+    reached = {rank} if host is not None else set()
+    for other, theirs in cards:
+        if host is not None and theirs is not None and other != rank and host.attach(other, theirs) == "":
+            reached.add(other)
+    everyone = dict(comm.allgather((rank, reached)))
+    if host is not None:
+        host.unlink()
+    members = group_of(rank, everyone)
+    mail = host.make_mail(len(members)) if members else _core.NOWHERE
+    offsets = dict(comm.allgather((rank, mail)))
+    if not members or any(offsets[member] == _core.NOWHERE for member in members):
+        return Neighbourhood()
+    return Neighbourhood(host, members, [offsets[member] for member in members])
+
+
+def group_of(rank: int, reached: dict[int, set[int]]) -> list[int]:
+    """The ranks of this one's group, in order: each reaches each. The same groups on every rank.
+
+    Args:
+        rank: this one.
+        reached: for each rank of the host the ranks whose heap it could map, itself included; empty: it has none.
+    """
+    groups: list[list[int]] = []
+    for newcomer in sorted(r for r in reached if reached[r]):
+        for group in groups:
+            if all(newcomer in reached[m] and m in reached[newcomer] for m in group):
+                group.append(newcomer)
+                break
+        else:
+            groups.append([newcomer])
+    return next((group for group in groups if rank in group), [])
+
+
+class Lender:
+    """Gives arrays memory that the ranks of the host share, or ordinary memory where there is none, and says so once."""
+
+    def __init__(self, host: Any, rank: int) -> None:
+        self._host = host
+        self._rank = rank
+        self._has_warned = False
+
+    def bytes(self, count: int) -> Any:
+        """A NumPy array of so many bytes, zeroed only where the memory is new; None where none is to be had."""
+        if self._host is None:
+            return None
+        block = self._host.allocate(count)
+        if block is None and not self._has_warned:
+            self._has_warned = True
+            print(
+                f"ringdp: rank {self._rank}: {count} bytes of shared memory wanted, {_free()} bytes free on this host: "
+                "ordinary memory is used instead, which is slower",
+                file=sys.stderr,
+                flush=True,
+            )
+        return block
+
+
+def _free() -> int:
+    status = os.statvfs("/dev/shm")
+    return status.f_bavail * status.f_frsize
+
+
+def describe(members: Sequence[int]) -> str:
+    """For `ringdp info`: with whom memory is shared."""
+    return f"shared by ranks {', '.join(map(str, members))}" if len(members) > 1 else "shared with no other rank"
