@@ -1,15 +1,14 @@
 """With which ranks does this one share memory? Proved by reading back a token, never assumed from a host's name.
 
 Two ranks of one machine need not share: each may live in a container of its own. So each rank makes a heap
-(csrc/shared/heap.h), tells the others of its host how to map it, and tries to map theirs. Ranks that can all map one another
-form a group.
+(csrc/shared/heap.h), tells the others of its host how to map it, and tries to map theirs. Ranks that can all map one
+another form a group.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +64,11 @@ def _try_kind(comm: Any, rank: int, kind: str) -> Neighbourhood:
         host = _core.Host(rank, kind)
         card: bytes | None = host.card()
     except TransportError as error:
-        print(f"ringdp: rank {rank}: {error}; its host's ranks exchange through MPI", file=sys.stderr, flush=True)
+        print(
+            f"ringdp: rank {rank}: {error}; its host's ranks exchange through MPI",
+            file=sys.stderr,
+            flush=True,
+        )
         host, card = None, None
     cards: list[tuple[int, bytes | None]] = comm.allgather((rank, card))
     reached = {rank} if host is not None else set()
@@ -76,7 +79,7 @@ def _try_kind(comm: Any, rank: int, kind: str) -> Neighbourhood:
     if host is not None:
         host.unlink()
     members = group_of(rank, everyone)
-    mail = host.make_mail(len(members)) if members else _core.NOWHERE
+    mail = host.make_mail(len(members)) if host is not None and members else _core.NOWHERE
     offsets = dict(comm.allgather((rank, mail)))
     if not members or any(offsets[member] == _core.NOWHERE for member in members):
         return Neighbourhood()
@@ -102,7 +105,7 @@ def group_of(rank: int, reached: dict[int, set[int]]) -> list[int]:
 
 
 class Lender:
-    """Gives arrays memory that the ranks of the host share, or ordinary memory where there is none, and says so once."""
+    """Gives arrays memory that the ranks of the host share; says once where there is none left."""
 
     def __init__(self, host: Any, rank: int) -> None:
         self._host = host
@@ -128,8 +131,3 @@ class Lender:
 def _free() -> int:
     status = os.statvfs("/dev/shm")
     return status.f_bavail * status.f_frsize
-
-
-def describe(members: Sequence[int]) -> str:
-    """For `ringdp info`: with whom memory is shared."""
-    return f"shared by ranks {', '.join(map(str, members))}" if len(members) > 1 else "shared with no other rank"

@@ -219,7 +219,12 @@ def _compare_versions(comm: Any, library: str) -> None:
     mine = {"versions of ringdp": _version("ringdp"), "versions of MPI": library}
     mine["versions of Python"] = sys.version.split()[0]
     mine |= {f"versions of {name}": _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
-    for option in ("RINGDP_SEGMENT_BYTES", "RINGDP_SHARED_SEGMENT_BYTES", "RINGDP_LETTER_BYTES", sharing.VARIABLE):
+    for option in (
+        "RINGDP_SEGMENT_BYTES",
+        "RINGDP_SHARED_SEGMENT_BYTES",
+        "RINGDP_LETTER_BYTES",
+        sharing.VARIABLE,
+    ):
         mine[f"values of {option}"] = os.environ.get(option) or "the default"
     of_rank = comm.allgather(mine)
     for what in mine:

@@ -37,17 +37,28 @@ class BufferView {
   static std::optional<Dtype> dtype_of(const char* format) {
     if (format == nullptr || format[0] == 0 || format[1] != 0) return std::nullopt;
     switch (format[0]) {
-      case '?': return Dtype::boolean;
-      case 'B': return Dtype::uint8;
-      case 'b': return Dtype::int8;
-      case 'h': return Dtype::int16;
-      case 'i': return Dtype::int32;
-      case 'l': return sizeof(long) == 8 ? Dtype::int64 : Dtype::int32;
-      case 'q': return Dtype::int64;
-      case 'e': return Dtype::float16;
-      case 'f': return Dtype::float32;
-      case 'd': return Dtype::float64;
-      default: return std::nullopt;
+      case '?':
+        return Dtype::boolean;
+      case 'B':
+        return Dtype::uint8;
+      case 'b':
+        return Dtype::int8;
+      case 'h':
+        return Dtype::int16;
+      case 'i':
+        return Dtype::int32;
+      case 'l':
+        return sizeof(long) == 8 ? Dtype::int64 : Dtype::int32;
+      case 'q':
+        return Dtype::int64;
+      case 'e':
+        return Dtype::float16;
+      case 'f':
+        return Dtype::float32;
+      case 'd':
+        return Dtype::float64;
+      default:
+        return std::nullopt;
     }
   }
 

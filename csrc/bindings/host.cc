@@ -63,7 +63,8 @@ void bind_host(nb::module_& m) {
       .def(nb::new_(&make_host), "rank"_a, "kind"_a, "kind: memfd or file.")
       .def("card", &card_of, "What another rank needs to map this one's heap.")
       .def("attach", &attach, "rank"_a, "card"_a, "Map a rank's heap; why it cannot be, or an empty string.")
-      .def("unlink", [](Host& h) { h.heap().unlink(); }, "All have mapped the file: take its name away.")
+      .def(
+          "unlink", [](Host& h) { h.heap().unlink(); }, "All have mapped the file: take its name away.")
       .def("make_mail", &make_mail, "members"_a)
       .def("allocate", &allocate, "bytes"_a, "Zeroed only where the memory is new.");
 }

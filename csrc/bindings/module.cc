@@ -195,7 +195,8 @@ std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed
   Options options = options_from_environment();
   const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
   std::vector<std::unique_ptr<Engine>> engines;
-  const std::vector<Neighbourhood> neighbourhoods = hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts);
+  const std::vector<Neighbourhood> neighbourhoods =
+      hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts);
   for (int r = 0; r < size; ++r)
     engines.push_back(std::make_unique<Engine>(options, 0, make_local_transport(data, r),
                                                make_local_transport(control, r), neighbourhoods[r]));
@@ -252,8 +253,9 @@ void bind_engine(nb::module_& m) {
             e.add_process_set(id, make_mpi_transport(data), make_mpi_transport(control));
           },
           "id"_a, "data"_a, "control"_a)
-      .def("wait", &wait, "handle"_a, "seconds"_a,
-           "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
+      .def(
+          "wait", &wait, "handle"_a, "seconds"_a,
+          "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
       .def("shutdown", &Engine::shutdown, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("abort", &Engine::abort, "code"_a)
       .def("forget_after_fork", [](nb::handle self) {

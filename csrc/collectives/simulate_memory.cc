@@ -32,6 +32,10 @@ std::string describe(const Move& m) {
       return (m.prescale ? "scale " : "copy ") + n + ", " + describe(m.from) + " to " + describe(m.to);
     case Kind::finish:
       return "finish " + n + ", " + describe(m.from) + " to " + describe(m.to);
+    case Kind::signal:
+      return "signal " + std::to_string(m.count);
+    case Kind::await:
+      return "await " + std::to_string(m.count);
   }
   return "unknown move";
 }

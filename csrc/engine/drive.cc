@@ -43,7 +43,7 @@ void Engine::loop() {
     const bool moved = turn();
     if (everyone_left()) return;
     const Pause rest = pause(moved, false);
-    const bool waits = anything_active() || anything_pending();
+    const bool waits = work_left_ = anything_active() || anything_pending();
     drive.unlock();
     if (rest.how == Pause::yield) sched_yield();
     if (rest.how == Pause::spin) spin_once();
@@ -67,7 +67,7 @@ bool Engine::turn() {
 // Until somebody submits or drives no more.
 void Engine::thread_sleeps(std::chrono::microseconds most) {
   const uint32_t dozed = thread_bell_.doze();
-  if (has_arrivals_ || stop_)
+  if (has_arrivals_ || stop_ || (callers_ == 0 && work_left_))  // what the last caller left, if it went just now
     thread_bell_.stay_awake();
   else
     thread_bell_.sleep(dozed, most);
@@ -141,7 +141,8 @@ Engine::Pause Engine::pause(bool moved, bool caller) {
   const double yields = (caller ? 50 : 5) * options_.spin_us;
   if (waited < options_.spin_us) return {Pause::spin};
   if (waited < yields) return {Pause::yield};
-  const bool rings = std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); });
+  const bool rings =
+      std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); });
   const int64_t most = rings ? 20000 : anything_active() || waited < 1e5 ? 100 : 1000;
   pause_ = std::chrono::microseconds(std::min<int64_t>(most, std::max<int64_t>(5, 2 * pause_.count())));
   return {Pause::sleep, rings ? std::chrono::microseconds(20000) : pause_};

@@ -25,8 +25,7 @@ void take_smaller(std::vector<uint64_t>& mine, const std::vector<uint64_t>& thei
 
 Error peer_left(const Submission& s, const ProcessSet& set) {
   return {ErrorKind::peer, "rank " + std::to_string(set.rank()) + ": " + name_of(s.kind) + " '" + s.name +
-                               "' cannot complete: rank " + std::to_string(set.left_rank()) +
-                               " has shut ringdp down"};
+                               "' cannot complete: rank " + std::to_string(set.left_rank()) + " has shut ringdp down"};
 }
 
 // --- the callers' side ---------------------------------------------------------------------------------------------
@@ -409,9 +408,9 @@ bool Engine::anything_waiting() const {
 }
 
 bool Engine::anything_pending() const {
-  return !agreeing_.empty() ||
-         std::any_of(sets_.begin(), sets_.end(),
-                     [](const auto& entry) { return entry.second->rounds.pending() || entry.second->wire.running(); });
+  return !agreeing_.empty() || std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) {
+    return entry.second->rounds.pending() || entry.second->wire.running();
+  });
 }
 
 ProcessSet& Engine::process_set(int id) { return *sets_.at(id); }

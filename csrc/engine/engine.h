@@ -162,11 +162,11 @@ class Engine {
   bool leaving_ = false;
   std::atomic<bool> has_arrivals_{false};
   std::atomic<bool> stop_{false};
-  std::atomic<int> callers_{0};  // that drive or want to
+  std::atomic<int> callers_{0};         // that drive or want to
   std::atomic<bool> work_left_{false};  // when the last one stopped driving
-  Bell thread_bell_;             // the thread sleeps here while nothing is under way, or a caller drives
-  Bell own_bell_;                // where there is no heap with one that peers can ring
-  Bell& work_bell_;              // who waits for other ranks sleeps here
+  Bell thread_bell_;                    // the thread sleeps here while nothing is under way, or a caller drives
+  Bell own_bell_;                       // where there is no heap with one that peers can ring
+  Bell& work_bell_;                     // who waits for other ranks sleeps here
 
   std::mutex drive_;  // guards all that follows
   std::map<int, std::unique_ptr<ProcessSet>> sets_;

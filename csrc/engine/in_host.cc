@@ -126,8 +126,9 @@ void Engine::look_for_dead() {
       has_left &= set->letters->has_left(dead.rank);
     }
     if (has_left || left_) continue;
-    throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": rank " + std::to_string(dead.rank) + " (process " +
-                                     std::to_string(dead.pid) + " on this host) has ended without ringdp.shutdown()");
+    throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": rank " + std::to_string(dead.rank) +
+                                     " (process " + std::to_string(dead.pid) +
+                                     " on this host) has ended without ringdp.shutdown()");
   }
 }
 

@@ -132,10 +132,12 @@ void Operation::run_shared() {
   }
   shared.ring = [&letters] { letters.ring(); };
   const Memory memory{s.input, s.output};
-  if (!direct && !staged)  // some rank has no shared memory left: all see it, and take the ring, which gives the same bits
+  if (!direct &&
+      !staged)  // some rank has no shared memory left: all see it, and take the ring, which gives the same bits
     return start_run(fixed_schedule(e), memory, e, 1);
-  Schedule schedule = direct ? shared_allreduce_direct(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic)
-                             : shared_allreduce_staged(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic);
+  Schedule schedule = direct
+                          ? shared_allreduce_direct(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic)
+                          : shared_allreduce_staged(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic);
   start_run(std::move(schedule), memory, e, 1, std::move(shared));
 }
 

@@ -18,10 +18,10 @@ namespace ringdp {
 
 namespace {
 
-constexpr uint64_t kLine = 64, kPage = 4096;
-constexpr uint64_t kGrowth = 1 << 20;      // memory is reserved in steps of this
-constexpr uint64_t kIdleMost = 64 << 20;   // more memory than this in free blocks goes back to the system
-constexpr uint64_t kHollowLeast = 1 << 20;  // blocks smaller than this keep theirs
+constexpr uint64_t kLine = 64, kPage = 64 << 10;  // no system has larger ones by default
+constexpr uint64_t kGrowth = 1 << 20;             // memory is reserved in steps of this
+constexpr uint64_t kIdleMost = 64 << 20;          // more memory than this in free blocks goes back to the system
+constexpr uint64_t kHollowLeast = 1 << 20;        // blocks smaller than this keep theirs
 
 constexpr uint64_t round_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -59,7 +59,8 @@ Heap::Heap(HeapKind kind) {
   if (getrandom(card_.token, sizeof card_.token, 0) != ssize_t(sizeof card_.token))
     fail(ErrorKind::transport, "shared memory: ", why("getrandom"));
   fd_ = card_.fd = open_file(card_);
-  if (fd_ < 0) fail(ErrorKind::transport, "shared memory: ", why(kind == HeapKind::memfd ? "memfd_create" : "/dev/shm"));
+  if (fd_ < 0)
+    fail(ErrorKind::transport, "shared memory: ", why(kind == HeapKind::memfd ? "memfd_create" : "/dev/shm"));
   base_ = map_shared(fd_, card_.capacity);
   if (base_ == nullptr || !grow(kPage)) {
     const std::string reason = why("mmap");
@@ -174,7 +175,7 @@ std::unique_ptr<PeerHeap> PeerHeap::map(const HeapCard& card, std::string& reaso
     return nullptr;
   }
   // Whatever was opened may be another process's file of any length: look before touching.
-  struct stat status {};
+  struct stat status{};
   std::byte* base = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size >= off_t(kPage)
                         ? map_shared(fd, card.capacity)
                         : nullptr;

@@ -7,9 +7,7 @@
 namespace ringdp {
 
 // A part: its head, a cursor for each member, then the lines of the outbox.
-size_t Mail::part_bytes(int members) {
-  return sizeof(Head) + members * sizeof(Cursor) + kLines * sizeof(Letter);
-}
+size_t Mail::part_bytes(int members) { return sizeof(Head) + members * sizeof(Cursor) + kLines * sizeof(Letter); }
 
 Mail::Part::Part(std::byte* memory, int members)
     : head(reinterpret_cast<Head*>(memory)),

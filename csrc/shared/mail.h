@@ -31,7 +31,8 @@ struct alignas(64) Letter {
   Letter() = default;
   Letter(const Letter& o) { *this = o; }
   Letter& operator=(const Letter& o) {
-    key = o.key, signature = o.signature, ticket = o.ticket, lane = o.lane, topic = o.topic, flags = o.flags, bytes = o.bytes;
+    key = o.key, signature = o.signature, ticket = o.ticket, lane = o.lane, topic = o.topic, flags = o.flags,
+    bytes = o.bytes;
     std::memcpy(in_line, o.in_line, kInLine);
     return *this;
   }
@@ -40,8 +41,8 @@ static_assert(sizeof(Letter) == 64, "a letter is one cache line");
 
 class Mail {
  public:
-  static constexpr uint32_t kMostPayload = 32 << 10;  // bytes
-  static size_t part_bytes(int members);              // what one rank's part takes of its heap
+  static constexpr uint32_t kMostPayload = 32 << 10;                   // bytes
+  static size_t part_bytes(int members);                               // what one rank's part takes of its heap
   static void prepare(std::byte* part, int members, uint64_t secret);  // by its owner, before the others use it
 
   // parts[i]: the part of member i as mapped here, prepared.

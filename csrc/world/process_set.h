@@ -54,9 +54,7 @@ struct ProcessSet {
   // All ranks share memory (or there is one alone): they agree by letters, and the rounds are not used.
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
   int left_rank() const { return one_host() ? letters->first_left() : rounds.left_rank(); }  // -1: none
-  bool closed() const {
-    return one_host() ? left && letters->left() == size() - 1 : rounds.closed();
-  }
+  bool closed() const { return one_host() ? left && letters->left() == size() - 1 : rounds.closed(); }
 
   // Sequences wrap in the tag after kTags operations.
   static constexpr int kRoundsTag = 0, kTags = Lane::kTags;
@@ -70,7 +68,7 @@ struct ProcessSet {
   const int id;
   std::unique_ptr<Transport> data, control;
   Rounds rounds;
-  Dissemination wire;  // carries the rounds
+  Dissemination wire;                // carries the rounds
   std::unique_ptr<Letters> letters;  // with the ranks of this host; none where nothing is shared
   std::unique_ptr<Counts> counts;
   std::map<int, Lane> lanes;

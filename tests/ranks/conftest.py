@@ -21,7 +21,9 @@ from ringdp import world
 
 def pytest_addoption(parser):
     parser.addoption("--local-ranks", type=int, default=0, help="run in threads over the local transport")
-    parser.addoption("--local-hosts", type=int, default=0, help="the threads share memory, as on so many hosts")
+    parser.addoption(
+        "--local-hosts", type=int, default=0, help="the threads share memory, as on so many hosts"
+    )
     parser.addoption(
         "--local-seed", type=int, default=1, help="seed of the local transport's delays; 0: none"
     )
