@@ -79,7 +79,10 @@ def test_scaler():
     [
         ({"num_groups": 2}, "num_groups and groups are not offered yet"),
         ({"groups": [[1]]}, "num_groups and groups are not offered yet"),
-        ({"compression": object()}, "not offered yet; this release has Compression.none alone"),
+        (
+            {"compression": object()},
+            "is not offered: DistributedOptimizer casts while it packs, and knows Compression.none, Compression.fp16",
+        ),
         ({"op": hvd.Max}, "op must be Average or Sum, not Max"),
         ({"backward_passes_per_step": 0}, "backward_passes_per_step must be a positive integer, not 0"),
         ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, "needs op=Average"),
