@@ -6,13 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ringdp.torch.memory import bucket_memory
 from ringdp.torch.plan import BucketPlan
 from ringdp.torch.slot import Slot
-
-
-def bucket_memory(count: int, dtype: torch.dtype) -> torch.Tensor:
-    """`count` zeros: the memory of one bucket."""
-    return torch.zeros(count, dtype=dtype)
 
 
 class Bucket:

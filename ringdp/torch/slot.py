@@ -8,6 +8,7 @@ import torch
 
 from ringdp import world
 from ringdp.errors import UsageError
+from ringdp.torch.memory import copy_past_caches, passes_caches
 from ringdp.torch.plan import Entry, view_strides
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Slot:
         self.place: torch.Tensor | None = None  # in the bucket
         self.view: torch.Tensor | None = None  # where the reduced gradient will be
         self.casts = False  # the place has another dtype than the gradient
+        self.passes_caches = False  # gradients are written into the place past the caches
         self.packed = -1  # casts: the version of the view that was cast into the place
         self._dtype, self._shape = param.dtype, param.shape  # when the plan was made
         self.window = -1  # the last one in which its gradient came into the view
@@ -61,6 +63,7 @@ class Slot:
         self._dtype, self._shape = self.param.dtype, self.param.shape
         self.casts = place.dtype != self._dtype
         self.view = None if self.casts else place
+        self.passes_caches = not self.casts and passes_caches(place, bucket.flat)
 
     def leave_plan(self) -> None:
         """The plan holds no more: the view's memory may be in other hands."""
@@ -96,9 +99,17 @@ class Slot:
         if self.casts and not self.in_view(grad):
             self.view = grad if is_ours and not grad.requires_grad else None
             self.packed = -1
-        if not self.in_view(grad):
-            self.memory().copy_(grad.detach())
-        self.param.grad = connected(grad, self.memory()) if grad.requires_grad else self.view
+        if grad.requires_grad:
+            if not self.in_view(grad):
+                self.memory().copy_(grad.detach())
+            self.param.grad = connected(grad, self.memory())
+            return
+        view = self.memory()
+        if self.passes_caches:
+            copy_past_caches(view, grad)
+        elif grad is not view:
+            view.copy_(grad)
+        self.param.grad = view
 
     def pack(self) -> None:
         """The place holds the gradient as it is now."""
@@ -165,7 +176,7 @@ class Slot:
 
         `left`: the bucket has left in this window, so what comes now is late.
         """
-        if self.param.grad is None and not left:
+        if self.carry is not None and not left and self.param.grad is None:
             self.carry = None  # dropped
         if self.late or (self.reduced is None and not left):
             return

@@ -167,6 +167,33 @@ def test_a_window_is_summed_in_float32_and_rounded_once(kind):
         optimizer.step()
 
 
+def test_sparse_gradients_as_dense_and_compressed(kind):
+    table = torch.nn.Embedding(6, 2, sparse=True)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(table.parameters(), lr=1.0),
+        op=hvd.Sum,
+        sparse_as_dense=True,
+        compression=compression(kind),
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        table(torch.tensor([hvd.rank(), 5, 5])).sum().backward()
+        expected = torch.zeros(6, 2)
+        expected[: hvd.size()] += 1
+        expected[5] += 2 * hvd.size()
+        assert torch.equal(table.weight.grad, expected)
+        optimizer.step()
+
+
+def test_a_gradient_set_by_hand_stays_the_users(kind):
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = wrap([p], op=hvd.Sum, compression=compression(kind))
+    for mine in (torch.ones(3), torch.ones(1).expand(3)):
+        p.grad = mine
+        optimizer.step()
+        assert torch.equal(p.grad, torch.full((3,), float(hvd.size()))) and torch.equal(mine, torch.ones(3))
+
+
 def test_what_changes_a_gradient_before_its_bucket_leaves_is_exchanged(kind):
     params = parameters()
     optimizer = wrap(params, compression=compression(kind))

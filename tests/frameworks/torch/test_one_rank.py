@@ -14,9 +14,10 @@ import ringdp.torch as hvd
 from ringdp import world
 
 
-def test_no_bucket_view_copy_or_hook():
+@pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16, hvd.Compression.bf16()])
+def test_no_bucket_view_copy_or_hook(compression):
     params = parameters()
-    optimizer = wrap(params)
+    optimizer = wrap(params, compression=compression)
     loss(params).backward()
     gradients = [p.grad for p in params]
     assert optimizer._exchange is None
