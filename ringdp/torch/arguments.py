@@ -10,7 +10,6 @@ import torch
 from ringdp.constants import Average, Sum
 from ringdp.errors import UsageError
 from ringdp.torch.adapter import refuse_unsupported
-from ringdp.torch.compression import refuse_unknown
 from ringdp.torch.wire import Options
 
 
@@ -60,13 +59,11 @@ def check_names(parameters: Sequence[tuple[str, torch.Tensor]], names: dict[torc
 
 def check_arguments(
     parameters: Sequence[tuple[str, torch.Tensor]],
-    compression: Any,
     options: Options,
     num_groups: int,
     groups: Any,
 ) -> None:
     """Refuse what cannot be right, and what is not offered yet."""
-    refuse_unknown(compression)
     if num_groups or groups is not None:
         raise UsageError("num_groups and groups are not offered yet: buckets are cut by size (bucket_bytes)")
     if options.op not in (Average, Sum):

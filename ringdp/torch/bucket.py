@@ -1,4 +1,4 @@
-"""Buckets: flat memory, and the views of it that are the parameters' gradients."""
+"""Buckets: flat memory, and the places in it of the parameters' gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ringdp.torch.memory import bucket_memory
 from ringdp.torch.plan import BucketPlan
 from ringdp.torch.slot import Slot
 
@@ -16,12 +17,11 @@ class Bucket:
     def __init__(self, index: int, plan: BucketPlan, members: Sequence[Slot]) -> None:
         self.index = index
         self.slots = [members[i] for i in plan.members]
-        self.flat = torch.zeros(plan.count, dtype=plan.dtype)
+        self.flat = bucket_memory(plan.count, plan.dtype)
         self.waiting = 0  # gradients that have not come in this pass
         for slot, offset in zip(self.slots, plan.offsets, strict=True):
             entry = slot.entry()
-            slot.bucket = self
-            slot.view = self.flat.as_strided(entry.shape, entry.strides, offset)
+            slot.join(self, self.flat.as_strided(entry.shape, entry.strides, offset))
 
     def complete(self, window: int) -> bool:
         """Every gradient came in this window."""
@@ -36,10 +36,12 @@ class Bucket:
                 if grad is not None and grad.layout is not torch.strided:
                     grad = slot.densify(grad, sparse_as_dense)
                 complete &= slot.fill(grad, window)
+            if slot.window == window:
+                slot.pack()
         return complete
 
     def came_back(self, window: int) -> None:
-        """The views hold the reduced gradients."""
+        """The places hold the reduced gradients."""
         torch.autograd.graph.increment_version(self.flat)  # the core wrote behind autograd's back
         for slot in self.slots:
             if slot.window == window:

@@ -1,4 +1,12 @@
-"""What happens to a tensor before it goes on the wire. So far: nothing."""
+"""16 bits on the wire: what happens to a tensor before it is exchanged, and afterwards.
+
+The operations take any object with Horovod's two methods, `compress` and `decompress`. `DistributedOptimizer` casts
+while it packs (`bucket.py`), so it takes these here alone, and asks each only for its `wire` dtype.
+
+The casts are torch's own `copy_` and `to`: to nearest, ties to even; beyond float16's range infinite; NaN stays NaN.
+(16 Mi elements, one thread of an EPYC: float32 to float16 4.9 ms, back 5.8 ms, a copy of the float32 11.7 ms. A
+kernel of our own would gain nothing.)
+"""
 
 from __future__ import annotations
 
@@ -8,29 +16,97 @@ import torch
 
 from ringdp.errors import UsageError
 
+WIDE = (torch.float32, torch.float64)  # what is cast; all other dtypes travel as they are
 
-class NoneCompressor:
-    """Sends a tensor as it is."""
+
+class Compressor:
+    """What a compression is."""
+
+    wire: torch.dtype | None = None  # of the tensors that are cast; None: nothing is
+
+    @classmethod
+    def on_wire(cls, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which tensors of `dtype` travel."""
+        return cls.wire if cls.wire is not None and dtype in WIDE else dtype
 
     @staticmethod
     def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """(the tensor for the wire, what `decompress` needs)."""
+        """(the tensor for the wire, what `decompress` needs). Gradients flow through."""
         return tensor, None
 
     @staticmethod
     def decompress(tensor: torch.Tensor, context: Any) -> torch.Tensor:
-        """The tensor that came from the wire, as it was before `compress`."""
-        return tensor
+        """The tensor that came from the wire, in the dtype from before `compress`."""
+        return tensor if context is None else tensor.to(context)
+
+
+class NoneCompressor(Compressor):
+    """Sends a tensor as it is."""
+
+
+class FP16Compressor(Compressor):
+    """Sends float32 and float64 as float16: 11 bits of precision, largest value 65504."""
+
+    wire = torch.float16
+
+    @staticmethod
+    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """(the tensor as float16, its dtype)."""
+        return _narrow(tensor, torch.float16)
+
+
+class BF16Compressor(Compressor):
+    """Sends float32 and float64 as bfloat16: 8 bits of precision, the range of float32."""
+
+    wire = torch.bfloat16
+
+    @staticmethod
+    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """(the tensor as bfloat16, its dtype)."""
+        return _narrow(tensor, torch.bfloat16)
 
 
 class Compression:
-    """The compressions there are: `Compression.none`."""
+    """The compressions there are."""
 
     none = NoneCompressor
+    fp16 = FP16Compressor
+    bf16 = BF16Compressor
 
 
-def refuse_unknown(compression: Any) -> None:
-    """Raise UsageError for anything but `Compression.none`."""
-    if compression is not NoneCompressor and not isinstance(compression, NoneCompressor):
-        name = getattr(compression, "__name__", repr(compression))
-        raise UsageError(f"compression {name} is not offered yet; this release has Compression.none alone")
+NAMES = {NoneCompressor: "none", FP16Compressor: "fp16", BF16Compressor: "bf16"}
+
+
+def check(compression: Any) -> Any:
+    """`compression`, if it has Horovod's two methods; else raise UsageError."""
+    if all(callable(getattr(compression, method, None)) for method in ("compress", "decompress")):
+        return compression
+    raise UsageError(
+        f"compression must have the methods compress and decompress, as {_known()} do; "
+        f"{_described(compression)} has not"
+    )
+
+
+def known(compression: Any) -> type[Compressor]:
+    """The class among ours that `compression` is, or is an instance of; raise UsageError if it is another."""
+    kind = compression if isinstance(compression, type) else type(compression)
+    if kind in NAMES:
+        return kind
+    raise UsageError(
+        f"compression {_described(compression)} is not offered: DistributedOptimizer casts while it packs, "
+        f"and knows {_known()}"
+    )
+
+
+def _narrow(tensor: torch.Tensor, wire: torch.dtype) -> tuple[torch.Tensor, Any]:
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in WIDE:
+        return tensor, None
+    return tensor.to(wire), tensor.dtype
+
+
+def _known() -> str:
+    return ", ".join(f"Compression.{name}" for name in NAMES.values())
+
+
+def _described(compression: Any) -> str:
+    return getattr(compression, "__name__", repr(compression))

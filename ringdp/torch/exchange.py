@@ -70,8 +70,10 @@ class Exchange:
         if self._begun() and not self.finished:
             self.settle()
         for slot in self._slots:
-            if slot.param.grad is not None and slot.param.grad.grad_fn is not None and slot.fits():
-                slot.param.grad = slot.view  # of create_graph: torch could not zero it in place
+            grad = slot.param.grad
+            if grad is not None and grad.grad_fn is not None and slot.fits():
+                # Of create_graph: torch could not zero it in place.
+                slot.param.grad = slot.view if slot.in_view(grad) else grad.detach()
 
     def gradients_dropped(self) -> None:
         """zero_grad() was called."""
@@ -114,6 +116,8 @@ class Exchange:
             return
         if grad is not slot.view:
             slot.take(grad)
+        if slot.casts and self._count + 1 >= self.options.passes:
+            slot.pack()
         if slot.window != self._window:
             slot.window = self._window
             self._plans.observe(slot)

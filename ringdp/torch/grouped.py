@@ -12,7 +12,7 @@ from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch import ops
 from ringdp.torch.autograd import wanted
-from ringdp.torch.compression import Compression, refuse_unknown
+from ringdp.torch.compression import Compression, check
 
 
 class GroupHandle:
@@ -42,6 +42,11 @@ def _group(
     tensors: Sequence[torch.Tensor], name: str | None, start: Callable[..., Handle[Any]]
 ) -> GroupHandle:
     return GroupHandle([start(tensor, name and f"{name}.{i}") for i, tensor in enumerate(tensors)])
+
+
+def _compressed(tensors: Sequence[torch.Tensor], compression: Any) -> tuple[list[torch.Tensor], list[Any]]:
+    pairs = [compression.compress(tensor) for tensor in tensors]
+    return [narrow for narrow, _ in pairs], [context for _, context in pairs]
 
 
 def grouped_allreduce_async(
@@ -93,14 +98,16 @@ def grouped_allreduce(
     process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """`allreduce` of each tensor; gradients flow back."""
-    refuse_unknown(compression)
+    check(compression)
     options = (op, prescale_factor, postscale_factor, process_set)
     if any(wanted(tensor) for tensor in tensors):
         return [
             ops.allreduce(tensor, average, name and f"{name}.{i}", compression, *options)
             for i, tensor in enumerate(tensors)
         ]
-    return grouped_allreduce_async(tensors, average, name, *options).wait()
+    narrow, contexts = _compressed(tensors, compression)
+    results = grouped_allreduce_async(narrow, average, name, *options).wait()
+    return [compression.decompress(r, context) for r, context in zip(results, contexts, strict=True)]
 
 
 def grouped_allreduce_(
@@ -164,11 +171,13 @@ def grouped_reducescatter(
     postscale_factor: float = 1.0,
 ) -> list[torch.Tensor]:
     """`reducescatter` of each tensor; gradients flow back."""
-    refuse_unknown(compression)
+    check(compression)
     scale = (prescale_factor, postscale_factor)
     if any(wanted(tensor) for tensor in tensors):
         return [
             ops.reducescatter(tensor, name and f"{name}.{i}", compression, op, process_set, *scale)
             for i, tensor in enumerate(tensors)
         ]
-    return grouped_reducescatter_async(tensors, name, op, process_set, *scale).wait()
+    narrow, contexts = _compressed(tensors, compression)
+    results = grouped_reducescatter_async(narrow, name, op, process_set, *scale).wait()
+    return [compression.decompress(r, context) for r, context in zip(results, contexts, strict=True)]

@@ -41,7 +41,7 @@ def exchange_leftovers(wire: Wire, slots: Sequence[Slot], window: int) -> list[S
     has, extra, wanted = marks.tolist()
     for slot in slots:
         if has[slot.index] and slot.window != window and slot.fits():
-            slot.param.grad = slot.reduced = slot.view
+            slot.adopt()
     beside = [slot for slot in slots if extra[slot.index]]
     for dtype in dict.fromkeys(slot.param.dtype for slot in beside):
         _exchange_flat(wire, dtype, [slot for slot in beside if slot.param.dtype == dtype])
@@ -66,7 +66,7 @@ def _extra(slot: Slot) -> int:
 
 def _exchange_flat(wire: Wire, dtype: torch.dtype, beside: list[Slot]) -> None:
     counts = [slot.param.numel() for slot in beside]
-    flat = torch.zeros(sum(counts), dtype=dtype)
+    flat = torch.zeros(sum(counts), dtype=wire.options.compression.on_wire(dtype))
     parts = [
         part.view(slot.param.shape) for slot, part in zip(beside, flat.split(counts), strict=True)
     ]  # zeros where this rank has nothing
@@ -83,12 +83,11 @@ def _take(slot: Slot, part: torch.Tensor) -> None:
     """Add the reduced part to what was exchanged before; `param.grad` is the sum, in the view where there is one."""
     base = slot.base if has_new_gradient(slot) else slot.param.grad
     if slot.fits():
-        assert slot.view is not None
+        total = slot.memory()
         if base is None:
-            slot.view.zero_()
+            total.zero_()
         elif not slot.in_view(base):
-            slot.view.copy_(base)
-        total = slot.view
+            total.copy_(base)
     else:
         entry = slot.entry()
         total = torch.empty_strided(entry.shape, entry.strides, dtype=entry.dtype)

@@ -15,7 +15,7 @@ from ringdp.ops import Operations
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch import autograd
 from ringdp.torch.adapter import TorchAdapter
-from ringdp.torch.compression import Compression, refuse_unknown
+from ringdp.torch.compression import Compression, check
 
 operations: Operations[torch.Tensor] = Operations(TorchAdapter())
 
@@ -49,7 +49,8 @@ def allreduce(
             through this call (Average and Sum only): they are reduced in the same way.
         average: older form of `op`: True is Average, False is Sum.
         name: operations of the same name meet; default: by the order of unnamed calls.
-        compression: `Compression.none`.
+        compression: `Compression.none`, `.fp16` or `.bf16` (float32 and float64 travel as 16 bits and come back in
+            their own dtype), or an object with the same two methods.
         op: Average (default), Sum, Min, Max or Product.
         prescale_factor: multiplies the input first.
         postscale_factor: multiplies the result.
@@ -63,7 +64,7 @@ def allreduce(
         TypeError: not a dense CPU tensor, or a dtype that ringdp does not know.
         UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
     """
-    refuse_unknown(compression)
+    tensor, context = check(compression).compress(tensor)
     options = {
         "average": average,
         "op": op,
@@ -72,8 +73,10 @@ def allreduce(
         "process_set": process_set,
     }
     if autograd.wanted(tensor):
-        return autograd.Allreduce.apply(tensor, operations, name, options)
-    return operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
+        reduced = autograd.Allreduce.apply(tensor, operations, name, options)
+    else:
+        reduced = operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
+    return compression.decompress(reduced, context)  # type: ignore[no-any-return]
 
 
 def allgather(
@@ -138,11 +141,13 @@ def reducescatter(
 
     The first dimension need not divide evenly: the first ranks get one row more. Gradients flow back (Average, Sum).
     """
-    refuse_unknown(compression)
+    tensor, context = check(compression).compress(tensor)
     scale = (prescale_factor, postscale_factor)
     if autograd.wanted(tensor):
-        return autograd.Reducescatter.apply(tensor, operations, name, op, process_set, *scale)
-    return operations.reducescatter(tensor, name, op, process_set, *scale)
+        part = autograd.Reducescatter.apply(tensor, operations, name, op, process_set, *scale)
+    else:
+        part = operations.reducescatter(tensor, name, op, process_set, *scale)
+    return compression.decompress(part, context)  # type: ignore[no-any-return]
 
 
 reducescatter_async = operations.reducescatter_async

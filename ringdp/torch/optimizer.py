@@ -30,7 +30,7 @@ from ringdp.constants import Average, ReduceOp
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch.arguments import check_arguments, check_names, named, named_from
-from ringdp.torch.compression import Compression
+from ringdp.torch.compression import Compression, known
 from ringdp.torch.exchange import Exchange
 from ringdp.torch.ops import operations
 from ringdp.torch.plan import MIB
@@ -177,13 +177,15 @@ def DistributedOptimizer(
     """Let `optimizer` reduce its gradients over all ranks.
 
     When the last `backward()` of a window returns, every complete bucket of gradients is reduced; the rest at
-    the first of `synchronize()`, `step()` and GradScaler's `unscale_`. Each gradient is then a view of its bucket.
+    the first of `synchronize()`, `step()` and GradScaler's `unscale_`. Each gradient is then a view of its bucket
+    (with compression: the tensor that autograd made, now with the reduced values).
 
     Args:
         optimizer: any torch.optim.Optimizer over CPU parameters. The same object is returned.
         named_parameters: `model.named_parameters()`: names for errors and for the agreement between ranks. All
             parameters of the optimizer must be among them. Default: names by number.
-        compression: `Compression.none`.
+        compression: `Compression.none`, or `.fp16`, `.bf16`: float32 and float64 gradients are cast to 16 bits as
+            they are put into the bucket, and back after the exchange. They are accumulated in their own dtype.
         backward_passes_per_step: so many backward passes accumulate (summed, not averaged) before one exchange.
         op: Average or Sum.
         gradient_predivide_factor: gradients are divided by it before the sum and multiplied by it afterwards.
@@ -207,9 +209,15 @@ def DistributedOptimizer(
     names = named_from(named_parameters)
     parameters = named(optimizer.param_groups, names)
     options = Options(
-        op, backward_passes_per_step, gradient_predivide_factor, sparse_as_dense, bucket_bytes, process_set
+        op,
+        backward_passes_per_step,
+        gradient_predivide_factor,
+        sparse_as_dense,
+        bucket_bytes,
+        process_set,
+        known(compression),
     )
-    check_arguments(parameters, compression, options, num_groups, groups)
+    check_arguments(parameters, options, num_groups, groups)
     if named_parameters is not None:
         check_names(parameters, names)
     exchange = Exchange(parameters, options) if world.size() > 1 else None

@@ -14,6 +14,7 @@ import torch
 
 from ringdp import _core
 from ringdp.torch.adapter import DTYPES
+from ringdp.torch.compression import Compressor, NoneCompressor
 
 MIB = 1 << 20
 FIRST_BYTES = MIB  # the first bucket is small, so that the exchange starts early in the backward pass
@@ -81,21 +82,28 @@ def view_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...
     return tuple(strides) if 0 not in shape else row_major(shape)
 
 
-def lay_out(entries: Sequence[Entry], order: Sequence[int], bucket_bytes: int, options: str) -> Plan:
+def lay_out(
+    entries: Sequence[Entry],
+    order: Sequence[int],
+    bucket_bytes: int,
+    options: str,
+    compression: type[Compressor] = NoneCompressor,
+) -> Plan:
     """The plan for `entries`, whose gradients are expected in `order` (positions).
 
     Args:
         entries: the parameters, in the order of registration.
         order: a permutation of their positions.
         bucket_bytes: a bucket is full beyond this.
-        options: further text that must be the same on all ranks.
+        options: further text that must be the same on all ranks, the compression's name included.
+        compression: gives the dtype of each parameter in its bucket.
     """
     counts = [entries[i].count for i in order]
-    dtypes = [int(DTYPES[entries[i].dtype]) for i in order]
+    dtypes = [compression.on_wire(entries[i].dtype) for i in order]
     buckets = tuple(
-        BucketPlan(entries[order[members[0]]].dtype, count, tuple(order[m] for m in members), tuple(offsets))
+        BucketPlan(dtypes[members[0]], count, tuple(order[m] for m in members), tuple(offsets))
         for _, count, members, offsets in _core.assign_buckets(
-            counts, dtypes, min(FIRST_BYTES, bucket_bytes), bucket_bytes
+            counts, [int(DTYPES[dtype]) for dtype in dtypes], min(FIRST_BYTES, bucket_bytes), bucket_bytes
         )
     )
     # First what the user has made, then what follows from it: the first line that differs is the cause.

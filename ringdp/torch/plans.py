@@ -82,6 +82,7 @@ class Plans:
             [position[i] for i in self._order],
             self.options.bucket_bytes,
             str(self.options),
+            self.options.compression,
         )
         self.buckets = []
         self.wire.open(self.plan)

@@ -8,6 +8,7 @@ import torch
 
 from ringdp import world
 from ringdp.errors import UsageError
+from ringdp.torch.memory import copy_past_caches, passes_caches
 from ringdp.torch.plan import Entry, view_strides
 
 if TYPE_CHECKING:
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """One parameter. The tensors named here are what tells old gradients from new ones."""
+    """One parameter. The tensors named here are what tells old gradients from new ones.
+
+    Its gradient travels in its *place* in the bucket. Where the place has the parameter's dtype, it is the gradient
+    too: the *view*, which `param.grad` becomes when a gradient was copied in. Where the wire has 16 bits, `casts`,
+    the gradient stays the tensor that autograd handed over: that is the view then, until it is dropped. It is cast
+    into its place before the bucket leaves (`pack`) and back when the bucket has come back.
+    """
 
     def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
         self.index = index  # in the optimizer's list
@@ -23,7 +30,12 @@ class Slot:
         self.param = param
         self.planned = False  # is one of the plan's parameters
         self.bucket: Bucket | None = None
-        self.view: torch.Tensor | None = None  # into the bucket
+        self.place: torch.Tensor | None = None  # in the bucket
+        self.view: torch.Tensor | None = None  # where the reduced gradient will be
+        self.casts = False  # the place has another dtype than the gradient
+        self.passes_caches = False  # gradients are written into the place past the caches
+        self.packed = -1  # casts: the version of the view that was cast into the place
+        self._dtype, self._shape = param.dtype, param.shape  # when the plan was made
         self.window = -1  # the last one in which its gradient came into the view
         self.arrived_in = -1  # the last pass in which a gradient came
         self.reduced: torch.Tensor | None = None  # p.grad as the last exchange left it: nothing new in it
@@ -42,16 +54,26 @@ class Slot:
         """The gradient was dropped."""
         self.reduced = self.carry = self.base = None
         self.late = False
+        if self.casts:
+            self.view = None
+
+    def join(self, bucket: Bucket, place: torch.Tensor) -> None:
+        """The plan has memory: `place`, in the parameter's shape and strides."""
+        self.bucket, self.place = bucket, place
+        self._dtype, self._shape = self.param.dtype, self.param.shape
+        self.casts = place.dtype != self._dtype
+        self.view = None if self.casts else place
+        self.passes_caches = not self.casts and passes_caches(place, bucket.flat)
 
     def leave_plan(self) -> None:
         """The plan holds no more: the view's memory may be in other hands."""
-        self.planned = False
-        self.bucket = self.view = None
+        self.planned = self.casts = False
+        self.bucket = self.place = self.view = None
 
     def fits(self) -> bool:
         """False if the parameter has changed its dtype or shape since the plan was made."""
-        view = self.view
-        return view is not None and view.dtype == self.param.dtype and view.shape == self.param.shape
+        param = self.param
+        return self.bucket is not None and param.dtype is self._dtype and param.shape == self._shape
 
     def in_view(self, tensor: torch.Tensor) -> bool:
         """True if `tensor` is the view, or another tensor over its memory."""
@@ -61,18 +83,40 @@ class Slot:
             and tensor.data_ptr() == self.view.data_ptr()
         )
 
-    def take(self, grad: torch.Tensor) -> None:
-        """Copy a gradient into the view, which becomes `param.grad`."""
-        assert self.view is not None
+    def memory(self) -> torch.Tensor:
+        """The view, to be written; a gradient that is cast, and has none, gets memory of its own."""
+        if self.view is None:
+            entry = self.entry()
+            self.view = torch.empty_strided(entry.shape, entry.strides, dtype=entry.dtype)
+            self.packed = -1
+        return self.view
+
+    def take(self, grad: torch.Tensor, is_ours: bool = True) -> None:
+        """Copy a gradient into the view, which becomes `param.grad`. One that is cast becomes the view itself,
+        if it `is_ours`: nobody else has it. (With create_graph, autograd may have saved it.)"""
         if self.carry is not None:
             self.keep_carry()
-        if not grad.requires_grad:
-            self.view.copy_(grad)
-            self.param.grad = self.view
+        if self.casts and not self.in_view(grad):
+            self.view = grad if is_ours and not grad.requires_grad else None
+            self.packed = -1
+        if grad.requires_grad:
+            if not self.in_view(grad):
+                self.memory().copy_(grad.detach())
+            self.param.grad = connected(grad, self.memory())
             return
-        if not self.in_view(grad):
-            self.view.copy_(grad.detach())
-        self.param.grad = connected(grad, self.view)
+        view = self.memory()
+        if self.passes_caches:
+            copy_past_caches(view, grad)
+        elif grad is not view:
+            view.copy_(grad)
+        self.param.grad = view
+
+    def pack(self) -> None:
+        """The place holds the gradient as it is now."""
+        if self.casts and self.packed != self.memory()._version:
+            assert self.place is not None
+            self.place.copy_(self.memory())
+            self.packed = self.memory()._version
 
     def densify(self, grad: torch.Tensor, allowed: bool) -> torch.Tensor:
         """A sparse gradient made dense."""
@@ -91,37 +135,48 @@ class Slot:
     def fill(self, grad: torch.Tensor | None, window: int) -> bool:
         """The bucket leaves, and nothing came for this parameter from autograd: what lies in `param.grad`
         counts if it is new, and zeros do otherwise. False if there is no gradient."""
-        assert self.view is not None
+        assert self.place is not None
         if grad is None or self.late or not self.fits():
-            self.view.zero_()
+            self.place.zero_()
             self.carry, self.window = None, -1
             return False
         self.window = window
         if grad is self.reduced:
             self.carry, self.reduced = grad, None
             self.keep_carry()
-            self.view.zero_()
-            self.param.grad = self.view
+            self.param.grad = self.memory().zero_()
         elif not self.in_view(grad):
-            self.take(grad)
+            self.take(grad, is_ours=False)
         return True
 
     def came_back(self) -> None:
-        """The view holds the reduced gradient."""
-        assert self.view is not None
+        """The place holds the reduced gradient: let the view have it."""
+        view = self.memory()
+        if self.casts:
+            assert self.place is not None
+            view.copy_(self.place)
+            self.packed = -1
         if self.carry is not None:
             with torch.no_grad():
-                self.view.add_(self.carry)
+                view.add_(self.carry)
             self.carry = None
         if not self.late:
             self.reduced = self.param.grad
+
+    def adopt(self) -> None:
+        """The place holds a reduced gradient to which this rank has added nothing: let the parameter have it."""
+        if self.casts:
+            assert self.place is not None
+            self.view = None
+            self.memory().copy_(self.place)
+        self.param.grad = self.reduced = self.view
 
     def put_aside(self, left: bool) -> None:
         """Autograd is about to accumulate: put aside what must not be exchanged again.
 
         `left`: the bucket has left in this window, so what comes now is late.
         """
-        if self.param.grad is None and not left:
+        if self.carry is not None and not left and self.param.grad is None:
             self.carry = None  # dropped
         if self.late or (self.reduced is None and not left):
             return
@@ -132,8 +187,12 @@ class Slot:
         self.reduced = self.param.grad = None
 
     def keep_carry(self) -> None:
-        """The view is about to be written: give a carry that lies in it memory of its own."""
-        if self.carry is not None and self.in_view(self.carry):
+        """The view is about to be written: a carry that lies in it and the view part."""
+        if self.carry is None or not self.in_view(self.carry):
+            return
+        if self.casts:
+            self.view = None
+        else:
             self.carry = self.carry.detach().clone()
 
 

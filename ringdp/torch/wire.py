@@ -12,6 +12,7 @@ from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.compression import NAMES, Compressor, NoneCompressor
 from ringdp.torch.ops import operations
 from ringdp.torch.plan import MIB, Plan
 from ringdp.torch.vote import Vote
@@ -27,6 +28,7 @@ class Options:
     sparse_as_dense: bool = False
     bucket_bytes: int = 25 * MIB
     process_set: ProcessSet = global_process_set
+    compression: type[Compressor] = NoneCompressor
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -34,7 +36,10 @@ class Options:
         return 1 / self.predivide, self.predivide
 
     def __str__(self) -> str:
-        return f"op {self.op.name}, backward_passes_per_step {self.passes}, gradient_predivide_factor {self.predivide}"
+        return (
+            f"op {self.op.name}, backward_passes_per_step {self.passes}, "
+            f"gradient_predivide_factor {self.predivide}, compression {NAMES[self.compression]}"
+        )
 
 
 class Wire:

@@ -18,7 +18,11 @@ def named(params):
     return [(f"p{i}", p) for i, p in enumerate(params)]
 
 
+DEFAULTS = {}  # options that `wrap` adds: ranks_compression.py runs the other files' tests with a compression
+
+
 def wrap(params, lr=0.5, optimizer=torch.optim.SGD, **options):
+    options = DEFAULTS | options
     return hvd.DistributedOptimizer(optimizer(params, lr=lr), named_parameters=named(params), **options)
 
 
@@ -50,11 +54,14 @@ def slots(optimizer):
 
 
 def in_views(optimizer):
-    """Every gradient is a view of its bucket, with the parameter's strides."""
+    """Every gradient is a view of its bucket, with the parameter's strides; with compression, it is not."""
+    compressed = "compression" in DEFAULTS
     return all(
         slot.param.grad is slot.view
-        and slot.view.stride() == slot.param.stride()
-        and slot.view.untyped_storage().data_ptr() == slot.bucket.flat.untyped_storage().data_ptr()
+        and slot.casts == compressed
+        and (compressed or slot.view.stride() == slot.param.stride())
+        and (slot.view.untyped_storage().data_ptr() != slot.bucket.flat.untyped_storage().data_ptr())
+        == compressed
         for slot in slots(optimizer)
     )
 

@@ -82,6 +82,7 @@ def test_layouts_that_differ():
         ("op", hvd.Sum, "op Sum"),
         ("backward_passes_per_step", 2, "backward_passes_per_step 2"),
         ("gradient_predivide_factor", 2.0, "gradient_predivide_factor 2.0"),
+        ("compression", hvd.Compression.bf16, "compression bf16"),
         ("bucket_bytes", 4096, "buckets of 4096 bytes"),
     ],
 )

@@ -142,6 +142,37 @@ def test_parameters_of_every_layout():
     assert [slots(optimizer)[i].view.stride() for i in (0, 3, 4)] == [(1, 3), (1,), params[4].stride()]
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_large_gradients_of_every_layout(by_hand):
+    """Those that are written past the caches, and their neighbours that are not."""
+    params = [
+        torch.nn.Parameter(torch.zeros(1024, 1024)),
+        torch.nn.Parameter(torch.zeros(7)),
+        torch.nn.Parameter(torch.zeros(300, 201).t()),
+        torch.nn.Parameter(torch.zeros(64, 64, 3, 3).to(memory_format=torch.channels_last)),
+        torch.nn.Parameter(torch.zeros(150_001)[1:]),
+    ]
+    optimizer = wrap(params, op=hvd.Sum)
+
+    def part(p, rank):
+        return (torch.arange(p.numel()) % 1009 + 2000 * rank).reshape(p.shape).float()
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        if by_hand:  # in other layouts than the parameters', or with a sign that is only noted
+            for p in params:
+                mine = part(p, hvd.rank())
+                p.grad = torch._neg_view(-mine) if p.dim() == 1 else mine.mT.contiguous().mT
+        else:
+            sum((p * part(p, hvd.rank())).sum() for p in params).backward()
+        optimizer.synchronize()
+        assert [slot.passes_caches for slot in slots(optimizer)] == [True, False, True, True, True]
+        for p in params:
+            assert torch.equal(p.grad, sum(part(p, rank) for rank in range(hvd.size())))
+        assert in_views(optimizer)
+        optimizer.step()
+
+
 def test_a_compiled_model():
     model, alone = network(), network()
     compiled = torch.compile(model, backend="aot_eager")

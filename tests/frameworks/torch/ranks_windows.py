@@ -53,7 +53,7 @@ def test_several_small_buckets_leave_in_order():
 
 
 def test_buckets_leave_while_backward_runs():
-    params = parameters((100, 100, 100))
+    params = parameters((200, 200, 200))
     optimizer = wrap(params, bucket_bytes=256)
     left = []
     for p in params:

@@ -14,9 +14,10 @@ import ringdp.torch as hvd
 from ringdp import world
 
 
-def test_no_bucket_view_copy_or_hook():
+@pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16, hvd.Compression.bf16()])
+def test_no_bucket_view_copy_or_hook(compression):
     params = parameters()
-    optimizer = wrap(params)
+    optimizer = wrap(params, compression=compression)
     loss(params).backward()
     gradients = [p.grad for p in params]
     assert optimizer._exchange is None
@@ -79,7 +80,10 @@ def test_scaler():
     [
         ({"num_groups": 2}, "num_groups and groups are not offered yet"),
         ({"groups": [[1]]}, "num_groups and groups are not offered yet"),
-        ({"compression": object()}, "not offered yet; this release has Compression.none alone"),
+        (
+            {"compression": object()},
+            "is not offered: DistributedOptimizer casts while it packs, and knows Compression.none, Compression.fp16",
+        ),
         ({"op": hvd.Max}, "op must be Average or Sum, not Max"),
         ({"backward_passes_per_step": 0}, "backward_passes_per_step must be a positive integer, not 0"),
         ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, "needs op=Average"),
