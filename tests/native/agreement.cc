@@ -74,7 +74,7 @@ TEST(two_names_on_three_ranks_are_agreed_on_in_every_order) {
 }
 
 TEST(a_rank_that_differs_or_leaves_fails_what_it_must) {
-  Scenario scenario{3, 2, 2, 1};
+  Scenario scenario{3, 2, 1, 1};
   scenario.leave_early = {1};
   scenario.different = {{0, 1}};
   const Outcome outcome = proved(scenario);
