@@ -63,15 +63,21 @@ void Engine::met(ProcessSet& set, Letters::Meeting& meeting) {
   s.handle->finish({});
 }
 
-// The contributions are added in the order of the ranks, on every rank alike.
+// Chunk by chunk in the order of the ring, i+1, i+2, …, i: so a tensor has the same sum whichever way it goes.
 void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Letters::Meeting& meeting) {
-  const uint64_t count = s.count();
-  if (count == 0) return;
-  const void* sum = meeting.from[0].payload.data();
-  for (size_t m = 1; m < meeting.from.size(); ++m, sum = s.output)
-    kernels::reduce(s.dtype, s.op, s.output, sum, meeting.from[m].payload.data(), count);
-  if (sum != s.output) std::memcpy(s.output, sum, count * size_of(s.dtype));
-  elements_of(s, set.size()).finish(s.output, s.output, count);
+  const int ranks = set.size();
+  const size_t item = size_of(s.dtype);
+  for (int chunk = 0; chunk < ranks; ++chunk) {
+    const auto [begin, end] = chunk_of(s.count(), ranks, chunk);
+    if (begin == end) continue;
+    const auto from = [&, at = begin * item](int rank) { return meeting.from[rank % ranks].payload.data() + at; };
+    std::byte* to = static_cast<std::byte*>(s.output) + begin * item;
+    const std::byte* sum = from(chunk + 1);
+    for (int next = 2; next <= ranks; ++next, sum = to)
+      kernels::reduce(s.dtype, s.op, to, from(chunk + next), sum, end - begin);
+    if (sum != to) std::memcpy(to, sum, (end - begin) * item);
+  }
+  elements_of(s, ranks).finish(s.output, s.output, s.count());
 }
 
 void Engine::counted(ProcessSet& set, Letters::Meeting& meeting) {

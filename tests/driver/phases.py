@@ -37,8 +37,9 @@ class Selection:
 
 
 def lint(_: Selection) -> list[Command]:
+    folders = (ROOT / "csrc", TESTS / "native")
     sources = sorted(
-        str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cc")
+        str(p.relative_to(ROOT)) for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cc")
     )
     return [
         Command("ruff check", [tool("ruff"), "check", "--no-cache", "."], 60),
@@ -63,6 +64,11 @@ def types(_: Selection) -> list[Command]:
 
 def unit(selection: Selection) -> list[Command]:
     return [plain("unit", "unit", selection, 300)]
+
+
+def native(selection: Selection) -> list[Command]:
+    # Most of it is compiling: for this machine, and with --all for two more targets.
+    return [plain("native", "native", selection, 1500 if selection.everything else 240)]
 
 
 def local(selection: Selection) -> list[Command]:
@@ -91,7 +97,7 @@ def examples(selection: Selection) -> list[Command]:
     return [plain("examples", "examples", selection, 400)]
 
 
-PHASES = {f.__name__: f for f in (lint, types, unit, local, ranks, frameworks, cluster, examples)}
+PHASES = {f.__name__: f for f in (lint, types, unit, native, local, ranks, frameworks, cluster, examples)}
 
 
 def has_tests(folder: str) -> bool:
