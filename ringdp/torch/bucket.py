@@ -20,7 +20,7 @@ class Bucket:
         self.flat = bucket_memory(plan.count, plan.dtype)
         self.waiting = 0  # gradients that have not come in this pass
         for slot, offset in zip(self.slots, plan.offsets, strict=True):
-            entry = slot.entry()
+            entry = slot.planned_as
             slot.join(self, self.flat.as_strided(entry.shape, entry.strides, offset))
 
     def complete(self, window: int) -> bool:

@@ -64,7 +64,12 @@ def allreduce(
         TypeError: not a dense CPU tensor, or a dtype that ringdp does not know.
         UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
     """
-    tensor, context = check(compression).compress(tensor)
+    if compression is not Compression.none:
+        narrow, context = check(compression).compress(tensor)
+        reduced = allreduce(
+            narrow, average, name, Compression.none, op, prescale_factor, postscale_factor, process_set
+        )
+        return compression.decompress(reduced, context)  # type: ignore[no-any-return]
     options = {
         "average": average,
         "op": op,
@@ -73,10 +78,8 @@ def allreduce(
         "process_set": process_set,
     }
     if autograd.wanted(tensor):
-        reduced = autograd.Allreduce.apply(tensor, operations, name, options)
-    else:
-        reduced = operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
-    return compression.decompress(reduced, context)  # type: ignore[no-any-return]
+        return autograd.Allreduce.apply(tensor, operations, name, options)
+    return operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
 
 
 def allgather(
@@ -141,13 +144,14 @@ def reducescatter(
 
     The first dimension need not divide evenly: the first ranks get one row more. Gradients flow back (Average, Sum).
     """
-    tensor, context = check(compression).compress(tensor)
     scale = (prescale_factor, postscale_factor)
+    if compression is not Compression.none:
+        narrow, context = check(compression).compress(tensor)
+        part = reducescatter(narrow, name, Compression.none, op, process_set, *scale)
+        return compression.decompress(part, context)  # type: ignore[no-any-return]
     if autograd.wanted(tensor):
-        part = autograd.Reducescatter.apply(tensor, operations, name, op, process_set, *scale)
-    else:
-        part = operations.reducescatter(tensor, name, op, process_set, *scale)
-    return compression.decompress(part, context)  # type: ignore[no-any-return]
+        return autograd.Reducescatter.apply(tensor, operations, name, op, process_set, *scale)
+    return operations.reducescatter(tensor, name, op, process_set, *scale)
 
 
 reducescatter_async = operations.reducescatter_async

@@ -74,11 +74,11 @@ class Plans:
         self._order = sorted(indices - set(known), reverse=True) + known
         self._members = [self.slots[i] for i in sorted(indices)]
         for slot in self._members:
-            slot.planned = True
+            slot.enter_plan()
             hooks.attach(self._exchange, slot)
         position = {slot.index: i for i, slot in enumerate(self._members)}
         self.plan = lay_out(
-            [slot.entry() for slot in self._members],
+            [slot.planned_as for slot in self._members],
             [position[i] for i in self._order],
             self.options.bucket_bytes,
             str(self.options),

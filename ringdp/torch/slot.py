@@ -35,7 +35,7 @@ class Slot:
         self.casts = False  # the place has another dtype than the gradient
         self.passes_caches = False  # gradients are written into the place past the caches
         self.packed = -1  # casts: the version of the view that was cast into the place
-        self._dtype, self._shape = param.dtype, param.shape  # when the plan was made
+        self.planned_as = self.entry()  # what the plan knows of it
         self.window = -1  # the last one in which its gradient came into the view
         self.arrived_in = -1  # the last pass in which a gradient came
         self.reduced: torch.Tensor | None = None  # p.grad as the last exchange left it: nothing new in it
@@ -46,7 +46,7 @@ class Slot:
         self.hooks: list[Any] = []
 
     def entry(self) -> Entry:
-        """What the plan knows of the parameter."""
+        """What a plan made now knows of the parameter."""
         p = self.param
         return Entry(self.name, tuple(p.shape), view_strides(p.shape, p.stride()), p.dtype)
 
@@ -57,11 +57,15 @@ class Slot:
         if self.casts:
             self.view = None
 
+    def enter_plan(self) -> None:
+        """A plan is made that holds the parameter as it is now."""
+        self.planned = True
+        self.planned_as = self.entry()
+
     def join(self, bucket: Bucket, place: torch.Tensor) -> None:
         """The plan has memory: `place`, in the parameter's shape and strides."""
         self.bucket, self.place = bucket, place
-        self._dtype, self._shape = self.param.dtype, self.param.shape
-        self.casts = place.dtype != self._dtype
+        self.casts = place.dtype != self.planned_as.dtype
         self.view = None if self.casts else place
         self.passes_caches = not self.casts and passes_caches(place, bucket.flat)
 
@@ -72,8 +76,8 @@ class Slot:
 
     def fits(self) -> bool:
         """False if the parameter has changed its dtype or shape since the plan was made."""
-        param = self.param
-        return self.bucket is not None and param.dtype is self._dtype and param.shape == self._shape
+        param, planned = self.param, self.planned_as
+        return self.bucket is not None and param.dtype is planned.dtype and param.shape == planned.shape
 
     def in_view(self, tensor: torch.Tensor) -> bool:
         """True if `tensor` is the view, or another tensor over its memory."""
@@ -86,7 +90,7 @@ class Slot:
     def memory(self) -> torch.Tensor:
         """The view, to be written; a gradient that is cast, and has none, gets memory of its own."""
         if self.view is None:
-            entry = self.entry()
+            entry = self.planned_as
             self.view = torch.empty_strided(entry.shape, entry.strides, dtype=entry.dtype)
             self.packed = -1
         return self.view

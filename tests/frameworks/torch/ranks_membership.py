@@ -228,6 +228,21 @@ def test_a_model_that_changes_its_dtype():
     assert all(slot.view.dtype == torch.float64 for slot in slots(optimizer))
 
 
+def test_a_model_that_changes_before_its_first_exchange():
+    params = parameters((4, 3))
+    optimizer = wrap(params, op=hvd.Sum)
+    params[0].data = params[0].data.double()
+    params[1].data = torch.zeros(6)
+    value = 1 + 2.0**-40  # not in float32
+    for _ in range(3):
+        optimizer.zero_grad()
+        (params[0] * value * (hvd.rank() == 0)).sum().backward()
+        loss(params[1:]).backward()
+        optimizer.step()
+        assert torch.equal(params[0].grad, torch.full((4,), value, dtype=torch.float64))
+        assert torch.equal(params[1].grad, hvd.size() * average(params[1]))
+
+
 def test_sparse_gradients_as_dense():
     table = torch.nn.Embedding(6, 2, sparse=True)
     torch.nn.init.zeros_(table.weight)
