@@ -13,6 +13,7 @@ TESTS = ROOT / "tests"
 RANK = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
 
 LOCAL_RANKS = (1, 2, 3, 4, 7)
+LOCAL_SHARED_RANKS = (3, 7)  # threads that share memory as ranks of one host do
 MPI_RANKS = (1, 2, 3, 4)
 FRAMEWORK_RANKS = (2, 3)
 
@@ -73,7 +74,11 @@ def native(selection: Selection) -> list[Command]:
 
 def local(selection: Selection) -> list[Command]:
     numbers = selection.ranks or LOCAL_RANKS
-    return [plain(f"local -n {n}", "ranks", selection, 180, [f"--local-ranks={n}"]) for n in numbers]
+    commands = [plain(f"local -n {n}", "ranks", selection, 180, [f"--local-ranks={n}"]) for n in numbers]
+    for n in numbers if selection.ranks else LOCAL_SHARED_RANKS:
+        options = [f"--local-ranks={n}", "--local-hosts=1"]
+        commands.append(plain(f"shared -n {n}", "ranks", selection, 180, options))
+    return commands
 
 
 def ranks(selection: Selection) -> list[Command]:
