@@ -28,5 +28,7 @@ def test_a_rank_without_a_heap_has_no_group():
 
 def test_a_value_that_is_none_names_those_there_are(monkeypatch):
     monkeypatch.setenv(sharing.VARIABLE, "sometimes")
-    with pytest.raises(InitError, match="RINGDP_SHARED_MEMORY=sometimes is not one of auto, memfd, file, off"):
+    with pytest.raises(
+        InitError, match="RINGDP_SHARED_MEMORY=sometimes is not one of auto, memfd, file, off"
+    ):
         sharing.wanted_kinds()
