@@ -63,6 +63,7 @@ void Letters::receive(int member, const Letter& letter, const std::byte* payload
   if (letter.topic == leaving) {
     has_left_[member] = true;
     ++left_count_;
+    if (first_left_ < 0) first_left_ = letter.ticket ? static_cast<int>(letter.ticket - 1) : members_[member];
     return;
   }
   Meeting& meeting = meeting_about(subject_of(letter));
@@ -96,6 +97,7 @@ void Letters::leave() {
   if (!mail_) return;
   Letter letter;
   letter.topic = leaving;
+  letter.ticket = static_cast<uint64_t>(first_left_ + 1);
   mail_->post(letter, nullptr);
   ring();
 }
@@ -104,11 +106,6 @@ bool Letters::has_left(int rank) const {
   for (size_t m = 0; m < members_.size(); ++m)
     if (world_ranks_[m] == rank) return has_left_[m];
   return true;
-}
-
-int Letters::first_left() const {
-  const auto it = std::find(has_left_.begin(), has_left_.end(), true);
-  return it == has_left_.end() ? -1 : members_[it - has_left_.begin()];
 }
 
 bool Letters::lacks_one_that_left(const Meeting& meeting) const {

@@ -68,9 +68,10 @@ class Letters {
     return moved;
   }
 
-  // This rank will come to nothing more. Others that have said so: the lowest, or -1; how many; this one.
+  // This rank will come to nothing more. Others that have said so: how many; this one; and which one began. Those that
+  // leave because another has left name it in their letter, so whoever hears of them first names it too. -1: none.
   void leave();
-  int first_left() const;
+  int first_left() const { return first_left_; }
   int left() const { return left_count_; }
   bool has_left(int rank) const;
   template <class Act>
@@ -105,6 +106,7 @@ class Letters {
   std::deque<Meeting*> complete_;
   std::vector<bool> has_left_;
   int left_count_ = 0;
+  int first_left_ = -1;
 };
 
 }  // namespace ringdp
