@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def wrong_elements(one: Contestant, comm: Any, op: str, dtype: str, count: int, 
     return int(comm.allreduce(wrong))
 
 
-def _barrier(comm: Any) -> None:
+def barrier(comm: Any) -> None:
     """First one that sleeps, so that a rank that came early keeps no core from another one's threads (they may still be
     in the last call); then, with all here, one that spins: the ranks leave it within a microsecond."""
     request = comm.Ibarrier()
@@ -50,30 +51,43 @@ def _barrier(comm: Any) -> None:
     comm.Barrier()
 
 
+def take_turns(
+    calls: Sequence[Callable[[], object]], comm: Any, warmup: int, iterations: int
+) -> list[list[float]]:
+    """Seconds on this rank of each iteration of each call, all ranks calling alike.
+
+    The calls take turns, so that whatever else the machine does hits all of them alike; every one begins with a barrier.
+    """
+    taken: list[list[float]] = [[] for _ in calls]
+    for iteration in range(warmup + iterations):
+        for mine, call in zip(taken, calls, strict=True):
+            barrier(comm)
+            start = perf_counter()
+            call()
+            if iteration >= warmup:
+                mine.append(perf_counter() - start)
+    return taken
+
+
+def slowest(taken: Sequence[Sequence[float]], comm: Any) -> list[float]:
+    """Microseconds of each call: the median of its iterations, of the slowest rank."""
+    from statistics import median
+
+    return [max(comm.allgather(median(mine) * 1e6)) for mine in taken]
+
+
 def times(
     contestants: Sequence[Contestant], comm: Any, options: argparse.Namespace, count: int, in_place: bool
 ) -> list[float]:
-    """Microseconds of each contestant: the median of its iterations, of the slowest rank.
-
-    The contestants take turns, so that whatever else the machine does hits all of them alike; every iteration begins
-    with a barrier.
-    """
-    from statistics import median
-
+    """Microseconds of each contestant: the median of its iterations, of the slowest rank."""
     from ringdp.cli import inputs
 
     given = inputs.input_of(comm.rank, comm.size, options.op, options.datatype, count)
-    buffers = [one.array(given, options.datatype) for one in contestants]
-    calls = [one.allreduce_ if in_place else one.allreduce for one in contestants]
-    taken: list[list[float]] = [[] for _ in contestants]
-    for iteration in range(options.warmup_iters + options.iters):
-        for mine, call, x in zip(taken, calls, buffers, strict=True):
-            _barrier(comm)
-            start = perf_counter()
-            call(x, options.op)
-            if iteration >= options.warmup_iters:
-                mine.append(perf_counter() - start)
-    return [max(comm.allgather(median(mine) * 1e6)) for mine in taken]
+    calls: list[Callable[[], object]] = []
+    for one in contestants:
+        x = one.array(given, options.datatype)
+        calls.append(partial(one.allreduce_ if in_place else one.allreduce, x, options.op))
+    return slowest(take_turns(calls, comm, options.warmup_iters, options.iters), comm)
 
 
 Row = dict[str, Any]
