@@ -56,7 +56,7 @@ def take_turns(
 ) -> list[list[float]]:
     """Seconds on this rank of each iteration of each call, all ranks calling alike.
 
-    The calls take turns, so that whatever else the machine does hits all of them alike; every one begins with a barrier.
+    The calls take turns, so that whatever else the machine does hits all of them alike; each begins with a barrier.
     """
     taken: list[list[float]] = [[] for _ in calls]
     for iteration in range(warmup + iterations):

@@ -1,9 +1,9 @@
 """Several hosts on one machine, with links that can be slowed or cut, to run an MPI job across.
 
-A host is a process in namespaces of its own: network, host name, processes, mounts with a /dev/shm of its own. So ranks
-of different hosts can neither map each other's memory nor see each other's processes. Each host has one link, eth0, to a
-bridge, which lies in one more namespace, where mpirun runs; nothing is added to the machine's own network. The hosts die
-with the process that made them, however it ends, and with a host everything in it: there is nothing to clean up.
+A host is a process in namespaces of its own: network, host name, processes, mounts with a /dev/shm of its own. So
+ranks of different hosts can neither map each other's memory nor see each other's processes. Each host has one link,
+eth0, to a bridge, which lies in one more namespace, where mpirun runs; nothing is added to the machine's own network. The
+hosts die with the process that made them, however it ends, and with a host everything in it.
 
     python tests/cluster/hosts.py limit --rate 1gbit                       what one TCP stream each way carries
     python tests/cluster/hosts.py run --hosts 2 --per-host 2 --rate 1gbit -- python train.py
@@ -157,7 +157,9 @@ class Hosts:
         a, b = self.addresses[:2]
         words = [sys.executable, str(PROBE)]
         other = subprocess.Popen(self.on(1, [*words, b, a, str(size)]), stdout=subprocess.PIPE, text=True)
-        mine = subprocess.run(self.on(0, [*words, a, b, str(size)]), stdout=subprocess.PIPE, text=True, timeout=300)
+        mine = subprocess.run(
+            self.on(0, [*words, a, b, str(size)]), stdout=subprocess.PIPE, text=True, timeout=300
+        )
         theirs, _ = other.communicate(timeout=60)
         return min(float(mine.stdout), float(theirs))
 
@@ -186,7 +188,8 @@ class Hosts:
         kind, interface = ("--mca", "oob_tcp_if_include") if old else ("--prtemca", "prte_if_include")
         return [
             "-n", str(ranks), "--host", ",".join(f"{a}:{per_host}" for a in self.addresses),
-            "--map-by", f"ppr:{per_host}:node", "--bind-to", "none", kind, agent, str(self._agent), kind, interface, net,
+            "--map-by", f"ppr:{per_host}:node", "--bind-to", "none",
+            kind, agent, str(self._agent), kind, interface, net,
             "--mca", "pml", "ob1", "--mca", "btl", "tcp,self,sm", "--mca", "btl_tcp_if_include", net,
         ]  # fmt: skip
 
@@ -222,7 +225,9 @@ def main() -> int:
     parser.add_argument("action", choices=["limit", "run"])
     parser.add_argument("--hosts", type=int, default=2)
     parser.add_argument("--per-host", type=int, default=1, help="ranks on each host")
-    parser.add_argument("--rate", help="limit of every link in both directions, as tc writes it: 1gbit, 100mbit")
+    parser.add_argument(
+        "--rate", help="limit of every link in both directions, as tc writes it: 1gbit, 100mbit"
+    )
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     options, program = parser.parse_args(words[:end]), words[end + 1 :]

@@ -7,7 +7,9 @@ import time
 BLOCK = 1 << 20  # bytes handed to one call
 
 
-def open_ring(me: str, following: str, port: int, patience: float = 10.0) -> tuple[socket.socket, socket.socket]:
+def open_ring(
+    me: str, following: str, port: int, patience: float = 10.0
+) -> tuple[socket.socket, socket.socket]:
     """(stream to the address `following`, stream from whoever has `me` as its following one).
 
     Raises OSError if the others have not come after `patience` seconds.

@@ -49,7 +49,9 @@ def connects(hosts: Hosts) -> str:
 def test_a_link_is_as_fast_as_it_was_made(two: Hosts) -> None:
     for rate, gigabits in (("40mbit", 0.04), ("160mbit", 0.16)):
         two.set_rate(rate)
-        assert gigabits * 0.5 < two.raw_limit(4 << 20) < gigabits * 1.3  # the burst of the limit goes unhindered
+        assert (
+            gigabits * 0.5 < two.raw_limit(4 << 20) < gigabits * 1.3
+        )  # the burst of the limit goes unhindered
     two.set_rate(None)
     assert two.raw_limit(16 << 20) > 0.5
 

@@ -69,15 +69,16 @@ class RingdpTorchShared(RingdpTorch):
 
 
 def _filled_tensor(values: np.ndarray, dtype: str) -> Any:
-    import ringdp.torch
     import torch
+
+    import ringdp.torch
 
     x = ringdp.torch.empty(values.shape, dtype=getattr(torch, dtype))
     return x.copy_(torch.from_numpy(values))
 
 
 class RingdpOnTheWire(RingdpTorch):
-    """float32 tensors that are cast to 16 bits for the wire: Compression.bf16 or .fp16. Out of place, as it is offered."""
+    """float32 tensors, cast to 16 bits for the wire: Compression.bf16 or .fp16. Out of place, as it is offered."""
 
     def __init__(self, compression: str) -> None:
         super().__init__()
@@ -89,9 +90,7 @@ class RingdpOnTheWire(RingdpTorch):
 
     def call(self, x: Any, op: str) -> Callable[[], object]:
         module = self._module
-        return partial(
-            module.allreduce, x, op=getattr(module, self._OPS[op]), compression=self._compression
-        )
+        return partial(module.allreduce, x, op=getattr(module, self._OPS[op]), compression=self._compression)
 
     def allreduce_(self, x: Any, op: str) -> Any:
         return self.call(x, op)()

@@ -1,8 +1,8 @@
 """A job under mpirun: all-reduces of several sizes by several contestants, who take turns.
 
 Two ways of timing. "each": every call begins with a barrier; the time of a round is the median over its calls, of the
-slowest rank. "loop": calls follow each other, a thousand and more, as in osu_allreduce; the time of a round is the mean,
-of the slowest rank. For calls of a few microseconds only the second says something.
+slowest rank. "loop": calls follow each other, a thousand and more, as in osu_allreduce; the time of a round is the
+mean, of the slowest rank. For calls of a few microseconds only the second says something.
 """
 
 import argparse
@@ -88,9 +88,7 @@ def array_of(entry: Any, comm: Any, count: int) -> Any:
     return entry.one.array(np.zeros(count, inputs.storage(entry.dtype)), entry.dtype)
 
 
-def each(
-    calls: Sequence[Callable[[], object]], comm: Any, options: argparse.Namespace
-) -> list[list[float]]:
+def each(calls: Sequence[Callable[[], object]], comm: Any, options: argparse.Namespace) -> list[list[float]]:
     """Microseconds of each call, one number a round."""
     from ringdp.cli import measure
 
@@ -103,9 +101,7 @@ def each(
     return [list(one) for one in zip(*rounds, strict=True)]
 
 
-def loop(
-    calls: Sequence[Callable[[], object]], comm: Any, options: argparse.Namespace
-) -> list[list[float]]:
+def loop(calls: Sequence[Callable[[], object]], comm: Any, options: argparse.Namespace) -> list[list[float]]:
     """The same, calls back to back."""
     share = options.seconds / len(calls)
     repeats = []

@@ -16,6 +16,7 @@ def main() -> None:
     options = p.parse_args()
 
     import numpy as np
+
     import ringdp
 
     ringdp.init()

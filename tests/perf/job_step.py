@@ -117,11 +117,16 @@ def measure_steps(options: argparse.Namespace, comm: Any) -> dict[str, Any]:
     ]
     if gloo:
         gloo.close()
-    return {"ranks": comm.size, "points": points, "left_out": left_out, "counters": counters(trainers, names, comm)}
+    return {
+        "ranks": comm.size,
+        "points": points,
+        "left_out": left_out,
+        "counters": counters(trainers, names, comm),
+    }
 
 
 def counters(trainers: list[Any], names: list[str], comm: Any) -> dict[str, float] | None:
-    """What the engine counted in one more step of ringdp, where it counts: messages sent on the control communicator."""
+    """What the engine counted in a step of ringdp, the mean of ten more, where it counts."""
     from ringdp import world
 
     read = getattr(world.current().engine, "counters", None)

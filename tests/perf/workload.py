@@ -1,4 +1,4 @@
-"""A training step that is nearly all exchange: ResNet-50's parameters, a loss that takes two passes over them, plain SGD.
+"""A training step that is nearly all exchange: ResNet-50's parameters, a loss of one product and sum, plain SGD.
 
 Everything is a small integer times a power of two, so that after any number of steps the parameters are known exactly,
 whatever the order of addition, and with 16 bits on the wire too.
