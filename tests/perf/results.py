@@ -70,20 +70,16 @@ class Results:
 
     def time(self, name: str, entry: str, count: int | None = None) -> Number:
         """Microseconds of one contestant; "best mpi" is the faster of MPI's two forms."""
-        if entry == "best mpi":
-            return min(
-                (self.time(name, one, count) for one in MPIS if one in self.entries(name)),
-                key=lambda number: number.value,
-                default=None,
-            ) or self._not_there(name, entry)
-        for point in self.points(name):
-            if point["entry"] == entry and point.get("count") == count:
-                return Number(tuple(point["us"]))
-        return self._not_there(name, entry)
-
-    def _not_there(self, name: str, entry: str) -> Number:
-        why = self.job(name).get("left_out", {}).get(entry, "not measured")
-        raise Missing(f"{entry}: {why}")
+        wanted = MPIS if entry == "best mpi" else (entry,)
+        found = [
+            Number(tuple(point["us"]))
+            for point in self.points(name)
+            if point["entry"] in wanted and point.get("count") == count
+        ]
+        if not found:
+            why = self.job(name).get("left_out", {}).get(entry, "not measured")
+            raise Missing(f"{entry}: {why}")
+        return min(found, key=lambda number: number.value)
 
     def ratio(self, name: str, above: str, below: str, count: int | None = None) -> Number:
         """Time of `above` / time of `below`, round by round."""

@@ -32,7 +32,7 @@ def worst(numbers: dict[str, Number], highest: bool) -> Number:
     if not numbers:
         raise Missing("not measured")
     where = (max if highest else min)(numbers, key=lambda size: numbers[size].value)
-    return Number(numbers[where].rounds, where)
+    return Number(numbers[where].rounds, where if len(numbers) > 1 else "")
 
 
 def ratio(job: str, above: str, below: str, sizes: Callable[[int], bool], highest: bool = False) -> Measure:
