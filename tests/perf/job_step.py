@@ -1,6 +1,6 @@
 """A job under mpirun: training steps of several contestants, who take turns; or the peak memory of one.
 
-The memory is Pss, the proportional set size: pages that ranks share count in parts. It is looked at every few
+The memory is Pss, the proportional set size: pages that ranks share count in parts. It is looked at every ten
 milliseconds, by a thread, while one contestant alone trains; that of plain training is without MPI.
 """
 
@@ -161,7 +161,7 @@ def train_and_watch(trainer: Callable[[], Any]) -> int:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.004):
+        while not done.wait(0.01):
             peak = max(peak, pss())
 
     watcher = threading.Thread(target=watch)

@@ -1,5 +1,6 @@
 """The jobs of each scenario, and how one is run: under mpirun on this host, or across hosts made for it."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class Job:
     options: dict[str, Any]
     quick: dict[str, Any] = field(default_factory=dict)
     hosts: int = 0  # 0: this host
+    needs: str = ""  # a package without which there is nothing to measure
     limit: float = 180  # seconds
 
     def words(self, quick: bool, library: Path, out: Path) -> list[str]:
@@ -62,7 +64,8 @@ def _allreduce(
 
 
 def _memory(name: str) -> Job:
-    return Job(f"memory {name}", "job_step.py", 2, {"entries": name, "memory": True})
+    needs = "horovod" if name == "horovod" else ""
+    return Job(f"memory {name}", "job_step.py", 2, {"entries": name, "memory": True}, needs=needs)
 
 
 _TINY = [4, 16, 64, 256, 1 * KIB, 4 * KIB]
@@ -112,7 +115,8 @@ SCENARIOS: dict[str, list[Job]] = {
         Job("step", "job_step.py", 2, _STEP, {"rounds": 3, "iterations": 5}),
         Job("step alone", "job_step.py", 1, _ALONE, {"rounds": 5, "iterations": 8}),
         # Its thread never sleeps and would slow the others down: it gets jobs of its own, one after the other.
-        Job("step horovod", "job_step.py", 2, {**_STEP, "entries": "plain,horovod"}, {"rounds": 3, "iterations": 5}),
+        Job("step horovod", "job_step.py", 2, {**_STEP, "entries": "plain,horovod"}, {"rounds": 3, "iterations": 5},
+            needs="horovod"),
         *map(_memory, MEMORY),
     ],
     "idle": [Job("idle", "job_idle.py", 2, {"seconds": 10}, {"seconds": 4})],
@@ -125,6 +129,8 @@ def run(job: Job, quick: bool, library: Path) -> Result:
     out = LOGS / f"{job.name.replace(' ', '-')}.json"
     log = out.with_suffix(".log")
     out.unlink(missing_ok=True)
+    if job.needs and importlib.util.find_spec(job.needs) is None:
+        return {"skipped": f"{job.needs} is not installed"}
     words = job.words(quick, library, out)
     with ExitStack() as stack:
         if job.hosts:
