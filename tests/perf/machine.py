@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 
-def about(mpi: str) -> dict[str, str]:
-    """Lines for the document; `mpi` is the library's name and version."""
+def about(mpi: str, load: float) -> dict[str, str]:
+    """Lines for the document; `mpi` is the library's name and version, `load` that before the run."""
     return {
         "date": datetime.date.today().isoformat(),
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
@@ -17,6 +17,7 @@ def about(mpi: str) -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"Linux {platform.release().split('-')[0]}, huge pages: {_chosen('enabled')}, in shared memory: "
         f"{_chosen('shmem_enabled')}",
+        "busy with others": f"{load:.1f} processes in the minute before the last run",
         "MPI": mpi,
         "Python": f"{platform.python_version()}, " + ", ".join(map(_version, ("numpy", "mpi4py", "torch"))),
         "ringdp": importlib.metadata.version("ringdp"),

@@ -28,8 +28,9 @@ def main() -> int:
     if options.document:
         write_page()
         return 0
-    if machine.load() > BUSY:
-        print(f"!! the machine is not idle: load {machine.load():.1f}; figures will be doubtful", flush=True)
+    load = machine.load()
+    if load > BUSY:
+        print(f"!! the machine is not idle: load {load:.1f}; figures will be doubtful", flush=True)
     before = baseline.load(family)
     if options.check and not before:
         print(f"perf-check: baseline.json knows nothing of {family}: run `make bench` first", file=sys.stderr)
@@ -37,7 +38,7 @@ def main() -> int:
     measured, failed = measure(options.scenarios or list(jobs.SCENARIOS), options.quick or options.check)
     if options.check:
         return max(failed, compare(before, Results({"jobs": measured})))
-    keep(family, measured)
+    keep(family, measured, load)
     write_page()
     show_targets(family)
     return failed
@@ -85,12 +86,12 @@ def report(result: jobs.Result) -> int:
     return 1 if wrong or "failed" in result else 0
 
 
-def keep(family: str, measured: dict[str, jobs.Result]) -> None:
+def keep(family: str, measured: dict[str, jobs.Result], load: float) -> None:
     """Results and ratios beside those of earlier runs, of scenarios that were not repeated now."""
     results = Results.load(family) or Results({})
     results.jobs.update(measured)
     library = next((job["mpi"] for job in results.jobs.values() if "mpi" in job), family)
-    results.about = machine.about(library)
+    results.about = machine.about(library, load)
     results.save(family)
     baseline.save(family, baseline.kept(baseline.ratios(results)))
 

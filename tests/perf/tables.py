@@ -32,18 +32,21 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
 
 
-def per_size(families: ByFamily, job: str, unit: str) -> list[str]:
-    """A table for each family: sizes down, contestants across."""
+def per_size(families: ByFamily, job: str) -> list[str]:
+    """Microseconds, a table for each family: sizes down, contestants across."""
     parts = []
     for family, results in families.items():
         try:
-            ranks = results.job(job)["ranks"]
+            rows = _rows(results, job, lambda time, _: time.value)
         except Missing as reason:
             parts.append(f"{NAMES[family]}: {reason}.")
             continue
-        scale = {"microseconds": 1.0, "milliseconds": 1e3}[unit]
-        rows = _rows(results, job, lambda time, _, scale=scale: time.value / scale)
-        parts += [f"{NAMES[family]}, {ranks} ranks, {unit}:", rows, *_left_out(results, job)]
+        ranks = results.job(job)["ranks"]
+        parts += [
+            f"{NAMES[family]}, {ranks} ranks, µs{_shortened(results, job)}:",
+            rows,
+            *_left_out(results, job),
+        ]
     return parts
 
 
@@ -58,7 +61,9 @@ def links(families: ByFamily) -> list[str]:
             except Missing as reason:
                 parts.append(f"{NAMES[family]}, {words}: {reason}.")
                 continue
-            parts.append(f"{NAMES[family]}, {words}, Gbit/s: 2(H−1)/H · n bytes in the time taken:")
+            parts.append(
+                f"{NAMES[family]}, {words}, Gbit/s: 2(H−1)/H · n bytes in the time taken{_shortened(results, job)}:"
+            )
             parts += [rows, *_left_out(results, job)]
     return parts
 
@@ -116,6 +121,10 @@ def _rows(results: Results, job: str, value: Callable[[Number, int], float]) -> 
                 cells.append(NOTHING)
         rows.append([size_text(count), *cells])
     return table(["as float32", *(LABELS.get(e, e.replace(":", ", ")) for e in shown)], rows)
+
+
+def _shortened(results: Results, job: str) -> str:
+    return ", from a shortened run" if results.job(job).get("quick") else ""
 
 
 def _left_out(results: Results, job: str) -> list[str]:

@@ -230,7 +230,7 @@ def test_the_page_has_all_rows_tables_notes_and_reasons(results):
         assert row.count("|") == 6  # what, target, two columns, command
         assert f'`make bench ARGS="{one.scenario}"`' in row
     assert "| what | target | Open MPI | MPICH | repeat with |" in text
-    assert "| 64 MiB | 11 | 33 | 7.1 |" in text  # milliseconds: ringdp, the better MPI, the floor
+    assert "| 64 MiB | 11,000 | 33,000 | 7,100 |" in text  # ringdp, the better MPI, the floor
     assert "| 64 MiB | 0.95 | 0.93 | 0.47 |" in text  # Gbit/s
     assert "| ringdp | 53.5 | – | 640 |" in text
     assert "Left out: ringdp, shared memory (this ringdp has no empty)." in text
@@ -282,7 +282,7 @@ def test_the_floors_compute_exact_sums(tmp_path):
     library = ctypes.CDLL(str(floor.build(tmp_path)))
     size = ctypes.c_size_t
     for ranks in (2, 3, 4):
-        for count in (1, 17, 1000, 9001):
+        for count in (1, 17, 5000):
             inputs = [np.arange(count, dtype=np.float32) * (rank + 1) for rank in range(ranks)]
             stride = (4 * count + 4095) // 4096 * 4096
             shared = np.zeros(floor.TEAM + stride * ranks + 64, np.uint8)

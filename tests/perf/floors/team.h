@@ -18,8 +18,8 @@ constexpr size_t kTeamBytes = 4096;
 
 inline Team* team_of(void* shared) { return static_cast<Team*>(shared); }
 
-// Returns when all `ranks` have called it. Spins for a while, then gives the core away; at once, where there are more ranks
-// than cores.
+// Returns when all `ranks` have called it. Spins for a while, then yields, then sleeps; where there are more ranks than
+// cores, it yields at once.
 inline void barrier(Team* team, int ranks) {
   static const long cores = sysconf(_SC_NPROCESSORS_ONLN);
   const int patience = ranks <= cores ? 4000 : 10;
@@ -34,13 +34,13 @@ inline void barrier(Team* team, int ranks) {
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
-    } else {
+    } else if (looks < patience + 500) {
       sched_yield();
+    } else {
+      usleep(50);  // others than the team want the cores: who yields to them may keep a member waiting
     }
   }
 }
 
 // The part of `count` elements that rank r works on begins here; whole cache lines.
-inline size_t part(size_t count, int rank, int ranks) {
-  return rank == ranks ? count : count * rank / ranks / 16 * 16;
-}
+inline size_t part(size_t count, int rank, int ranks) { return rank == ranks ? count : count * rank / ranks / 16 * 16; }
