@@ -38,7 +38,7 @@ class Selection:
 
 
 def lint(_: Selection) -> list[Command]:
-    folders = (ROOT / "csrc", TESTS / "native")
+    folders = (ROOT / "csrc", TESTS / "native", TESTS / "perf")
     sources = sorted(
         str(p.relative_to(ROOT)) for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cc")
     )

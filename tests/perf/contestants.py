@@ -53,6 +53,9 @@ class RingdpShared(Ringdp):
 
     name = "ringdp-shared"
 
+    def refusal(self, dtype: str, op: str) -> str | None:
+        return super().refusal(dtype, op) or _lacks(self._module, "empty")
+
     def array(self, values: np.ndarray, dtype: str) -> Any:
         if dtype == "bfloat16":
             return _filled_tensor(values, dtype)
@@ -63,6 +66,9 @@ class RingdpShared(Ringdp):
 
 class RingdpTorchShared(RingdpTorch):
     name = "ringdp-torch-shared"
+
+    def refusal(self, dtype: str, op: str) -> str | None:
+        return _lacks(self._module, "empty")
 
     def array(self, values: np.ndarray, dtype: str) -> Any:
         return _filled_tensor(values, dtype)
@@ -206,17 +212,6 @@ def _lacks(module: Any, *names: str) -> str | None:
     return f"this {module.__name__} has no {', '.join(missing)}" if missing else None
 
 
-def _shared(form: type[Ringdp]) -> known.Contestant | str:
-    import ringdp
-
-    reason = _lacks(ringdp, "empty")
-    if not reason and form is RingdpTorchShared:
-        import ringdp.torch
-
-        reason = _lacks(ringdp.torch, "empty")
-    return reason or form()
-
-
 def _on_the_wire(compression: str) -> known.Contestant | str:
     import ringdp.torch
 
@@ -232,8 +227,8 @@ def make(name: str, comm: Any, library: str) -> known.Contestant | str:
     makers: dict[str, Callable[[], Any]] = {
         "ringdp": Ringdp,
         "ringdp-torch": RingdpTorch,
-        "ringdp-shared": lambda: _shared(RingdpShared),
-        "ringdp-torch-shared": lambda: _shared(RingdpTorchShared),
+        "ringdp-shared": RingdpShared,
+        "ringdp-torch-shared": RingdpTorchShared,
         "ringdp-wire-bf16": lambda: _on_the_wire("bf16"),
         "ringdp-wire-fp16": lambda: _on_the_wire("fp16"),
         "mpi": lambda: Mpi(comm),

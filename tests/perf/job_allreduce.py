@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 OP = "sum"
 MOST, LEAST = 400, 3  # calls of a round, "each"
+SLOW = 1.0  # seconds of one turn of all above which a round is one turn, and none goes unmeasured before it
 
 
 def main() -> None:
@@ -38,37 +39,37 @@ def main() -> None:
 
     comm = MPI.COMM_WORLD.Dup()
     try:
-        result = measure_all(options, comm)
+        measure_all(options, comm)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(1)
         raise
-    if comm.rank == 0:
-        Path(options.out).write_text(json.dumps(result))
     ringdp.shutdown()
 
 
-def measure_all(options: argparse.Namespace, comm: Any) -> dict[str, Any]:
+def measure_all(options: argparse.Namespace, comm: Any) -> None:
+    """Writes what there is after each size."""
     from mpi4py import MPI
     from perf import contestants
 
     from ringdp import launch
 
     able, left_out = contestants.entries(options.entries.split(","), comm, options.library, OP)
-    points = []
+    library = launch.library_name(MPI.Get_library_version())
+    result: dict[str, Any] = {"ranks": comm.size, "mpi": library, "points": [], "left_out": left_out}
     for count in map(int, options.counts.split(",")):
         wrong = [wrong_elements(entry, comm, count) for entry in able]
         arrays = [array_of(entry, comm, count) for entry in able]
         calls = [entry.ready(x, OP) for entry, x in zip(able, arrays, strict=True)]
         rounds = (each if options.timing == "each" else loop)(calls, comm, options)
         for entry, bad, us in zip(able, wrong, rounds, strict=True):
-            points.append({"entry": entry.spelled, "count": count, "us": us, "wrong": bad})
+            result["points"].append({"entry": entry.spelled, "count": count, "us": us, "wrong": bad})
+        if comm.rank == 0:
+            Path(options.out).write_text(json.dumps(result))
         del arrays, calls
     for one in {id(entry.one): entry.one for entry in able}.values():
         one.close()
-    library = launch.library_name(MPI.Get_library_version())
-    return {"ranks": comm.size, "mpi": library, "points": points, "left_out": left_out}
 
 
 def wrong_elements(entry: Any, comm: Any, count: int) -> int | None:
@@ -92,11 +93,13 @@ def each(calls: Sequence[Callable[[], object]], comm: Any, options: argparse.Nam
     """Microseconds of each call, one number a round."""
     from ringdp.cli import measure
 
-    first = measure.take_turns(calls, comm, warmup=1, iterations=2)
+    first = measure.take_turns(calls, comm, warmup=1, iterations=1)
     turn = sum(measure.slowest(first, comm)) / 1e6
-    iterations = max(LEAST, min(MOST, int(options.seconds / turn)))
+    warmup, least = (0, 1) if turn > SLOW else (1, LEAST)
+    iterations = max(least, min(MOST, int(options.seconds / turn)))
     rounds = [
-        measure.slowest(measure.take_turns(calls, comm, 1, iterations), comm) for _ in range(options.rounds)
+        measure.slowest(measure.take_turns(calls, comm, warmup, iterations), comm)
+        for _ in range(options.rounds)
     ]
     return [list(one) for one in zip(*rounds, strict=True)]
 

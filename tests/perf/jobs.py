@@ -34,7 +34,7 @@ class Job:
     quick: dict[str, Any] = field(default_factory=dict)
     hosts: int = 0  # 0: this host
     needs: str = ""  # a package without which there is nothing to measure
-    limit: float = 180  # seconds
+    limit: float = 240  # seconds
 
     def words(self, quick: bool, library: Path, out: Path) -> list[str]:
         chosen = {**self.options, **(self.quick if quick else {})}
@@ -80,7 +80,7 @@ _ALONE = {"entries": "plain,ringdp", "rounds": 7, "iterations": 15}
 def _link(hosts: int, per_host: int) -> Job:
     sizes = [16 * MIB, 32 * MIB, 64 * MIB]
     return _allreduce(
-        f"link {hosts}x{per_host}", hosts * per_host, sizes, _LINK, seconds=0.1, rounds=2, quick_sizes=sizes[:1],
+        f"link {hosts}x{per_host}", hosts * per_host, sizes, _LINK, seconds=0.1, rounds=3, quick_sizes=sizes[:1],
         hosts=hosts,
     )  # fmt: skip
 
@@ -124,7 +124,7 @@ SCENARIOS: dict[str, list[Job]] = {
 
 
 def run(job: Job, quick: bool, library: Path) -> Result:
-    """What the job measured, or {"failed": why}, or {"skipped": why}."""
+    """What the job measured, with "incomplete" if it ended early; or why not, as "failed" or "skipped"."""
     LOGS.mkdir(parents=True, exist_ok=True)
     out = LOGS / f"{job.name.replace(' ', '-')}.json"
     log = out.with_suffix(".log")
@@ -142,12 +142,12 @@ def run(job: Job, quick: bool, library: Path) -> Result:
         else:
             command, env = [mpirun(), "-n", str(job.ranks), *words], environment()
         outcome = run_limited(command, env, ROOT, log, job.limit)
-    if outcome.code == 0 and out.exists():
-        result: Result = json.loads(out.read_text())
-        return {**result, "seconds": round(outcome.seconds, 1), "quick": quick}
-    end = (
-        f"exit code {outcome.code}"
-        if outcome.code is not None
-        else f"ended at its limit of {job.limit:.0f} s"
-    )
-    return {"failed": f"{end}; see {log.relative_to(ROOT)}"}
+    result: Result = json.loads(out.read_text()) if out.exists() else {}
+    if outcome.code != 0 or not result:
+        code = (
+            f"exit code {outcome.code}"
+            if outcome.code is not None
+            else f"ended at its limit of {job.limit:.0f} s"
+        )
+        result["failed" if not result else "incomplete"] = f"{code}; see {log.relative_to(ROOT)}"
+    return {**result, "seconds": round(outcome.seconds, 1), "quick": quick}

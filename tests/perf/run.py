@@ -82,8 +82,9 @@ def report(result: jobs.Result) -> int:
         print(f"   without {name}: {why}", flush=True)
     for line in wrong:
         print(f"   !! {line}", flush=True)
-    print("   " + (result.get("failed") or result.get("skipped") or f"{result['seconds']:.0f} s"), flush=True)
-    return 1 if wrong or "failed" in result else 0
+    ends = [f"{key}: {result[key]}" for key in ("failed", "incomplete", "skipped") if key in result]
+    print("   " + (ends[0] if ends else f"{result['seconds']:.0f} s"), flush=True)
+    return 1 if wrong or "failed" in result or "incomplete" in result else 0
 
 
 def keep(family: str, measured: dict[str, jobs.Result], load: float) -> None:

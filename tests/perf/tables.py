@@ -124,7 +124,9 @@ def _rows(results: Results, job: str, value: Callable[[Number, int], float]) -> 
 
 
 def _shortened(results: Results, job: str) -> str:
-    return ", from a shortened run" if results.job(job).get("quick") else ""
+    found = results.job(job)
+    incomplete = f", incomplete ({found['incomplete']})" if "incomplete" in found else ""
+    return (", from a shortened run" if found.get("quick") else "") + incomplete
 
 
 def _left_out(results: Results, job: str) -> list[str]:
