@@ -186,11 +186,13 @@ class Hosts:
         old, net = "Open MPI) 4" in version, f"{NETWORK}.0/24"
         agent = "plm_rsh_agent" if old else "plm_ssh_agent"
         kind, interface = ("--mca", "oob_tcp_if_include") if old else ("--prtemca", "prte_if_include")
+        # Each host believes that the machine's cores are its own, so Open MPI cannot see that its ranks must not spin.
+        crowded = ["--mca", "mpi_yield_when_idle", "1"] if ranks > len(os.sched_getaffinity(0)) else []
         return [
             "-n", str(ranks), "--host", ",".join(f"{a}:{per_host}" for a in self.addresses),
             "--map-by", f"ppr:{per_host}:node", "--bind-to", "none",
             kind, agent, str(self._agent), kind, interface, net,
-            "--mca", "pml", "ob1", "--mca", "btl", "tcp,self,sm", "--mca", "btl_tcp_if_include", net,
+            "--mca", "pml", "ob1", "--mca", "btl", "tcp,self,sm", "--mca", "btl_tcp_if_include", net, *crowded,
         ]  # fmt: skip
 
     def _mpich(self, ranks: int, per_host: int, env: dict[str, str]) -> list[str]:

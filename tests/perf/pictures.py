@@ -96,7 +96,8 @@ def step_time(axes: Any, families: ByFamily) -> None:
     bars.reverse()
     shown = axes.barh([LABELS[n] for n, _ in bars], [t for _, t in bars], color=[COLOURS[n] for n, _ in bars])
     axes.bar_label(shown, fmt="%.0f ms", padding=3)
-    axes.set_xlabel("ms, 25.6 million float32 parameters, hardly any compute, two ranks of one host")
+    axes.margins(x=0.12)
+    axes.set_xlabel("ms; 25.6 million float32 parameters, two ranks of one host")
 
 
 def line_rate(axes: Any, families: ByFamily) -> None:
@@ -126,5 +127,6 @@ def line_rate(axes: Any, families: ByFamily) -> None:
         range(len(groups)),
         [f"{NAMES[f]}\n{job.split()[1].replace('x', ' hosts × ')}" for f, job, _ in groups],
     )
+    axes.set_ylim(top=1.3 * max(1, axes.dataLim.ymax))  # room for the legend
     axes.set_ylabel("of the raw limit")
     axes.legend(fontsize=8, frameon=False, ncols=2)

@@ -35,12 +35,13 @@ def main() -> int:
     if options.check and not before:
         print(f"perf-check: baseline.json knows nothing of {family}: run `make bench` first", file=sys.stderr)
         return 2
-    measured, failed = measure(options.scenarios or list(jobs.SCENARIOS), options.quick or options.check)
+    scenarios = options.scenarios or list(jobs.SCENARIOS)
+    measured, failed = measure(scenarios, options.quick or options.check)
     if options.check:
         return max(failed, compare(before, Results({"jobs": measured})))
     keep(family, measured, load)
     write_page()
-    show_targets(family)
+    show_targets(family, scenarios)
     return failed
 
 
@@ -110,10 +111,12 @@ def write_page() -> None:
     print(f"-- {PAGE.relative_to(ROOT)} is written", flush=True)
 
 
-def show_targets(family: str) -> None:
+def show_targets(family: str, scenarios: list[str]) -> None:
     results = Results.load(family)
     assert results
     for target in TARGETS:
+        if target.scenario not in scenarios:
+            continue
         print(
             f"   {target.what} ({target.text}): {document.verdict(target, results).replace('*', '')}",
             flush=True,
