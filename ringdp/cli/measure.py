@@ -9,6 +9,8 @@ from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ringdp.cli.contestants import Contestant
 
 ITEMSIZE = {
@@ -28,15 +30,27 @@ def wrong_elements(one: Contestant, comm: Any, op: str, dtype: str, count: int, 
 
     Out of place, an element of the input that was changed counts as well.
     """
-    import numpy as np
-
     from ringdp.cli import inputs
 
     given = inputs.input_of(comm.rank, comm.size, op, dtype, count)
+    return differing(one, comm, op, dtype, given, inputs.expected(comm.size, op, dtype, count), in_place)
+
+
+def differing(
+    one: Contestant,
+    comm: Any,
+    op: str,
+    dtype: str,
+    given: np.ndarray[Any, Any],
+    wanted: np.ndarray[Any, Any],
+    in_place: bool,
+) -> int:
+    """The same for an input that is there already, with the result that it must have."""
+    import numpy as np
+
     x = one.array(given, dtype)
     result = one.numbers((one.allreduce_ if in_place else one.allreduce)(x, op))
-    wanted = inputs.expected(comm.size, op, dtype, count)
-    wrong = count if result.shape != wanted.shape else int(np.count_nonzero(result != wanted))
+    wrong = given.size if result.shape != wanted.shape else int(np.count_nonzero(result != wanted))
     if not in_place:
         wrong += int(np.count_nonzero(one.numbers(x) != given))
     return int(comm.allreduce(wrong))

@@ -59,7 +59,7 @@ def measure_all(options: argparse.Namespace, comm: Any) -> None:
     library = launch.library_name(MPI.Get_library_version())
     result: dict[str, Any] = {"ranks": comm.size, "mpi": library, "points": [], "left_out": left_out}
     for count in map(int, options.counts.split(",")):
-        wrong = [wrong_elements(entry, comm, count) for entry in able]
+        wrong = wrong_elements(able, comm, count)
         arrays = [array_of(entry, comm, count) for entry in able]
         calls = [entry.ready(x, OP) for entry, x in zip(able, arrays, strict=True)]
         rounds = (each if options.timing == "each" else loop)(calls, comm, options)
@@ -72,13 +72,18 @@ def measure_all(options: argparse.Namespace, comm: Any) -> None:
         one.close()
 
 
-def wrong_elements(entry: Any, comm: Any, count: int) -> int | None:
-    """One checked call: elements over all ranks that are not exactly what they must be."""
-    from ringdp.cli import measure
+def wrong_elements(able: Sequence[Any], comm: Any, count: int) -> list[int | None]:
+    """One checked call of each: elements over all ranks that are not exactly what they must be."""
+    from ringdp.cli import inputs, measure
 
-    if entry.checked is None:
-        return None
-    return measure.wrong_elements(entry.one, comm, OP, entry.checked, count, in_place=True)
+    found: dict[str, int] = {}
+    for dtype in {entry.checked: None for entry in able if entry.checked}:
+        given = inputs.input_of(comm.rank, comm.size, OP, dtype, count)
+        wanted = inputs.expected(comm.size, OP, dtype, count)
+        for entry in able:
+            if entry.checked == dtype:
+                found[entry.spelled] = measure.differing(entry.one, comm, OP, dtype, given, wanted, True)
+    return [found.get(entry.spelled) for entry in able]
 
 
 def array_of(entry: Any, comm: Any, count: int) -> Any:
