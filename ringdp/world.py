@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from ringdp import launch, mpi, sharing
+from ringdp import launch, link, mpi, profile, sharing
 from ringdp.errors import InitError, NotInitializedError
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
@@ -167,6 +167,8 @@ def init(comm: Any = None) -> None:
         _refuse_singleton(library)
     _compare_versions(base, library)
     place = _find_place(MPI, base)
+    hosts = link.hosts_of(base, MPI)
+    link.warn_if_far(base, hosts)
 
     from ringdp import _core
 
@@ -174,7 +176,9 @@ def init(comm: Any = None) -> None:
     handles = [int(MPI._handleof(c)) for c in (data, control)]
     _generation += 1
     shared = _find_neighbours(MPI, base)
-    engine = _core.mpi_engine(handles[0], handles[1], _generation, shared.host, shared.members, shared.mail)
+    engine = _core.mpi_engine(
+        handles[0], handles[1], _generation, hosts, shared.host, shared.members, shared.mail
+    )
     lender = sharing.Lender(shared.host, place.rank)
     _world = World(engine, place, [data, control], _generation, comm=comm, lender=lender)
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
@@ -215,7 +219,7 @@ def _refuse_singleton(library: str) -> None:
 
 
 def _compare_versions(comm: Any, library: str) -> None:
-    """What must be the same on all ranks: versions, and where messages are cut."""
+    """What must be the same on all ranks: versions, where messages are cut, and what algorithms are chosen by."""
     mine = {"versions of ringdp": _version("ringdp"), "versions of MPI": library}
     mine["versions of Python"] = sys.version.split()[0]
     mine |= {f"versions of {name}": _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
@@ -223,9 +227,11 @@ def _compare_versions(comm: Any, library: str) -> None:
         "RINGDP_SEGMENT_BYTES",
         "RINGDP_SHARED_SEGMENT_BYTES",
         "RINGDP_LETTER_BYTES",
+        "RINGDP_ALGORITHM",
         sharing.VARIABLE,
     ):
         mine[f"values of {option}"] = os.environ.get(option) or "the default"
+    mine["profiles (RINGDP_PROFILE)"] = profile.described()
     of_rank = comm.allgather(mine)
     for what in mine:
         found: dict[str, list[int]] = {}

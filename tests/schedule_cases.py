@@ -9,17 +9,20 @@ from typing import Any
 from ringdp import _core
 
 s = _core.schedules
+ALGORITHMS = list(s.Algorithm)  # of all-reduce
+# Ranks, count, segment. Without chunks fewer segments do.
+RING = ((2, 7, 1), (3, 20, 2), (4, 10, 1), (5, 6, 2))
+OTHERS = ((2, 7, 1), (3, 5, 2), (4, 5, 1), (6, 6, 2))
 
 
 def small_cases() -> Iterator[Any]:
     """Several segments a chunk, uneven chunks and reused slots."""
     for depth, prescale, finish in product((1, 2, 3), (False, True), (False, True)):
         options = {"prescale": prescale, "finish": finish}
-        for ranks, count, segment in ((2, 7, 1), (3, 20, 2), (4, 10, 1), (5, 6, 2)):
-            for in_place in (False, True):
-                yield s.case(
-                    s.Collective.allreduce, ranks, [count], segment, depth, in_place=in_place, **options
-                )
+        for algorithm, in_place in product(ALGORITHMS, (False, True)):
+            how = {"in_place": in_place, "algorithm": algorithm, **options}
+            for ranks, count, segment in RING if algorithm is s.Algorithm.ring else OTHERS:
+                yield s.case(s.Collective.allreduce, ranks, [count], segment, depth, **how)
         for counts in ([5, 4], [3, 3, 3], [7, 0, 2], [9, 1, 5, 2], [2] * 5):
             yield s.case(s.Collective.reduce_scatter, len(counts), counts, 1, depth, **options)
     for depth in (1, 2, 3):

@@ -20,6 +20,8 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (*speed*)"},
       {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
+      {"RINGDP_ALGORITHM", "auto", "the all-reduce that every operation takes, instead of the cheapest one"},
+      {"RINGDP_PROFILE", "ethernet-10", "the links' speeds that the choice is made by: a name or a file"},
   };
   return table;
 }
@@ -37,6 +39,11 @@ double number(const char* variable, double low, double high, double fallback) {
   return value;
 }
 
+void text(const char* variable, std::string& value) {
+  const char* given = std::getenv(variable);
+  if (given != nullptr && *given != '\0') value = given;
+}
+
 }  // namespace
 
 Options options_from_environment() {
@@ -49,6 +56,8 @@ Options options_from_environment() {
   o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
+  text("RINGDP_ALGORITHM", o.algorithm);
+  text("RINGDP_PROFILE", o.profile);
   return o;
 }
 

@@ -15,6 +15,8 @@ struct Options {
   int64_t depth = 8;
   double idle_looks = 20;  // per second
   double spin_us = 20;
+  std::string algorithm = "auto";       // of all-reduces: "auto" or a name of collectives/algorithm.cc
+  std::string profile = "ethernet-10";  // a name of collectives/profile.cc or a path
 };
 
 struct OptionRow {

@@ -6,6 +6,8 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "base/options.h"
 #include "bindings/agreement.h"
 #include "bindings/buffer.h"
+#include "bindings/choice.h"
 #include "bindings/host.h"
 #include "bindings/kernels.h"
 #include "bindings/schedules.h"
@@ -182,10 +185,18 @@ std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane,
   return engine.submit(std::move(s));
 }
 
-std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation, std::shared_ptr<Host> host,
-                                   std::vector<int> members, std::vector<uint64_t> mail) {
+// Ranks on the hosts of these numbers.
+Placement placement_of(const std::vector<int>& hosts) {
+  std::map<int, int> ranks_of;
+  int most = 0;
+  for (const int host : hosts) most = std::max(most, ++ranks_of[host]);
+  return {static_cast<int>(hosts.size()), static_cast<int>(ranks_of.size()), most, false};
+}
+
+std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation, const std::vector<int>& hosts,
+                                   std::shared_ptr<Host> host, std::vector<int> members, std::vector<uint64_t> mail) {
   return std::make_unique<Engine>(options_from_environment(), generation, make_mpi_transport(data),
-                                  make_mpi_transport(control),
+                                  make_mpi_transport(control), placement_of(hosts),
                                   Neighbourhood{std::move(host), std::move(members), std::move(mail)});
 }
 
@@ -198,8 +209,9 @@ std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed
   const std::vector<Neighbourhood> neighbourhoods =
       hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts);
   for (int r = 0; r < size; ++r)
-    engines.push_back(std::make_unique<Engine>(options, 0, make_local_transport(data, r),
-                                               make_local_transport(control, r), neighbourhoods[r]));
+    engines.push_back(
+        std::make_unique<Engine>(options, 0, make_local_transport(data, r), make_local_transport(control, r),
+                                 placement_of(hosts.empty() ? std::vector<int>(size) : hosts), neighbourhoods[r]));
   return engines;
 }
 
@@ -237,6 +249,12 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("rank", &Engine::rank)
       .def_prop_ro("size", &Engine::size)
       .def_prop_ro("timeout", [](Engine& e) { return e.options().timeout; })
+      .def(
+          "algorithm",
+          [](Engine& e, uint64_t bytes, int dtype) {
+            return name_of(e.chooser().choose(bytes, static_cast<Dtype>(dtype)));
+          },
+          "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
       .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a)
       .def("allreduce", &allreduce, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
@@ -265,7 +283,8 @@ void bind_engine(nb::module_& m) {
       });
 
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
-  m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a, "host"_a.none(), "members"_a, "mail"_a);
+  m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a, "hosts"_a, "host"_a.none(), "members"_a,
+        "mail"_a);
   m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a, "hosts"_a = std::vector<int>());
   m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a);
   m.def("option_table", [] {
@@ -297,6 +316,7 @@ NB_MODULE(_core, m) {
   bind_host(m);
   bind_engine(m);
   bind_plan(m);
+  bind_choice(m);
   bind_kernels(m);
   bind_schedules(m);
   bind_agreement(m);

@@ -34,6 +34,9 @@ void bind_enums(nb::module_& m) {
       .value("allgather", Collective::allgather)
       .value("broadcast", Collective::broadcast)
       .value("alltoall", Collective::alltoall);
+  nb::enum_<Algorithm> algorithms(m, "Algorithm");
+  for (const AlgorithmRow& row : algorithm_table())
+    if (row.schedule) algorithms.value(row.name, row.algorithm);
 }
 
 void bind_data(nb::module_& m) {
@@ -59,8 +62,8 @@ void bind_data(nb::module_& m) {
 }
 
 Case make_case(Collective collective, int ranks, std::vector<uint64_t> counts, uint64_t segment, int depth,
-               bool prescale, bool finish, bool in_place, int root) {
-  return {collective, ranks, std::move(counts), {segment, depth}, {prescale, finish}, in_place, root};
+               bool prescale, bool finish, bool in_place, int root, Algorithm algorithm) {
+  return {collective, ranks, std::move(counts), {segment, depth}, {prescale, finish}, in_place, root, algorithm};
 }
 
 void bind_simulator(nb::module_& m) {
@@ -68,12 +71,13 @@ void bind_simulator(nb::module_& m) {
       .def_ro("ranks", &Case::ranks)
       .def("__repr__", [](const Case& c) { return simulate::describe(c); });
   m.def("case", &make_case, "collective"_a, "ranks"_a, "counts"_a, "segment"_a, "depth"_a = 8, nb::kw_only(),
-        "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0);
+        "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0, "algorithm"_a = Algorithm::ring);
   m.def("schedules_of", &simulate::schedules_of, "case"_a, "The schedules of all ranks, by rank.");
   m.def("check", &simulate::check, "case"_a, "schedules"_a, "first_seed"_a = 0, "seeds"_a = 1, ReleaseGil(),
         "Simulates the schedules once for each seed; raises an error that names rank and move.");
-  m.def("sweep", &simulate::sweep, "collective"_a, "ranks"_a, "max_count"_a, "segments"_a, "depths"_a, "seed"_a = 0,
-        ReleaseGil(), "Simulates all cases of a collective on so many ranks once; returns how many there were.");
+  m.def("sweep", &simulate::sweep, "collective"_a, "algorithm"_a, "ranks"_a, "max_count"_a, "segments"_a, "depths"_a,
+        "seed"_a = 0, ReleaseGil(),
+        "Simulates all cases of a collective on so many ranks once; returns how many there were.");
   m.def(
       "sums",
       [](const Case& c, int rank, uint64_t seed) {

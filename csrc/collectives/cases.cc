@@ -41,7 +41,7 @@ std::vector<uint64_t> received_by(const Case& c, int r) {
 Schedule schedule_of(const Case& c, int r) {
   switch (c.collective) {
     case Collective::allreduce:
-      return ring_allreduce(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
+      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
     case Collective::reduce_scatter:
       return ring_reduce_scatter(r, c.counts, c.pipeline, c.arithmetic);
     case Collective::allgather:
@@ -141,9 +141,9 @@ std::vector<std::vector<uint64_t>> divisions(Collective collective, int ranks, u
 
 // All segments that are not shorter than the longest chunk cut alike: the first of them stands for all.
 std::vector<uint64_t> different(const std::vector<uint64_t>& segments, Collective collective, int ranks,
-                                const std::vector<uint64_t>& counts) {
+                                Algorithm algorithm, const std::vector<uint64_t>& counts) {
   uint64_t longest = *std::max_element(counts.begin(), counts.end());
-  if (collective == Collective::allreduce) longest = chunk_of(longest, ranks, 0).end;
+  if (collective == Collective::allreduce && algorithm == Algorithm::ring) longest = chunk_of(longest, ranks, 0).end;
   std::vector<uint64_t> kept;
   bool whole = false;
   for (uint64_t segment : segments) {
@@ -158,7 +158,9 @@ std::vector<uint64_t> different(const std::vector<uint64_t>& segments, Collectiv
 std::string describe(const Case& c) {
   constexpr const char* names[] = {"allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall"};
   std::ostringstream text;
-  text << names[static_cast<int>(c.collective)] << " on " << c.ranks << " ranks, counts";
+  text << names[static_cast<int>(c.collective)];
+  if (c.collective == Collective::allreduce) text << " by " << name_of(c.algorithm);
+  text << " on " << c.ranks << " ranks, counts";
   for (uint64_t n : c.counts) text << " " << n;
   text << ", segment " << c.pipeline.segment << ", depth " << c.pipeline.depth << ", root " << c.root
        << (c.arithmetic.prescale ? ", prescale" : "") << (c.arithmetic.finish ? ", finish" : "")
@@ -196,14 +198,14 @@ void check(const Case& c, std::vector<Schedule> schedules, uint64_t first_seed, 
   }
 }
 
-uint64_t sweep(Collective collective, int ranks, uint64_t max_count, const std::vector<uint64_t>& segments,
-               const std::vector<int>& depths, uint64_t seed) {
+uint64_t sweep(Collective collective, Algorithm algorithm, int ranks, uint64_t max_count,
+               const std::vector<uint64_t>& segments, const std::vector<int>& depths, uint64_t seed) {
   const bool reduces = collective == Collective::allreduce || collective == Collective::reduce_scatter;
   const bool can_be_in_place = collective == Collective::allreduce || collective == Collective::broadcast;
   std::mt19937_64 random(seed);
   uint64_t cases = 0;
   Case c;
-  c.collective = collective, c.ranks = ranks;
+  c.collective = collective, c.ranks = ranks, c.algorithm = algorithm;
   const auto vary_and_check = [&] {
     for (int variant = 0; variant < 8; ++variant) {
       c.arithmetic = {(variant & 1) != 0, (variant & 2) != 0};
@@ -216,7 +218,7 @@ uint64_t sweep(Collective collective, int ranks, uint64_t max_count, const std::
   };
   for (uint64_t count = 0; count <= max_count; ++count)
     for (const std::vector<uint64_t>& counts : divisions(collective, ranks, count, random))
-      for (uint64_t segment : different(segments, collective, ranks, counts))
+      for (uint64_t segment : different(segments, collective, ranks, algorithm, counts))
         for (int depth : depths) {
           c.counts = counts, c.pipeline = {segment, depth};
           vary_and_check();

@@ -2,6 +2,7 @@
 // them starts from and must end with.
 #pragma once
 
+#include "collectives/algorithm.h"
 #include "collectives/simulate.h"
 
 namespace ringdp::simulate {
@@ -15,9 +16,10 @@ struct Case {
   // rank r sends to rank p at [r * ranks + p].
   std::vector<uint64_t> counts;
   Pipeline pipeline;
-  Arithmetic arithmetic;  // allreduce, reduce_scatter
-  bool in_place = false;  // allreduce, broadcast
-  int root = 0;           // broadcast
+  Arithmetic arithmetic;                  // allreduce, reduce_scatter
+  bool in_place = false;                  // allreduce, broadcast
+  int root = 0;                           // broadcast
+  Algorithm algorithm = Algorithm::ring;  // allreduce
 };
 
 std::string describe(const Case& c);
@@ -30,7 +32,7 @@ void check(const Case& c, std::vector<Schedule> schedules, uint64_t first_seed, 
 // All cases of a collective on this many ranks with 0 … max_count elements, equal and random chunks, in place and not,
 // scaled and finished and not, with each segment and depth (every root with the first depth); each under one seed of
 // its own. Segments that cut alike are run once. Returns how many cases there were.
-uint64_t sweep(Collective collective, int ranks, uint64_t max_count, const std::vector<uint64_t>& segments,
-               const std::vector<int>& depths, uint64_t seed);
+uint64_t sweep(Collective collective, Algorithm algorithm, int ranks, uint64_t max_count,
+               const std::vector<uint64_t>& segments, const std::vector<int>& depths, uint64_t seed);
 
 }  // namespace ringdp::simulate

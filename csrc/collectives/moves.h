@@ -70,7 +70,7 @@ class Moves {
   static Move name(Move m, int32_t after) {
     if (after == kNone) return m;
     size_t n = 0;
-    while (n < m.after.size() && m.after[n] != kNone) ++n;
+    while (n < m.after.size() && m.after[n] != kNone && m.after[n] != after) ++n;  // once, however often it is given
     RINGDP_CHECK(n < m.after.size(), "a move waits for more than ", Move::kAfter, " others");
     m.after[n] = after;
     return m;

@@ -11,24 +11,25 @@
 namespace ringdp {
 
 Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-         Neighbours neighbours, Transport& transport, Shared shared)
+         Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared)
     : schedule_(std::move(schedule)),
       memory_(memory),
       elements_(elements),
       header_(header),
       tag_(tag),
       longest_message_(longest_message),
+      all_fail_together_(!partners.empty() && header.count > 0),
       transport_(transport),
       shared_(std::move(shared)),
       remaining_(schedule_.moves.size()) {
   if (schedule_.scratch) scratch_.reset(new std::byte[schedule_.scratch * size_of(elements_.dtype)]);
-  find_channels(neighbours);
+  find_channels(neighbours, partners);
   link_moves();
 }
 
 Run::~Run() = default;
 
-void Run::find_channels(Neighbours neighbours) {
+void Run::find_channels(Neighbours neighbours, const std::vector<int>& partners) {
   std::map<int, Outgoing> out;
   std::map<int, Incoming> in;
   const int size = transport_.size(), rank = transport_.rank();
@@ -36,6 +37,7 @@ void Run::find_channels(Neighbours neighbours) {
     out[(rank + 1) % size];
     in[(rank + size - 1) % size];
   }
+  for (const int peer : partners) out[peer], in[peer];
   for (size_t i = 0; i < schedule_.moves.size(); ++i) {
     const Move& move = schedule_.moves[i];
     if (move.kind == Kind::send) out[move.peer].moves.push_back(static_cast<int32_t>(i));
@@ -309,7 +311,7 @@ bool Run::drain_channel(Incoming& in) {
     return moved;
   }
   const bool same = !in.header.poisoned() && difference(header_, in.header, in.peer).empty();
-  if (in.posted.empty() && same && in.completed == in.moves.size()) {
+  if (in.posted.empty() && same && in.completed == in.moves.size() && !all_fail_together_) {
     in.closed = true;
   } else if (in.posted.empty()) {
     if (!in.spare) in.spare.reset(new std::byte[longest_message_]);

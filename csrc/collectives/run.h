@@ -55,8 +55,9 @@ enum class Neighbours {
 class Run {
  public:
   // longest_message: no message of this operation, from any rank, is longer (bytes): what draining must be ready for.
+  // partners: who exchange headers with this rank besides, both ways; given for all-reduces only.
   Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-      Neighbours neighbours, Transport& transport, Shared shared = {});
+      Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared = {});
   ~Run();
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -91,7 +92,7 @@ class Run {
     std::unique_ptr<std::byte[]> spare;  // where drained messages go
   };
 
-  void find_channels(Neighbours neighbours);
+  void find_channels(Neighbours neighbours, const std::vector<int>& partners);
   void link_moves();
   void start();
   bool take_headers();
@@ -122,6 +123,8 @@ class Run {
   Header header_;
   const int tag_;
   const size_t longest_message_;
+  // No rank can complete without the data of every other: who has failed hears poison from each neighbour.
+  const bool all_fail_together_;
   Transport& transport_;
   const Shared shared_;
 

@@ -112,6 +112,15 @@ Schedule shared_allreduce_direct(int ranks, int rank, uint64_t count, Pipeline, 
 Schedule shared_allreduce_staged(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
 uint64_t shared_area(int ranks, uint64_t count, Pipeline);  // elements of each rank's area, if it is staged
 
+// All-reduce by recursive doubling: the whole tensor in log2 N exchanges. Sums are formed as in halving_doubling.
+Schedule recursive_doubling(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+
+// All-reduce by recursive halving (reduce-scatter) and doubling (all-gather): Rabenseifner, ICCS 2004.
+Schedule halving_doubling(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+
+// All-reduce up and down two pipelined binary trees, each with one half of the tensor: Sanders, Speck & Träff (2009).
+Schedule double_tree(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+
 // Reduce-scatter by ring with given chunk sizes: rank i ends with the reduced chunk i in output[0, counts[i]).
 // The input is left untouched.
 Schedule ring_reduce_scatter(int rank, const std::vector<uint64_t>& counts, Pipeline, Arithmetic);

@@ -21,6 +21,11 @@ void take_smaller(std::vector<uint64_t>& mine, const std::vector<uint64_t>& thei
   for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
 }
 
+Placement with(Placement placement, const Neighbourhood& neighbourhood) {
+  placement.shared_memory = static_cast<int>(neighbourhood.members.size()) == placement.ranks;
+  return placement;
+}
+
 }  // namespace
 
 Error peer_left(const Submission& s, const ProcessSet& set) {
@@ -31,16 +36,17 @@ Error peer_left(const Submission& s, const ProcessSet& set) {
 // --- the callers' side ---------------------------------------------------------------------------------------------
 
 Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data,
-               std::unique_ptr<Transport> control, Neighbourhood neighbourhood)
+               std::unique_ptr<Transport> control, Placement placement, Neighbourhood neighbourhood)
     : options_(options),
       generation_(generation),
       rank_(data->rank()),
       size_(data->size()),
       abort_through_(data.get()),
+      chooser_(make_chooser(with(placement, neighbourhood), options.algorithm, options.profile)),
       host_(neighbourhood.host),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
   sizes_[0] = size_;
-  sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control));
+  sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control), chooser_);
   join_neighbours(*sets_[0], neighbourhood);
   thread_ = std::thread([this] { main(); });
 }
@@ -112,8 +118,13 @@ void Engine::add_process_set(int id, std::unique_ptr<Transport> data, std::uniqu
   {
     std::lock_guard lock(mutex_);
     if (!sizes_.emplace(id, data->size()).second) fail(ErrorKind::usage, "process set ", id, " is there already");
+    Chooser chooser = chooser_;  // its ranks may be anywhere: as many hosts as there can be, and the same everywhere
+    chooser.placement.ranks = data->size();
+    chooser.placement.hosts = std::min(chooser.placement.hosts, data->size());
+    chooser.placement.ranks_per_host = std::min(chooser.placement.ranks_per_host, data->size());
+    chooser.placement.shared_memory = false;
     arrivals_.push_back({});
-    arrivals_.back().new_set = std::make_unique<ProcessSet>(id, std::move(data), std::move(control));
+    arrivals_.back().new_set = std::make_unique<ProcessSet>(id, std::move(data), std::move(control), chooser);
     has_arrivals_ = true;
   }
   wake();

@@ -35,9 +35,10 @@ struct Neighbourhood {
 
 class Engine {
  public:
-  // Process set 0 holds all ranks. `generation` is part of every header.
+  // Process set 0 holds all ranks, placed as said (and sharing memory if they are all neighbours). `generation` is part
+  // of every header.
   Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
-         Neighbourhood neighbourhood = {});
+         Placement placement, Neighbourhood neighbourhood = {});
   ~Engine();  // as shutdown(), if that was not called
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -45,6 +46,7 @@ class Engine {
   int rank() const { return rank_; }
   int size() const { return size_; }
   const Options& options() const { return options_; }
+  const Chooser& chooser() const { return chooser_; }  // of algorithms, in process set 0
 
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
@@ -150,6 +152,7 @@ class Engine {
   const uint32_t generation_;
   const int rank_, size_;
   Transport* abort_through_;
+  const Chooser chooser_;
 
   const std::shared_ptr<Host> host_;
 

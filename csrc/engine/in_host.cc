@@ -13,7 +13,8 @@
 namespace ringdp {
 
 bool Engine::fits_letter(const Submission& s) const {
-  return s.kind == OpKind::allreduce && s.count() * size_of(s.dtype) <= options_.letter_bytes;
+  return s.kind == OpKind::allreduce && !chooser_.forces_messages() &&
+         s.count() * size_of(s.dtype) <= options_.letter_bytes;
 }
 
 void Engine::tell(Submission s, ProcessSet& set) {

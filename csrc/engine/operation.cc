@@ -73,7 +73,7 @@ void Operation::begin() {
         std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
     return finish();
   }
-  if (submission_.kind == OpKind::allreduce && set_.one_host() && set_.size() > 1) return meet();
+  if (submission_.kind == OpKind::allreduce && chosen() == Algorithm::shared_memory) return meet();
   const Elements e = elements_of(submission_, set_.size());
   start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
 }
@@ -165,6 +165,41 @@ Pipeline Operation::pipeline(uint64_t chunk_elements, Dtype dtype) const {
   return {std::max<uint64_t>(1, bytes / size_of(dtype)), static_cast<int>(options_.depth)};
 }
 
+// All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
+Algorithm Operation::chosen() const {
+  return set_.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype);
+}
+
+// Of messages alone: what shared memory cannot do, for lack of it, the ring does, and gives the same bits.
+const AlgorithmRow& Operation::row() const {
+  const AlgorithmRow& row = row_of(chosen());
+  return row.schedule ? row : row_of(Algorithm::ring);
+}
+
+// Who exchange headers whatever their counts are, so that no rank waits for a header that the other does not send. Ranks
+// that differ in the bytes of a bucket may choose different algorithms: there it is everybody who is a partner in any.
+std::vector<int> Operation::partners() const {
+  std::vector<int> all;
+  if (explain_ || submission_.kind != OpKind::allreduce) return all;
+  const bool all_choose_the_same = lane_ == 0 || set_.chooser.forced;
+  for (const AlgorithmRow& row : algorithm_table()) {
+    if (row.partners == nullptr || (all_choose_the_same && row.algorithm != this->row().algorithm)) continue;
+    const std::vector<int> some = row.partners(set_.size(), set_.rank());
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
+}
+
+Pipeline Operation::pipeline_of(Algorithm algorithm) const {
+  const uint64_t count = submission_.count();
+  if (algorithm == Algorithm::ring) return pipeline(count / set_.size(), submission_.dtype);
+  if (algorithm != Algorithm::double_tree) return pipeline(count, submission_.dtype);
+  Pipeline cut = pipeline(count / 2, submission_.dtype);
+  cut.segment =
+      std::min(cut.segment, std::max(kTreeSegmentBytes / size_of(submission_.dtype), count / 2 / kTreeSegments));
+  return cut;
+}
+
 Schedule Operation::fixed_schedule(const Elements& e) const {
   const Submission& s = submission_;
   const uint64_t count = s.count();
@@ -173,7 +208,7 @@ Schedule Operation::fixed_schedule(const Elements& e) const {
   const bool in_place = s.input == s.output;
   switch (s.kind) {
     case OpKind::allreduce:
-      return ring_allreduce(ranks, rank, count, pipeline(count / ranks, s.dtype), arithmetic, in_place);
+      return row().schedule(ranks, rank, count, pipeline_of(row().algorithm), arithmetic, in_place);
     case OpKind::broadcast:
       return tree_broadcast(ranks, rank, s.root, count, pipeline(count, s.dtype), in_place);
     case OpKind::reducescatter: {
@@ -244,8 +279,8 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
   run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), ProcessSet::tag(lane_, sequence_),
-                               kLongestMessage, shared_only ? Neighbours::of_schedule : neighbours, *set_.data,
-                               std::move(shared));
+                               kLongestMessage, shared_only ? Neighbours::of_schedule : neighbours,
+                               shared_only ? std::vector<int>() : partners(), *set_.data, std::move(shared));
 }
 
 Header Operation::header(const Elements& e, uint32_t part) const {

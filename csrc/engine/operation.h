@@ -49,6 +49,10 @@ class Operation {
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
   void finish();
   Schedule fixed_schedule(const Elements& elements) const;
+  Algorithm chosen() const;
+  const AlgorithmRow& row() const;
+  Pipeline pipeline_of(Algorithm algorithm) const;
+  std::vector<int> partners() const;
   Header header(const Elements& elements, uint32_t part) const;
   Pipeline shared_pipeline() const;
   Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const;

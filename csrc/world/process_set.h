@@ -14,6 +14,7 @@
 #include "agree/dissemination.h"
 #include "agree/letters.h"
 #include "agree/rounds.h"
+#include "collectives/choice.h"
 #include "shared/counts.h"
 #include "transport/transport.h"
 
@@ -41,8 +42,10 @@ struct Lane {
 };
 
 struct ProcessSet {
-  ProcessSet(int id, std::unique_ptr<Transport> data_transport, std::unique_ptr<Transport> control_transport)
+  ProcessSet(int id, std::unique_ptr<Transport> data_transport, std::unique_ptr<Transport> control_transport,
+             Chooser chooser)
       : id(id),
+        chooser(std::move(chooser)),
         data(std::move(data_transport)),
         control(std::move(control_transport)),
         rounds(data->rank(), data->size()),
@@ -66,6 +69,7 @@ struct ProcessSet {
   int max_lane() const { return data->max_tag() / kTags - 1; }
 
   const int id;
+  const Chooser chooser;  // of algorithms; of shared memory only where this is one_host()
   std::unique_ptr<Transport> data, control;
   Rounds rounds;
   Dissemination wire;                // carries the rounds

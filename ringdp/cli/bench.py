@@ -13,10 +13,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ringdp import launch
+from ringdp import launch, profile
 from ringdp.cli import measure, table
 from ringdp.cli.measure import ITEMSIZE, Row
 
@@ -28,6 +29,7 @@ _EXAMPLES = """examples:
   ringdp bench allreduce --ranks 4 -d bfloat16 -o avg
   ringdp bench allreduce -b 1K -e 16M -f 4 --peers mpi,gloo --json out.json
   mpirun -n 8 ringdp bench allreduce -b 64M -e 64M     in a job of your own
+  ringdp bench --table --help                          predicted and measured time of each algorithm
 
 #wrong counts the elements, over all ranks, that are not exactly as they must be; with any, the exit code is 1."""
 
@@ -149,6 +151,7 @@ def _describe(comm: Any, options: argparse.Namespace, library: str) -> list[str]
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     return [
         f"ringdp {version()}, {library}, ranks {comm.size}, hosts {len(set(hosts))}, OMP_NUM_THREADS {threads}",
+        f"profile {profile.described()}, algorithm {os.environ.get('RINGDP_ALGORITHM') or 'auto'}",
         f"time: median of {options.iters} iterations after {options.warmup_iters}, of the slowest rank",
         "ratio: time of the contestant / time of ringdp, so above 1 ringdp is the faster one",
     ]
@@ -197,7 +200,7 @@ def _as_a_rank(options: argparse.Namespace) -> int:
 
     from ringdp.cli import contestants
 
-    try:
+    with or_abort():
         comm = MPI.COMM_WORLD.Dup()
         ours = contestants.Ringdp()
         reason = ours.refusal(options.datatype, options.op)
@@ -210,14 +213,22 @@ def _as_a_rank(options: argparse.Namespace) -> int:
             wanted += [(name, contestants.peer(name, comm)) for name in options.peers]
             library = launch.library_name(MPI.Get_library_version())
             code = 1 if run(comm, wanted, options, library) else 0
+    ringdp.shutdown()
+    return code
+
+
+@contextmanager
+def or_abort() -> Iterator[None]:
+    """Where this rank fails, the others wait in a collective: end them too, or the job hangs."""
+    try:
+        yield
     except BaseException:
-        # The other ranks wait in a collective: end them too, or the job hangs.
+        from mpi4py import MPI
+
         traceback.print_exc()
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(1)
         raise
-    ringdp.shutdown()
-    return code
 
 
 def _starts_alone() -> bool:
@@ -244,15 +255,29 @@ def _without_ranks(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def main(argv: Sequence[str]) -> int:
-    """0; 1 when an element was wrong; 2 for arguments that make no sense."""
-    p = parser()
-    options = p.parse_args(argv)
-    _check_range(p, options)
+def on_ranks(
+    p: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    argv: Sequence[str],
+    as_a_rank: Callable[[argparse.Namespace], int],
+) -> int:
+    """Run it as a rank of the job that this is, or start one where there is none."""
     if _starts_alone():
         return _restart(options.ranks or 2, _without_ranks(argv))
     if options.ranks:
         p.error(
             "--ranks is for starting alone: this already runs under a launcher, which has started the ranks"
         )
-    return _as_a_rank(options)
+    return as_a_rank(options)
+
+
+def main(argv: Sequence[str]) -> int:
+    """0; 1 when an element was wrong; 2 for arguments that make no sense."""
+    from ringdp.cli import predict
+
+    if predict.wanted(argv):
+        return predict.main(argv)
+    p = parser()
+    options = p.parse_args(argv)
+    _check_range(p, options)
+    return on_ranks(p, options, argv, _as_a_rank)

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ringdp import launch, mpi
+from ringdp import launch, mpi, profile
 from ringdp.cli import main as cli
 from ringdp.cli import mpirun as mpiruns
 
@@ -138,6 +138,7 @@ def collect(environ: Mapping[str, str]) -> dict[str, Any]:
             "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS"),
             "threads": launch.threads_of_process(environ),
         },
+        "profile": profile.described(),
         "shared_memory": _shared_memory(),
         "cuda": probe("cuda", environ),
         "nccl": probe("nccl", environ),

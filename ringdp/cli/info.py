@@ -90,6 +90,7 @@ def render(found: Mapping[str, Any]) -> str:
         *_mpi_lines(found["mpi"]),
         ("kernels", core.get("kernels") or f"none: {core['error']}"),
         *_core_lines(found["cores"]),
+        ("profile", found["profile"]),
         ("shared memory", _shm_line(found["shared_memory"])),
         *_gpu_lines(found["cuda"], found["nccl"]),
         *((name, version or "not installed") for name, version in found["packages"].items()),

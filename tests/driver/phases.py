@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from driver.environ import BIN, mpirun
@@ -16,6 +16,8 @@ LOCAL_RANKS = (1, 2, 3, 4, 7)
 LOCAL_SHARED_RANKS = (3, 7)  # threads that share memory as ranks of one host do
 MPI_RANKS = (1, 2, 3, 4)
 FRAMEWORK_RANKS = (2, 3)
+ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
+MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --all
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,22 @@ def ranks(selection: Selection) -> list[Command]:
     return [under_mpirun(f"ranks -n {n}", n, ["ranks"], selection, 240) for n in selection.ranks or MPI_RANKS]
 
 
+def algorithms(selection: Selection) -> list[Command]:
+    """All-reduce by every algorithm by name, one after the other in each command."""
+    files = [f"ranks/test_{name}.py" for name in ("algorithms", "allreduce", "errors", "repeatable")]
+    local, under_mpi = ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS
+    if selection.everything:
+        local, under_mpi = local + MORE_ALGORITHM_LOCAL_RANKS, under_mpi + MORE_ALGORITHM_MPI_RANKS
+    commands = []
+    for n in selection.ranks or local:
+        words = pytest_words(files, selection, 120) + [f"--local-ranks={n}", "--each-algorithm"]
+        commands.append(Command(f"algorithms local {n}", [sys.executable, *words], 120, ranks=1))
+    for n in selection.ranks or under_mpi:
+        command = under_mpirun(f"algorithms -n {n}", n, files, selection, 120)
+        commands.append(replace(command, words=[*command.words, "--each-algorithm"]))
+    return commands
+
+
 def frameworks(selection: Selection) -> list[Command]:
     commands = [plain("frameworks", "frameworks", selection, 300)] if has_tests("frameworks") else []
     # Files whose name says so run on several ranks; test_*.py do what they do in one process.
@@ -102,7 +120,10 @@ def examples(selection: Selection) -> list[Command]:
     return [plain("examples", "examples", selection, 400)]
 
 
-PHASES = {f.__name__: f for f in (lint, types, unit, native, local, ranks, frameworks, cluster, examples)}
+PHASES = {
+    f.__name__: f
+    for f in (lint, types, unit, native, local, ranks, algorithms, frameworks, cluster, examples)
+}
 
 
 def has_tests(folder: str) -> bool:

@@ -15,10 +15,10 @@ constexpr int kMostRanks = 7;
 constexpr uint64_t kMostElements = 17;
 
 // The numbers of cases that `sweep` runs are its own; that it runs many, and in fact checks, the tests below see.
-void sweep_all_ranks(Collective collective, uint64_t at_least) {
+void sweep_all_ranks(Collective collective, uint64_t at_least, Algorithm algorithm = Algorithm::ring) {
   uint64_t cases = 0;
   for (int ranks = 1; ranks <= kMostRanks; ++ranks)
-    cases += sweep(collective, ranks, kMostElements, {1, 3, 64}, {1, 2}, static_cast<uint64_t>(ranks));
+    cases += sweep(collective, algorithm, ranks, kMostElements, {1, 3, 64}, {1, 2}, static_cast<uint64_t>(ranks));
   CHECK(cases >= at_least, cases, " cases");
 }
 
@@ -39,7 +39,10 @@ Case ring_case(int ranks, uint64_t count, Pipeline pipeline) {
 
 }  // namespace
 
-TEST(allreduce_is_right_in_a_random_order) { sweep_all_ranks(Collective::allreduce, 3000); }
+TEST(allreduce_is_right_in_a_random_order) {
+  for (const AlgorithmRow& row : algorithm_table())
+    if (row.schedule) sweep_all_ranks(Collective::allreduce, 3000, row.algorithm);
+}
 TEST(reduce_scatter_is_right_in_a_random_order) { sweep_all_ranks(Collective::reduce_scatter, 3000); }
 TEST(allgather_is_right_in_a_random_order) { sweep_all_ranks(Collective::allgather, 500); }
 TEST(broadcast_is_right_in_a_random_order) { sweep_all_ranks(Collective::broadcast, 1000); }

@@ -39,8 +39,8 @@ class Ranks {
   Ranks(int size, uint64_t delay_seed) {
     const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
     for (int r = 0; r < size; ++r)
-      engines_.push_back(
-          std::make_unique<Engine>(options(), 0, make_local_transport(data, r), make_local_transport(control, r)));
+      engines_.push_back(std::make_unique<Engine>(options(), 0, make_local_transport(data, r),
+                                                  make_local_transport(control, r), Placement{size, 1, size, false}));
   }
 
   int size() const { return static_cast<int>(engines_.size()); }

@@ -28,6 +28,18 @@ def pytest_addoption(parser):
         "--local-seed", type=int, default=1, help="seed of the local transport's delays; 0: none"
     )
 
+    parser.addoption(
+        "--each-algorithm", action="store_true", help="run every test by each all-reduce of messages"
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.config.getoption("--each-algorithm"):
+        from ringdp import _core
+
+        names = [algorithm.name for algorithm in _core.schedules.Algorithm]
+        metafunc.parametrize("_algorithm", names, indirect=True, scope="session")
+
 
 def pytest_configure(config):
     if config.getoption("--local-ranks"):
@@ -53,6 +65,19 @@ def _job(request):
         return
     ringdp.init()
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _algorithm(request, _job):
+    """RINGDP_ALGORITHM for the tests of this parameter: read when a local world is made, or when ringdp begins anew."""
+    name = getattr(request, "param", None)
+    if name is not None:
+        local = request.config.getoption("--local-ranks")
+        if not local:
+            ringdp.shutdown()
+        os.environ["RINGDP_ALGORITHM"] = name
+        if not local:
+            ringdp.init()
 
 
 @pytest.fixture(autouse=True)

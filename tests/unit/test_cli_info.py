@@ -36,6 +36,7 @@ FOUND = {
         "OMP_NUM_THREADS": None,
         "threads": 2,
     },
+    "profile": "ethernet-10 (0123456789abcdef)",
     "shared_memory": {"dev_shm_bytes": 64 << 20, "dev_shm_free_bytes": 60 << 20, "memfd": True},
     "cuda": {"missing": "no driver: libcuda.so.1: not found"},
     "nccl": {"missing": "no libnccl.so.2"},

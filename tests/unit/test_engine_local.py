@@ -435,10 +435,12 @@ DEVIATIONS = {
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS.values(), ids=DEVIATIONS.keys())
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "halving_doubling", "double_tree"])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_a_deviating_bucket_fails_its_plan_on_every_rank_and_nothing_else(
-    deviation: dict[str, Any], size: int
+    deviation: dict[str, Any], size: int, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RINGDP_ALGORITHM", algorithm)
     with local_ranks(size, seed=size) as engines:
         lane, other = open_plan(engines, "one"), open_plan(engines, "two")
         # Bucket 0 is right; bucket 1 deviates on one rank; of what follows some ranks have started more than others.
@@ -466,11 +468,38 @@ def test_a_deviating_bucket_fails_its_plan_on_every_rank_and_nothing_else(
         assert all((p.result() == total(size, 50)).all() for p in again)
 
 
+def test_ranks_that_differ_so_much_that_they_choose_different_algorithms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RINGDP_ALGORITHM", raising=False)
+    sizes = [
+        10,
+        10,
+        3_000_000,
+        10,
+        10,
+    ]  # some wait for messages of recursive doubling that rank 2 never sends
+    with local_ranks(len(sizes), seed=3) as engines:
+        assert [algorithm_of(len(sizes), 4 * n) for n in sizes[1:3]] == ["recursive_doubling", "ring"]
+        lane, other = open_plan(engines, "one"), open_plan(engines, "two")
+        pending = [bucket(e, lane, 0, coded(e.rank, n)) for e, n in zip(engines, sizes, strict=True)]
+        for p in pending:
+            with pytest.raises(PeerError, match="failed"):
+                p.result()
+        beside = [bucket(e, other, 0, coded(e.rank, 100)) for e in engines]
+        assert all((p.result() == total(len(sizes), 100)).all() for p in beside)
+
+
+def algorithm_of(size: int, bytes_: int) -> str:
+    return _core.choose(size, 1, size, False, bytes_, Dtype.float32, "ethernet-10", "auto")
+
+
 def _no_index(deviation: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in deviation.items() if k != "index"}
 
 
-def test_the_neighbour_of_a_deviating_rank_says_what_differs() -> None:
+def test_the_neighbour_of_a_deviating_rank_says_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGDP_ALGORITHM", "ring")
     with local_ranks(3) as engines:
         lane = open_plan(engines)
         pending = [bucket(e, lane, e.rank == 1, coded(e.rank, 10)) for e in engines]

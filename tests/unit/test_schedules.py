@@ -12,12 +12,12 @@ from itertools import pairwise, product
 from typing import Any
 
 import pytest
-from schedule_cases import small_cases
+from schedule_cases import ALGORITHMS, small_cases
 
 from ringdp import _core
 
 s = _core.schedules
-Collective, Kind, Place = s.Collective, s.Kind, s.Place
+Algorithm, Collective, Kind, Place = s.Algorithm, s.Collective, s.Kind, s.Place
 
 RANKS = range(1, 17)
 COUNTS = range(65)
@@ -30,19 +30,28 @@ COLLECTIVES = [
     Collective.broadcast,
     Collective.alltoall,
 ]
+# Every collective, and all-reduce by every algorithm.
+EACH = [(Collective.allreduce, a) for a in ALGORITHMS] + [(c, Algorithm.ring) for c in COLLECTIVES[1:]]
 
 
 def name(value: Any) -> str | None:
     return getattr(value, "name", None)
 
 
+def name_of_each(value: tuple[Any, Any]) -> str:
+    collective, algorithm = value
+    return f"{name(collective)}-{name(algorithm)}" if collective is Collective.allreduce else collective.name
+
+
 # --- all of them, once each -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("collective", COLLECTIVES, ids=name)
-def test_every_small_case_is_right_in_a_random_order(collective: Any) -> None:
+@pytest.mark.parametrize("each", EACH, ids=name_of_each)
+def test_every_small_case_is_right_in_a_random_order(each: tuple[Any, Any]) -> None:
+    collective, algorithm = each
+
     def sweep(ranks: int) -> int:
-        return s.sweep(collective, ranks, COUNTS[-1], SEGMENTS, DEPTHS, seed=1_000_003 * ranks)
+        return s.sweep(collective, algorithm, ranks, COUNTS[-1], SEGMENTS, DEPTHS, seed=1_000_003 * ranks)
 
     with ThreadPoolExecutor(2) as pool:  # the sweep releases the GIL; the long ones first
         done = dict(zip(reversed(RANKS), pool.map(sweep, reversed(RANKS)), strict=True))
@@ -84,6 +93,65 @@ def test_the_order_of_addition_depends_on_neither_segment_nor_depth_nor_arrival(
     assert [s.sums(case, rank, seed) for rank in range(ranks)] == [expected] * ranks
     case = s.case(Collective.reduce_scatter, ranks, [8, 8, 7, 7], segment, depth, prescale=True)
     assert [e for rank in range(ranks) for e in s.sums(case, rank, seed)] == expected
+
+
+def doubling_sum(ranks: int) -> str:
+    """Pairs of the first ranks until a power of two is left, then pairs of pairs: lower ranks on the left."""
+    power = 1 << (ranks.bit_length() - 1)
+    extra = ranks - power
+    sums = [f"({2 * i}+{2 * i + 1})" for i in range(extra)] + [str(r) for r in range(2 * extra, ranks)]
+    while len(sums) > 1:
+        sums = [f"({a}+{b})" for a, b in zip(sums[::2], sums[1::2], strict=True)]
+    return sums[0]
+
+
+def tree_sum(numbers: list[int]) -> str:
+    """A tree that is in order from left to right; its root has the largest power of two in its number (from 1)."""
+    root = 1 << (len(numbers).bit_length() - 1)
+    left, right = numbers[: root - 1], numbers[root:]
+    text = f"({tree_sum(left)}+{numbers[root - 1]})" if left else str(numbers[root - 1])
+    return f"({text}+{tree_sum(right)})" if right else text
+
+
+def tree_sums(ranks: int, count: int) -> list[str]:
+    first = list(range(ranks))
+    second = first[::-1] if ranks % 2 == 0 else [ranks - 1, *first[:-1]]
+    return [tree_sum(first)] * (count - count // 2) + [tree_sum(second)] * (count // 2)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5, 6, 7, 8, 11, 13, 16])
+def test_the_order_of_addition_of_each_algorithm_on_every_rank(ranks: int) -> None:
+    count = 11
+    wanted = {
+        Algorithm.ring: [
+            ring_sum(ranks, i) for i in range(ranks) for _ in range(chunk_length(count, ranks, i))
+        ],
+        Algorithm.recursive_doubling: [doubling_sum(ranks)] * count,
+        Algorithm.halving_doubling: [doubling_sum(ranks)] * count,
+        Algorithm.double_tree: tree_sums(ranks, count),
+    }
+    assert list(wanted) == ALGORITHMS
+    for algorithm, sums in wanted.items():
+        for segment, depth, in_place, prescale in (
+            (1, 1, False, False),
+            (3, 2, True, True),
+            (64, 8, True, False),
+        ):
+            how = {"in_place": in_place, "prescale": prescale, "algorithm": algorithm}
+            case = s.case(Collective.allreduce, ranks, [count], segment, depth, **how)
+            for seed in (0, 1):
+                assert [s.sums(case, rank, seed) for rank in range(ranks)] == [sums] * ranks, case
+
+
+def chunk_length(count: int, ranks: int, i: int) -> int:
+    return count // ranks + (i < count % ranks)
+
+
+def test_the_drawings_of_the_trees() -> None:
+    assert doubling_sum(4) == "((0+1)+(2+3))"
+    assert doubling_sum(6) == "(((0+1)+(2+3))+(4+5))"
+    assert tree_sums(6, 2) == ["((((0+1)+2)+3)+(4+5))", "((((5+4)+3)+2)+(1+0))"]
+    assert tree_sums(3, 2) == ["((0+1)+2)", "((2+0)+1)"]
 
 
 def test_the_drawing_of_the_ring() -> None:
@@ -149,10 +217,11 @@ def test_one_rank_moves_only_what_must_be() -> None:
     assert kinds(Collective.alltoall) == [Kind.copy] * 3
 
 
-@pytest.mark.parametrize("collective", COLLECTIVES, ids=name)
-def test_no_elements_no_moves(collective: Any) -> None:
+@pytest.mark.parametrize("each", EACH, ids=name_of_each)
+def test_no_elements_no_moves(each: tuple[Any, Any]) -> None:
+    collective, algorithm = each
     counts = {"reduce_scatter": [0] * 3, "allgather": [0] * 3, "alltoall": [0] * 9}.get(name(collective), [0])
-    for schedule in s.schedules_of(s.case(collective, 3, counts, 4)):
+    for schedule in s.schedules_of(s.case(collective, 3, counts, 4, algorithm=algorithm)):
         assert (len(schedule), schedule.scratch) == (0, 0)
 
 
@@ -163,6 +232,12 @@ def test_scratch_is_bounded_by_the_depth_and_by_what_is_received() -> None:
 
     assert scratch(Collective.allreduce, [4000], 10, 8) == {80}
     assert scratch(Collective.allreduce, [40], 1000, 8) == {30}  # three receives of a whole chunk
+    # On seven ranks three hand their tensor over, and one is a leaf in both trees: they receive no sums.
+    without = {Algorithm.ring: 0, Algorithm.recursive_doubling: 3, Algorithm.halving_doubling: 3}
+    for algorithm in ALGORITHMS:
+        case = s.case(Collective.allreduce, 7, [4000], 10, 8, algorithm=algorithm)
+        none = without.get(algorithm, 1)
+        assert sorted(schedule.scratch for schedule in s.schedules_of(case)) == [0] * none + [80] * (7 - none)
     assert scratch(Collective.reduce_scatter, [1000] * 4, 10, 8) == {160}
     assert scratch(Collective.reduce_scatter, [1000] * 4, 10, 8, prescale=True) == {240}
     assert scratch(Collective.allgather, [1000] * 4, 10, 8) == {0}
@@ -175,11 +250,14 @@ def test_scratch_is_bounded_by_the_depth_and_by_what_is_received() -> None:
 GIB = 2**30
 
 
-@pytest.mark.parametrize("collective", COLLECTIVES, ids=name)
-def test_counts_beyond_32_bits_give_the_small_schedule_times_the_segment(collective: Any) -> None:
+@pytest.mark.parametrize("each", EACH, ids=name_of_each)
+def test_counts_beyond_32_bits_give_the_small_schedule_times_the_segment(each: tuple[Any, Any]) -> None:
+    collective, algorithm = each
     counts = {"reduce_scatter": [4, 0, 5], "allgather": [4, 0, 5], "alltoall": [3, 1, 4, 1, 5, 2, 6, 0, 5]}
-    small = counts.get(name(collective), [9])
+    small = counts.get(name(collective), [12])
     options = {"prescale": True, "finish": True} if "reduce" in name(collective) else {}
+    if collective is Collective.allreduce:
+        options["algorithm"] = algorithm
     large = s.case(collective, 3, [n * GIB for n in small], GIB, 2, **options)
     schedules = s.schedules_of(s.case(collective, 3, small, 1, 2, **options)), s.schedules_of(large)
     for one, other in zip(*schedules, strict=True):

@@ -1,0 +1,48 @@
+"""Which all-reduce was taken, seen by the order in which it adds: float32 gives other bits in another order."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+import ringdp
+from ringdp import _core, world
+from ringdp.constants import Dtype
+
+s = _core.schedules
+LETTER, LARGE = 33, 6000  # elements: what ranks of one host put into a letter, and what they do not
+
+
+def random_inputs(count):
+    """A row for each rank; the same on all."""
+    return np.random.default_rng(count).standard_normal((ringdp.size(), count), np.float32)
+
+
+def added_by(name, inputs):
+    """The sum of the rows, each element in the order of that algorithm's schedule. Shared memory has the ring's."""
+    algorithm = getattr(s.Algorithm, "ring" if name == "shared_memory" else name)
+    case = s.case(s.Collective.allreduce, len(inputs), [inputs.shape[1]], 64, algorithm=algorithm)
+    sums, result = np.array(s.sums(case, 0, 0)), np.empty(inputs.shape[1], np.float32)
+    for order in set(sums):  # such as ((0+1)+2)
+        at = sums == order
+        result[at] = eval(re.sub(r"\d+", r"x[\g<0>]", order), {"x": inputs[:, at]})
+    return result
+
+
+@pytest.mark.parametrize("count", [LETTER, LARGE])
+def test_the_order_of_addition_is_that_of_the_algorithm(count):
+    taken = world.current().engine.algorithm(4 * count, Dtype.float32)
+    wanted = os.environ.get("RINGDP_ALGORITHM", "auto")
+    if wanted != "auto":
+        assert taken == wanted
+    inputs = random_inputs(count)
+    result = ringdp.allreduce(inputs[ringdp.rank()], op=ringdp.Sum)
+    assert result.dtype == np.float32 and (result == added_by(taken, inputs)).all()
+
+
+@pytest.mark.min_ranks(3)
+def test_the_orders_differ():
+    inputs = random_inputs(LETTER)
+    results = {added_by(name, inputs).tobytes() for name in ("ring", "recursive_doubling", "double_tree")}
+    assert len(results) == 3
