@@ -14,9 +14,10 @@ namespace ringdp {
 namespace {
 
 std::string choose_by_name(int ranks, int hosts, int ranks_per_host, bool shared_memory, uint64_t bytes, int dtype,
-                           const std::string& profile, const std::string& algorithm) {
-  const Chooser chooser = make_chooser({ranks, hosts, ranks_per_host, shared_memory}, algorithm, profile);
-  return name_of(chooser.choose(bytes, static_cast<Dtype>(dtype)));
+                           const Profile& profile, const std::string& algorithm) {
+  const Placement at{ranks, hosts, ranks_per_host, shared_memory};
+  const auto forced = algorithm == "auto" ? std::nullopt : std::optional(algorithm_of(algorithm));
+  return name_of(choose(at, bytes, static_cast<Dtype>(dtype), profile, forced));
 }
 
 // Seconds of each algorithm that can run there, in the order of the table.
@@ -68,7 +69,7 @@ void bind_choice(nb::module_& m) {
       },
       "All of them: (name, whether the engine has it, limitation).");
   m.def("choose", &choose_by_name, "ranks"_a, "hosts"_a, "ranks_per_host"_a, "shared_memory"_a, "bytes"_a, "dtype"_a,
-        "profile"_a, "algorithm"_a, "The algorithm of an all-reduce, by name; algorithm: 'auto' or a name.");
+        "profile"_a, "algorithm"_a = "auto", "The algorithm of an all-reduce, by name; algorithm: 'auto' or a name.");
   m.def("costs", &costs, "ranks"_a, "hosts"_a, "ranks_per_host"_a, "shared_memory"_a, "bytes"_a, "dtype"_a, "profile"_a,
         "[(algorithm, predicted seconds), …]: all that can run there.");
 }

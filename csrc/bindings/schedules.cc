@@ -6,6 +6,7 @@
 
 #include "collectives/cases.h"
 #include "collectives/simulate_memory.h"
+#include "collectives/timing.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -86,6 +87,42 @@ void bind_simulator(nb::module_& m) {
       "case"_a, "rank"_a, "seed"_a = 0, "How each element of the rank's output was added up, the numbers being ranks.");
 }
 
+void bind_timing(nb::module_& m) {
+  using timing::Cluster;
+  using timing::Link;
+  using timing::Times;
+  nb::class_<Link>(m, "Link", "Latency in seconds, bandwidth in bytes a second each way.")
+      .def(
+          "__init__", [](Link* link, double latency, double bandwidth) { new (link) Link{latency, bandwidth}; },
+          "latency"_a, "bandwidth"_a)
+      .def_rw("latency", &Link::latency)
+      .def_rw("bandwidth", &Link::bandwidth);
+  nb::class_<Cluster>(m, "Cluster", "What virtual time knows of a cluster; see collectives/timing.h.")
+      .def(nb::init<>())
+      .def_rw("ranks_per_host", &Cluster::ranks_per_host)
+      .def_rw("inside", &Cluster::inside)
+      .def_rw("between", &Cluster::between)
+      .def_rw("inside_by_rank", &Cluster::inside_by_rank)
+      .def_rw("arithmetic", &Cluster::arithmetic)
+      .def_rw("per_message", &Cluster::per_message)
+      .def_rw("eager", &Cluster::eager)
+      .def_rw("cores", &Cluster::cores)
+      .def_rw("jitter", &Cluster::jitter)
+      .def_rw("seed", &Cluster::seed);
+  nb::class_<Times>(m, "Times", "When each executed rank was finished, and what they sent.")
+      .def_ro("finished", &Times::finished)
+      .def_ro("messages", &Times::messages)
+      .def_ro("bytes_between", &Times::bytes_between);
+  m.def(
+      "virtual_time",
+      [](const Case& c, double element_bytes, const Cluster& cluster, int period, const std::vector<double>& ready) {
+        const auto schedule = [&](int rank) { return simulate::schedule_of(c, rank); };
+        return timing::execute(c.ranks, period > 0 ? period : c.ranks, schedule, element_bytes, cluster, ready);
+      },
+      "case"_a, "element_bytes"_a, "cluster"_a, "period"_a = 0, "ready"_a = std::vector<double>(), ReleaseGil(),
+      "Executes a case in virtual time. period: so many ranks stand for all (0: all are executed).");
+}
+
 }  // namespace
 
 void bind_schedules(nb::module_& m) {
@@ -93,6 +130,7 @@ void bind_schedules(nb::module_& m) {
   bind_enums(sub);
   bind_data(sub);
   bind_simulator(sub);
+  bind_timing(sub);
 }
 
 }  // namespace ringdp

@@ -38,22 +38,6 @@ std::vector<uint64_t> received_by(const Case& c, int r) {
   return counts;
 }
 
-Schedule schedule_of(const Case& c, int r) {
-  switch (c.collective) {
-    case Collective::allreduce:
-      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
-    case Collective::reduce_scatter:
-      return ring_reduce_scatter(r, c.counts, c.pipeline, c.arithmetic);
-    case Collective::allgather:
-      return ring_allgather(r, c.counts, c.pipeline);
-    case Collective::broadcast:
-      return tree_broadcast(c.ranks, r, c.root, c.counts[0], c.pipeline, c.in_place);
-    case Collective::alltoall:
-      return pairwise_alltoall(r, sent_by(c, r), received_by(c, r), c.pipeline);
-  }
-  fail(ErrorKind::usage, "unknown collective");
-}
-
 std::vector<Value> input_of(const Case& c, int r) {
   std::vector<Value> input;
   switch (c.collective) {
@@ -166,6 +150,22 @@ std::string describe(const Case& c) {
        << (c.arithmetic.prescale ? ", prescale" : "") << (c.arithmetic.finish ? ", finish" : "")
        << (c.in_place ? ", in place" : "");
   return text.str();
+}
+
+Schedule schedule_of(const Case& c, int r) {
+  switch (c.collective) {
+    case Collective::allreduce:
+      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
+    case Collective::reduce_scatter:
+      return ring_reduce_scatter(r, c.counts, c.pipeline, c.arithmetic);
+    case Collective::allgather:
+      return ring_allgather(r, c.counts, c.pipeline);
+    case Collective::broadcast:
+      return tree_broadcast(c.ranks, r, c.root, c.counts[0], c.pipeline, c.in_place);
+    case Collective::alltoall:
+      return pairwise_alltoall(r, sent_by(c, r), received_by(c, r), c.pipeline);
+  }
+  fail(ErrorKind::usage, "unknown collective");
 }
 
 std::vector<Schedule> schedules_of(const Case& c) {

@@ -23,6 +23,7 @@ struct Case {
 };
 
 std::string describe(const Case& c);
+Schedule schedule_of(const Case& c, int rank);
 std::vector<Schedule> schedules_of(const Case& c);  // by rank
 Problem problem_of(const Case& c);
 

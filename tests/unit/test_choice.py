@@ -18,7 +18,9 @@ MIB = 1 << 20
 def choose(
     ranks: int, hosts: int, bytes_: int, profile: str = "ethernet-10", algorithm: str = "auto", dtype: int = 8
 ) -> str:
-    return _core.choose(ranks, hosts, -(-ranks // hosts), False, bytes_, dtype, profile, algorithm)
+    return _core.choose(
+        ranks, hosts, -(-ranks // hosts), False, bytes_, dtype, _core.profile(profile), algorithm
+    )
 
 
 def costs(ranks: int, hosts: int, bytes_: int, profile: Any, dtype: int = 8) -> dict[str, float]:

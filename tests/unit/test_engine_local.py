@@ -491,7 +491,7 @@ def test_ranks_that_differ_so_much_that_they_choose_different_algorithms(
 
 
 def algorithm_of(size: int, bytes_: int) -> str:
-    return _core.choose(size, 1, size, False, bytes_, Dtype.float32, "ethernet-10", "auto")
+    return _core.choose(size, 1, size, False, bytes_, Dtype.float32, _core.profile("ethernet-10"))
 
 
 def _no_index(deviation: dict[str, Any]) -> dict[str, Any]:

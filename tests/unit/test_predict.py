@@ -71,7 +71,5 @@ def test_a_table_of_what_can_run_here_by_a_profile_that_was_measured_here(sharin
         wanted = _core.costs(2, 1, 2, sharing == "auto", row["size"], 8, profile)
         assert row["predicted_us"] == pytest.approx({name: seconds * 1e6 for name, seconds in wanted})
         assert row["measured_us"].keys() == row["predicted_us"].keys()
-        assert row["chosen"] == _core.choose(
-            2, 1, 2, sharing == "auto", row["size"], 8, str(measured), "auto"
-        )
+        assert row["chosen"] == _core.choose(2, 1, 2, sharing == "auto", row["size"], 8, profile)
     assert [row["size"] for row in found["rows"]] == [4, 32, 256, 2048]
