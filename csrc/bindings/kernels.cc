@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/copy.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
-#include "kernels/stream.h"
 
 namespace nb = nanobind;
 
@@ -54,6 +54,7 @@ void divide(int dtype, uintptr_t to, uintptr_t from, int ranks, size_t count) {
   kernels::divide(t, pointer(to), pointer(from), ranks, count);
 }
 
+void copy(uintptr_t to, uintptr_t from, size_t bytes) { kernels::copy(pointer(to), pointer(from), bytes); }
 void stream(uintptr_t to, uintptr_t from, size_t bytes) { kernels::stream(pointer(to), pointer(from), bytes); }
 
 void force_variant(const std::string& name) {
@@ -81,6 +82,8 @@ void bind_kernels(nb::module_& m) {
         "to[i] = from[i] * factor for i < count. `to` may be `from`. ValueError for bool.");
   k.def("divide", &divide, "dtype"_a, "to"_a, "from_"_a, "ranks"_a, "count"_a,
         "to[i] = from[i] / ranks for i < count: the end of an average. ValueError for bool or ranks < 1.");
+  k.def("copy", &copy, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Copy memory, addresses given; no overlap.");
   k.def("stream", &stream, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
         "Copies bytes past the caches, for memory that is not read soon. No overlap; addresses need no alignment.");
   k.def("variant", &kernels::variant, "The variant that runs: 'avx512', 'avx2', 'neon' or 'portable'.");

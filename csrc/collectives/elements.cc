@@ -1,7 +1,6 @@
 #include "collectives/elements.h"
 
-#include <cstring>
-
+#include "kernels/copy.h"
 #include "kernels/kernels.h"
 
 namespace ringdp {
@@ -10,7 +9,7 @@ void Elements::begin(void* to, const void* from, size_t count) const {
   if (prescale != 1)
     kernels::scale(dtype, to, from, prescale, count);
   else if (to != from && count > 0)
-    std::memcpy(to, from, count * size_of(dtype));
+    kernels::copy(to, from, count * size_of(dtype));
 }
 
 void Elements::finish(void* to, const void* from, size_t count) const {

@@ -1,11 +1,11 @@
 #include "collectives/run.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <sstream>
 
 #include "base/check.h"
+#include "kernels/copy.h"
 #include "kernels/kernels.h"
 
 namespace ringdp {
@@ -261,7 +261,7 @@ void Run::execute(const Move& move) {
       if (move.prescale)
         elements_.begin(to, from, move.count);
       else if (to != from)
-        std::memcpy(to, from, bytes_of(move));
+        kernels::copy(to, from, bytes_of(move));
       return;
     case Kind::finish:
       elements_.finish(to, from, move.count);

@@ -8,6 +8,7 @@
 #include "agree/digest.h"
 #include "base/check.h"
 #include "engine/engine.h"
+#include "kernels/copy.h"
 #include "kernels/kernels.h"
 
 namespace ringdp {
@@ -76,7 +77,7 @@ void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Lette
     const std::byte* sum = from(chunk + 1);
     for (int next = 2; next <= ranks; ++next, sum = to)
       kernels::reduce(s.dtype, s.op, to, from(chunk + next), sum, end - begin);
-    if (sum != to) std::memcpy(to, sum, (end - begin) * item);
+    if (sum != to) kernels::copy(to, sum, (end - begin) * item);
   }
   elements_of(s, ranks).finish(s.output, s.output, s.count());
 }
