@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TransportError,
         UsageError,
     )
+    from ringdp.numpy.memory import empty
     from ringdp.numpy.ops import (
         allgather,
         allgather_async,
@@ -94,6 +95,7 @@ __all__ = [
     "broadcast_object",
     "cross_rank",
     "cross_size",
+    "empty",
     "global_process_set",
     "init",
     "is_homogeneous",
@@ -110,7 +112,17 @@ __all__ = [
 ]
 
 # Where the names come from, the lightest first.
-_MODULES = ("constants", "errors", "version", "world", "process_sets", "ops", "numpy.ops", "state")
+_MODULES = (
+    "constants",
+    "errors",
+    "version",
+    "world",
+    "process_sets",
+    "ops",
+    "numpy.ops",
+    "numpy.memory",
+    "state",
+)
 
 
 def __getattr__(name: str) -> Any:

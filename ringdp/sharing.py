@@ -23,6 +23,7 @@ class Neighbourhood:
     """The ranks that share memory with this one."""
 
     host: Any = None  # ringdp._core.Host; None: nothing is shared
+    kind: str = ""  # of its heap: memfd or file
     members: list[int] = field(default_factory=list)  # in order, this rank included
     mail: list[int] = field(default_factory=list)  # where each one's part of the mail lies in its heap
 
@@ -83,7 +84,7 @@ def _try_kind(comm: Any, rank: int, kind: str) -> Neighbourhood:
     offsets = dict(comm.allgather((rank, mail)))
     if not members or any(offsets[member] == _core.NOWHERE for member in members):
         return Neighbourhood()
-    return Neighbourhood(host, members, [offsets[member] for member in members])
+    return Neighbourhood(host, kind, members, [offsets[member] for member in members])
 
 
 def group_of(rank: int, reached: dict[int, set[int]]) -> list[int]:
@@ -105,22 +106,29 @@ def group_of(rank: int, reached: dict[int, set[int]]) -> list[int]:
 
 
 class Lender:
-    """Gives arrays memory that the ranks of the host share; says once where there is none left."""
+    """Gives arrays memory that the ranks of the host share; says once where there is none left.
 
-    def __init__(self, host: Any, rank: int) -> None:
-        self._host = host
+    Args:
+        found: with whom this rank shares memory; a rank that shares it with nobody needs none.
+        rank: this one.
+    """
+
+    def __init__(self, found: Neighbourhood, rank: int) -> None:
+        self._host = found.host if len(found.members) > 1 else None
+        self._kind = found.kind
         self._rank = rank
         self._has_warned = False
 
     def bytes(self, count: int) -> Any:
-        """A NumPy array of so many bytes, zeroed only where the memory is new; None where none is to be had."""
-        if self._host is None:
-            return None
-        block = self._host.allocate(count)
-        if block is None and not self._has_warned:
+        """A NumPy array of so many bytes, with anything in them; None where none is to be had. They live as long as
+        the last array on them.
+        """
+        block = self._host.allocate(count) if self._host is not None else None
+        if block is None and self._host is not None and not self._has_warned:
             self._has_warned = True
+            free = available_bytes(self._kind)
             print(
-                f"ringdp: rank {self._rank}: {count} bytes of shared memory wanted, {_free()} bytes free on this host: "
+                f"ringdp: rank {self._rank}: {count} bytes of shared memory wanted, {free} bytes free on this host: "
                 "ordinary memory is used instead, which is slower",
                 file=sys.stderr,
                 flush=True,
@@ -128,6 +136,13 @@ class Lender:
         return block
 
 
-def _free() -> int:
-    status = os.statvfs("/dev/shm")
-    return status.f_bavail * status.f_frsize
+def available_bytes(kind: str) -> int:
+    """What the system has left for a heap of this kind: a file lies under /dev/shm, a memfd in memory alone."""
+    if kind == "file":
+        status = os.statvfs("/dev/shm")
+        return status.f_bavail * status.f_frsize
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0

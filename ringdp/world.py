@@ -51,7 +51,7 @@ class World:
     # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: int = 0  # optimizers made so far, for their names
-    lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(None, 0))
+    lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
 
     def hold(self, core: Any, tensors: Any) -> None:
         """Keep the tensors of an operation alive until it is done, also if nobody keeps its handle."""
@@ -179,7 +179,7 @@ def init(comm: Any = None) -> None:
     engine = _core.mpi_engine(
         handles[0], handles[1], _generation, hosts, shared.host, shared.members, shared.mail
     )
-    lender = sharing.Lender(shared.host, place.rank)
+    lender = sharing.Lender(shared, place.rank)
     _world = World(engine, place, [data, control], _generation, comm=comm, lender=lender)
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))

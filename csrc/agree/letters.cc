@@ -86,6 +86,8 @@ void Letters::close(Meeting& meeting) {
   const auto node = meetings_.extract(subject_of(meeting.from[me_].letter));
   RINGDP_CHECK(!node.empty());
   std::unique_ptr<Meeting> closed = std::move(const_cast<std::unique_ptr<Meeting>&>(node.mapped()));
+  // Who came last may have seen that it is complete, and close it, before poll() has told of it.
+  complete_.erase(std::remove(complete_.begin(), complete_.end(), closed.get()), complete_.end());
   const auto later = std::move(closed->later);
   closed->later.clear();
   for (Received& received : closed->from) received.here = false;

@@ -40,6 +40,7 @@ from ringdp.torch.grouped import (
     grouped_reducescatter,
     grouped_reducescatter_async,
 )
+from ringdp.torch.memory import empty
 from ringdp.torch.ops import (
     allgather,
     allgather_async,
@@ -123,6 +124,7 @@ __all__ = [
     "cross_size",
     "cuda_built",
     "ddl_built",
+    "empty",
     "global_process_set",
     "gloo_built",
     "gloo_enabled",

@@ -32,15 +32,33 @@ def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
         raise TypeError(f"{what} has dtype {tensor.dtype}, which ringdp cannot exchange; it knows {known}")
 
 
+def is_plain(tensor: Any) -> bool:
+    """True if the core can read and write the tensor as it lies in memory. A short way for the usual case: what is not
+    plain may still be exchanged, by a copy, or be refused with a reason.
+    """
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.dtype in DTYPES
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
 class TorchAdapter:
-    """`ringdp.ops.Adapter` for `torch.Tensor`. What it hands out is detached: autograd never sees the exchange."""
+    """`ringdp.ops.Adapter` for `torch.Tensor`. Only addresses reach the core: autograd never sees the exchange."""
 
     def source(self, tensor: Any) -> torch.Tensor:
+        if is_plain(tensor):
+            return tensor  # type: ignore[no-any-return]
         refuse_unsupported(tensor)
         # resolve_neg: the imaginary part of a conjugated tensor has a sign that is only noted, not written in memory.
         return tensor.detach().resolve_neg().contiguous()
 
     def target(self, tensor: Any) -> torch.Tensor:
+        if is_plain(tensor):
+            return tensor  # type: ignore[no-any-return]
         refuse_unsupported(tensor)
         if any(step == 0 and n > 1 for step, n in zip(tensor.stride(), tensor.shape, strict=True)):
             raise TypeError(
@@ -49,8 +67,8 @@ class TorchAdapter:
         return tensor.detach().resolve_neg().contiguous()
 
     def written(self, tensor: Any, target: torch.Tensor) -> None:
-        own = tensor.detach()  # shares the memory and the version counter
-        if own.data_ptr() == target.data_ptr() and own.stride() == target.stride():
+        own = tensor.detach() if target is not tensor else tensor  # shares the memory and the version counter
+        if own is target or (own.data_ptr() == target.data_ptr() and own.stride() == target.stride()):
             if not tensor.is_inference():
                 # The core wrote behind autograd's back: who has saved this tensor for a backward pass must notice.
                 torch.autograd.graph.increment_version(tensor)

@@ -1,20 +1,49 @@
-"""The memory of buckets, and how a gradient is copied into it."""
+"""Memory that the ranks of a host share, for tensors and for buckets, and how a gradient is copied into it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ringdp import _core
+from ringdp.numpy.memory import shared_bytes
 
 # A bucket beyond these many bytes leaves the caches before it is exchanged, so gradients need not enter them on their
-# way in; for smaller gradients the plain copy is as fast (csrc/kernels/stream.h has the figures).
+# way in; for smaller gradients the plain copy is as fast (csrc/kernels/copy.h has the figures).
 BEYOND_CACHES = 4 << 20
 LARGE_GRADIENT = 128 << 10
 
 
+def empty(*size: Any, dtype: torch.dtype | None = None, requires_grad: bool = False) -> torch.Tensor:
+    """A tensor in memory that the ranks of this host share: an in-place all-reduce of it copies nothing.
+
+    See `ringdp.empty`: not collective, valid as long as the last tensor on it, ordinary memory where no shared is left.
+
+    Args:
+        size: the shape, as for `torch.empty`: integers, or one sequence of them.
+        dtype: of the elements; default torch's.
+        requires_grad: as for `torch.empty`.
+
+    Returns:
+        A CPU tensor in row-major order, with anything in it.
+
+    Raises:
+        NotInitializedError: before `ringdp.torch.init()`.
+        ValueError: a negative dimension.
+    """
+    shape = torch.Size(size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"negative dimensions are not allowed: {tuple(shape)}")
+    element = dtype if dtype is not None else torch.get_default_dtype()
+    flat = torch.from_numpy(shared_bytes(shape.numel() * element.itemsize))
+    return flat.view(element).view(shape).requires_grad_(requires_grad)
+
+
 def bucket_memory(count: int, dtype: torch.dtype) -> torch.Tensor:
-    """`count` zeros: the memory of one bucket."""
-    return torch.zeros(count, dtype=dtype)
+    """`count` zeros, shared with the ranks of this host where that can be: the memory of one bucket."""
+    return empty(count, dtype=dtype).zero_()
 
 
 def passes_caches(place: torch.Tensor, flat: torch.Tensor) -> bool:

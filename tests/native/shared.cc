@@ -114,6 +114,26 @@ TEST(who_hears_of_a_follower_first_names_the_one_that_left_first) {
   CHECK(one.first_left() == 2, one.first_left());
 }
 
+// Its memory serves the next meeting, which nobody has come to but this rank.
+TEST(a_meeting_that_is_closed_before_poll_told_of_it_is_not_told_of_any_more) {
+  const Neighbours n(2);
+  Letters zero = n.letters(0), one = n.letters(1);
+  Letter first, second;
+  first.topic = Letters::place, first.key = 1;
+  second.topic = Letters::named, second.key = 2;
+  one.come(first, nullptr, 0);
+  read(zero);
+  Letters::Meeting& meeting = zero.come(first, nullptr, 0);
+  CHECK(meeting.complete());
+  zero.close(meeting);
+  CHECK(!zero.come(second, nullptr, 7).complete());
+  zero.poll([](Letters::Topic, Letters::Meeting&) { CHECK(false, "rank 1 has not come"); });
+  one.come(second, nullptr, 0);
+  uint64_t told = 0;
+  zero.poll([&](Letters::Topic, Letters::Meeting& complete) { told = complete.token; });
+  CHECK(told == 7);
+}
+
 TEST(a_heap_gives_each_block_memory_of_its_own_and_takes_it_back) {
   Heap heap(HeapKind::memfd);
   struct Block {
