@@ -174,7 +174,7 @@ bool Engine::look_at_everything() {
   if (!active_.empty() || !waiting_.empty()) moved |= advance_operations();
   if (moved) {
     still_ = 0;
-  } else if (++still_ % 16 == 0) {  // these look at the clock
+  } else if (++still_ % 16 == 0 || pause_.count() > 0) {  // these look at the clock; who rests has time for it
     check_deadlines();
     check_departures();
     look_for_dead();

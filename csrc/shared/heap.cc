@@ -40,6 +40,11 @@ uint64_t physical_memory() {
   return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
+uint64_t pid_space() {
+  struct stat status{};
+  return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
+}
+
 int open_file(HeapCard& card) {
   if (card.kind == HeapKind::memfd) {
     const int fd = memfd_create("ringdp", MFD_CLOEXEC);
@@ -55,6 +60,7 @@ int open_file(HeapCard& card) {
 Heap::Heap(HeapKind kind) {
   card_.kind = kind;
   card_.pid = getpid();
+  card_.pid_space = pid_space();
   card_.capacity = round_up(physical_memory(), kGrowth);
   if (getrandom(card_.token, sizeof card_.token, 0) != ssize_t(sizeof card_.token))
     fail(ErrorKind::transport, "shared memory: ", why("getrandom"));
@@ -64,6 +70,7 @@ Heap::Heap(HeapKind kind) {
   base_ = map_shared(fd_, card_.capacity);
   if (base_ == nullptr || !grow(kPage)) {
     const std::string reason = why("mmap");
+    if (base_ != nullptr) munmap(base_, card_.capacity);
     unlink();
     close(fd_);
     fail(ErrorKind::transport, "shared memory: ", reason);

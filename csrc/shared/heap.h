@@ -27,6 +27,7 @@ struct HeapCard {
   uint32_t version = kVersion;
   HeapKind kind = HeapKind::memfd;
   int32_t pid = 0, fd = -1;
+  uint64_t pid_space = 0;  // the process namespace in which pid is this process; 0: not known
   uint64_t capacity = 0;
   uint64_t token[2] = {};  // random, and written at the start of the heap: only who maps these very pages can read it
   char name[48] = {};      // of the file

@@ -8,8 +8,12 @@ namespace ringdp {
 
 namespace {
 
-// -1 on kernels before 5.3: then only the deadline tells.
-int open_pidfd(int pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
+// -1 where the peer's end cannot be seen: on kernels before 5.3, and where its number means another process here, or none.
+// Then only the deadline tells.
+int open_pidfd(const HeapCard& peer, const HeapCard& mine) {
+  if (peer.pid_space != mine.pid_space || mine.pid_space == 0) return -1;
+  return static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0));
+}
 
 }  // namespace
 
@@ -24,7 +28,7 @@ std::string Host::attach(int rank, const HeapCard& card) {
   peer.heap = PeerHeap::map(card, reason);
   if (peer.heap == nullptr) return reason;
   peer.pid = card.pid;
-  if (card.pid != getpid()) peer.pidfd = open_pidfd(card.pid);
+  if (card.pid != getpid()) peer.pidfd = open_pidfd(card, heap_->card());
   peers_[rank] = std::move(peer);
   return "";
 }
