@@ -69,7 +69,7 @@ Heap::Heap(HeapKind kind) {
     fail(ErrorKind::transport, "shared memory: ", why(kind == HeapKind::memfd ? "memfd_create" : "/dev/shm"));
   base_ = map_shared(fd_, card_.capacity);
   if (base_ == nullptr || !grow(kPage)) {
-    const std::string reason = why("mmap");
+    const std::string reason = why(base_ == nullptr ? "mmap" : "fallocate");
     if (base_ != nullptr) munmap(base_, card_.capacity);
     unlink();
     close(fd_);

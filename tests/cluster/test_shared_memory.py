@@ -23,7 +23,7 @@ code=$?
 echo "left in /dev/shm: [$(ls -A /dev/shm)]"
 exit $code
 """
-# Neither shares memory between ranks: what Open MPI's own way would need is not there, or would use up what there is.
+# Open MPI's own shared memory would not work either, or use up what there is.
 MESSAGES_BY_TCP = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,tcp"}
 
 PRELUDE = """
@@ -79,7 +79,8 @@ def why_not() -> str | None:
 REASON = why_not()
 with_namespaces = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 with_open_mpi = pytest.mark.skipif(
-    _build.MPI_FAMILY != "openmpi", reason="how to keep another MPI than Open MPI off shared memory is not known here"
+    _build.MPI_FAMILY != "openmpi",
+    reason="how to keep another MPI than Open MPI off shared memory is not known here",
 )
 
 
@@ -133,7 +134,9 @@ def test_a_small_dev_shm(run: Run, kind: str) -> None:
 @with_open_mpi
 def test_areas_for_some_of_what_is_in_flight(run: Run) -> None:
     area = 6 * MIB  # of a large tensor, with these segments: three turns of a segment for each rank
-    job = in_shm(run, "16m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY="file", RINGDP_SHARED_SEGMENT_BYTES=str(MIB))
+    job = in_shm(
+        run, "16m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY="file", RINGDP_SHARED_SEGMENT_BYTES=str(MIB)
+    )
     assert job.code == 0, job.output
     for r in (0, 1):
         _, _, told = job.output.partition(f"rank {r}: True, 2 file, ")
@@ -157,7 +160,10 @@ def test_room_for_one_heap_of_two(run: Run) -> None:
     job = in_shm(run, "1m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY="file")
     assert job.code == 0, job.output
     assert job.output.count(": True, ") == 2, job.output
-    assert job.output.count("its host's ranks exchange through MPI") == 1, job.output
+    # Both lack it where both reached for it at once.
+    assert job.output.count("No space left on device; its host's ranks exchange through MPI") in (1, 2), (
+        job.output
+    )
     assert job.left == ""
 
 
@@ -176,7 +182,7 @@ ringdp.shutdown()
 @with_open_mpi
 @pytest.mark.parametrize("mib", [64, 10])
 def test_arrays_for_which_there_is_no_room(run: Run, mib: int) -> None:
-    """64 MiB are there for no rank; 10 MiB for one array of one rank, so that tensors of the two kinds meet."""
+    """64 MiB are there for no rank; 10 MiB for one array of one rank, so that arrays of both kinds meet."""
     job = in_shm(run, "16m", rank(EMPTY, mib * MIB // 4), RINGDP_SHARED_MEMORY="file")
     assert job.code == 0, job.output
     for r in (0, 1):
