@@ -65,7 +65,9 @@ def free():
 
 
 def why_not() -> str | None:
-    """Why a /dev/shm of one's own, and processes that others do not see, cannot be had here; or None."""
+    """Why a job with a /dev/shm of its own, and ranks that do not see each other, cannot be had here; or None."""
+    if _build.MPI_FAMILY != "openmpi":
+        return "how to keep another MPI than Open MPI off shared memory is not known here"
     if os.geteuid() != 0:
         return "a /dev/shm of a job's own needs root"
     try:
@@ -78,10 +80,6 @@ def why_not() -> str | None:
 
 REASON = why_not()
 with_namespaces = pytest.mark.skipif(REASON is not None, reason=REASON or "")
-with_open_mpi = pytest.mark.skipif(
-    _build.MPI_FAMILY != "openmpi",
-    reason="how to keep another MPI than Open MPI off shared memory is not known here",
-)
 
 
 @dataclass
@@ -106,7 +104,7 @@ def rank(program: str, *words: object) -> list[str]:
 
 # --- little of it -------------------------------------------------------------------------------------------------
 
-ALL_KINDS = """
+EVERY_WAY = """
 ringdp.init()
 fine = sums_are_exact()
 tensors = [mine(1 << 20, k) for k in range(10)]
@@ -118,10 +116,9 @@ ringdp.shutdown()
 
 
 @with_namespaces
-@with_open_mpi
 @pytest.mark.parametrize("kind", ["file", "auto"])
 def test_a_small_dev_shm(run: Run, kind: str) -> None:
-    job = in_shm(run, "16m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY=kind)
+    job = in_shm(run, "16m", rank(EVERY_WAY), RINGDP_SHARED_MEMORY=kind)
     assert job.code == 0, job.output
     found = {"file": "2 file", "auto": "2 memfd"}[kind]
     for r in (0, 1):
@@ -132,11 +129,10 @@ def test_a_small_dev_shm(run: Run, kind: str) -> None:
 
 
 @with_namespaces
-@with_open_mpi
 def test_areas_for_some_of_what_is_in_flight(run: Run) -> None:
     area = 6 * MIB  # of a large tensor, with these segments: three turns of a segment for each rank
     job = in_shm(
-        run, "16m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY="file", RINGDP_SHARED_SEGMENT_BYTES=str(MIB)
+        run, "16m", rank(EVERY_WAY), RINGDP_SHARED_MEMORY="file", RINGDP_SHARED_SEGMENT_BYTES=str(MIB)
     )
     assert job.code == 0, job.output
     for r in (0, 1):
@@ -146,9 +142,8 @@ def test_areas_for_some_of_what_is_in_flight(run: Run) -> None:
 
 
 @with_namespaces
-@with_open_mpi
 def test_no_room_for_areas(run: Run) -> None:
-    job = in_shm(run, "2m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY="file")
+    job = in_shm(run, "2m", rank(EVERY_WAY), RINGDP_SHARED_MEMORY="file")
     assert job.code == 0, job.output
     for r in (0, 1):
         assert f"rank {r}: True, 2 file, 0 bytes free." in job.output, job.output
@@ -156,9 +151,8 @@ def test_no_room_for_areas(run: Run) -> None:
 
 
 @with_namespaces
-@with_open_mpi
 def test_room_for_one_heap_of_two(run: Run) -> None:
-    job = in_shm(run, "1m", rank(ALL_KINDS), RINGDP_SHARED_MEMORY="file")
+    job = in_shm(run, "1m", rank(EVERY_WAY), RINGDP_SHARED_MEMORY="file")
     assert job.code == 0, job.output
     assert job.output.count(": True, ") == 2, job.output
     # Both lack it where both reached for it at once.
@@ -180,7 +174,6 @@ ringdp.shutdown()
 
 
 @with_namespaces
-@with_open_mpi
 @pytest.mark.parametrize("mib", [64, 10])
 def test_arrays_for_which_there_is_no_room(run: Run, mib: int) -> None:
     """64 MiB are there for no rank; 10 MiB for one array of one rank, so that arrays of both kinds meet."""
@@ -202,7 +195,6 @@ ringdp.shutdown()
 
 
 @with_namespaces
-@with_open_mpi
 def test_ranks_of_one_host_that_share_nothing(run: Run) -> None:
     own = [*SPACES, "sh", "-c", 'mount -t tmpfs shm /dev/shm && exec "$0" "$@"']
     job = in_shm(run, "64m", [*own, *rank(APART)])
@@ -213,7 +205,6 @@ def test_ranks_of_one_host_that_share_nothing(run: Run) -> None:
 
 
 @with_namespaces
-@with_open_mpi
 def test_ranks_that_see_each_others_files_but_not_processes(run: Run) -> None:
     job = in_shm(run, "64m", [*SPACES, *rank(APART)])
     assert job.code == 0, job.output
@@ -240,7 +231,6 @@ ringdp.shutdown()
 
 
 @with_namespaces
-@with_open_mpi
 def test_a_stranger_of_the_same_process_number(run: Run) -> None:
     """In another process namespace a number means another process: that one's end is not the rank's."""
     as_2 = ["sh", "-c", 'if [ $OMPI_COMM_WORLD_RANK = 0 ]; then "$0" "$@"; exit $?; else exec "$0" "$@"; fi']
@@ -312,7 +302,6 @@ ENDS = {
 
 
 @with_namespaces
-@with_open_mpi
 @pytest.mark.parametrize("end", ENDS)
 def test_no_file_is_left(run: Run, end: str) -> None:
     succeeds, last = ENDS[end]
