@@ -10,14 +10,14 @@ namespace ringdp {
 const std::vector<OptionRow>& option_table() {
   static const std::vector<OptionRow> table = {
       {"RINGDP_TIMEOUT", "600", "seconds that an operation may wait for other ranks before it fails"},
-      {"RINGDP_SEGMENT_BYTES", "262144", "bytes sent at a time inside a chunk; the same on all ranks (*speed*)"},
+      {"RINGDP_SEGMENT_BYTES", "57344", "bytes sent at a time inside a chunk; the same on all ranks (*speed*)"},
       {"RINGDP_SHARED_SEGMENT_BYTES", "131072",
        "bytes of a chunk summed at a time in shared memory; the same on all ranks (*speed*)"},
       {"RINGDP_LETTER_BYTES", "16384",
        "all-reduces of one host's ranks up to so many bytes (at most 32768) go by letter; the same on all ranks"},
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
-      {"RINGDP_DEPTH", "8", "segments that a rank receives ahead (*speed*)"},
+      {"RINGDP_DEPTH", "16", "segments that a rank receives ahead (*speed*)"},
       {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
       {"RINGDP_ALGORITHM", "auto", "the all-reduce that every operation takes, instead of the cheapest one"},

@@ -156,10 +156,10 @@ Pipeline Operation::shared_pipeline() const {
   return {std::max<uint64_t>(1, options_.shared_segment_bytes / size_of(submission_.dtype)), 1};
 }
 
-// Segments grow with very large chunks so that the number of moves stays in the thousands. Speed only: the order of
+// Segments grow with very large chunks so that the number of moves stays in the tens of thousands. Speed only: the order of
 // addition does not depend on the segment.
 Pipeline Operation::pipeline(uint64_t chunk_elements, Dtype dtype) const {
-  constexpr uint64_t kMostSegments = 2048;
+  constexpr uint64_t kMostSegments = 16384;
   const uint64_t wanted = std::max(options_.segment_bytes, chunk_elements * size_of(dtype) / kMostSegments);
   const uint64_t bytes = std::min<uint64_t>(wanted, kLongestMessage);
   return {std::max<uint64_t>(1, bytes / size_of(dtype)), static_cast<int>(options_.depth)};

@@ -23,8 +23,8 @@ from ringdp.constants import Dtype
 from ringdp.plan.cluster import INFINITE, Cluster
 
 LARGE = 1024  # ranks whose schedules are executed one by one
-SEGMENT_BYTES = 256 << 10  # RINGDP_SEGMENT_BYTES
-DEPTH = 8  # RINGDP_DEPTH
+SEGMENT_BYTES = 256 << 10  # RINGDP_SEGMENT_BYTES as these fast links want it; the default suits TCP
+DEPTH = 8  # RINGDP_DEPTH, likewise
 MOST_SEGMENTS = 64  # of a chunk: beyond, longer segments stand for several; only the last one's share changes
 TREE_SEGMENTS, TREE_SEGMENT_BYTES = 16, 4096  # of each half of a double tree: csrc/collectives/cost.h
 OVERLAP = 4  # segments in which two levels overlap
