@@ -128,7 +128,7 @@ bool Engine::drive_for(Handle& handle, Clock::time_point until) {
 }
 
 // Spin shortly, yield, then sleep. The engine's thread, beside which the user's code may compute, yields for 80 µs; a caller
-// has nothing else to do, and yields for longer. What comes through shared memory rings the bell, so the pauses may
+// has nothing else to do, and yields for longer. Where there are more ranks than cores nobody spins. What comes through shared memory rings the bell, so the pauses may
 // be long where that is all that is waited for; a transport must be looked at.
 Engine::Pause Engine::pause(bool moved, bool caller) {
   if (moved) {
@@ -136,10 +136,11 @@ Engine::Pause Engine::pause(bool moved, bool caller) {
     return {};
   }
   if (still_ == 1) last_move_ = Clock::now();  // the first turn that moved nothing
-  if (still_ % 8 != 0 && pause_.count() == 0) return {Pause::spin};
+  const auto shortly = crowded_ ? Pause::yield : Pause::spin;
+  if (still_ % 8 != 0 && pause_.count() == 0) return {shortly};
   const auto waited = std::chrono::duration<double, std::micro>(Clock::now() - last_move_).count();
   const double yields = (caller ? 50 : 5) * options_.spin_us;
-  if (waited < options_.spin_us) return {Pause::spin};
+  if (waited < options_.spin_us) return {shortly};
   if (waited < yields) return {Pause::yield};
   const bool rings =
       std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); });

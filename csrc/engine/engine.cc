@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -44,6 +46,8 @@ Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> 
       abort_through_(data.get()),
       chooser_(make_chooser(with(placement, neighbourhood), options.algorithm, options.profile)),
       host_(neighbourhood.host),
+      crowded_(std::max(static_cast<int>(neighbourhood.members.size()), placement.ranks_per_host) >
+               sysconf(_SC_NPROCESSORS_ONLN)),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
   sizes_[0] = size_;
   sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control), chooser_);

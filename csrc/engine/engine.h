@@ -155,6 +155,7 @@ class Engine {
   const Chooser chooser_;
 
   const std::shared_ptr<Host> host_;
+  const bool crowded_;  // more ranks on this host than cores: who spins keeps another from working
 
   std::mutex mutex_;  // guards the next five, and what has_arrivals_ says
   std::condition_variable ended_;

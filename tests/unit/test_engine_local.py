@@ -360,7 +360,7 @@ def test_plans_that_differ_are_an_error_that_shows_the_first_line_that_differs()
 
 def test_a_rank_without_memory_for_its_output_fails_with_its_peers_and_the_others_go_on() -> None:
     with local_ranks(3) as engines:
-        rows = 2**40  # to rank 0, which cannot hold them; nobody gets as far as reading them
+        rows = 2**38  # to rank 0, which cannot hold them; nobody gets as far as reading them
         source = coded(0, 1)
 
         def exchange(engine: Any) -> Pending:
