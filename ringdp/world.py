@@ -176,8 +176,9 @@ def init(comm: Any = None) -> None:
     handles = [int(MPI._handleof(c)) for c in (data, control)]
     _generation += 1
     shared = _find_neighbours(MPI, base)
+    sharing_with = base.allgather(min(shared.members, default=place.rank))
     engine = _core.mpi_engine(
-        handles[0], handles[1], _generation, hosts, shared.host, shared.members, shared.mail
+        handles[0], handles[1], _generation, hosts, shared.host, shared.members, shared.mail, sharing_with
     )
     lender = sharing.Lender(shared, place.rank)
     _world = World(engine, place, [data, control], _generation, comm=comm, lender=lender)

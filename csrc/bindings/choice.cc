@@ -14,21 +14,17 @@ namespace ringdp {
 namespace {
 
 std::string choose_by_name(int ranks, int hosts, int ranks_per_host, bool shared_memory, uint64_t bytes, int dtype,
-                           const Profile& profile, const std::string& algorithm) {
-  const Placement at{ranks, hosts, ranks_per_host, shared_memory};
+                           const Profile& profile, const std::string& algorithm, bool two_levels) {
+  const Placement at{ranks, hosts, ranks_per_host, shared_memory, two_levels};
   const auto forced = algorithm == "auto" ? std::nullopt : std::optional(algorithm_of(algorithm));
   return name_of(choose(at, bytes, static_cast<Dtype>(dtype), profile, forced));
 }
 
-// Seconds of each algorithm that can run there, in the order of the table.
-std::vector<std::pair<std::string, double>> costs(int ranks, int hosts, int ranks_per_host, bool shared_memory,
-                                                  uint64_t bytes, int dtype, const Profile& profile) {
-  const Placement at{ranks, hosts, ranks_per_host, shared_memory};
-  std::vector<std::pair<std::string, double>> found;
-  for (const AlgorithmRow& row : algorithm_table())
-    if (possible(row.algorithm, at))
-      found.emplace_back(row.name, row.cost(at, bytes, static_cast<Dtype>(dtype), profile));
-  return found;
+std::vector<std::pair<std::string, double>> costs_at(int ranks, int hosts, int ranks_per_host, bool shared_memory,
+                                                     uint64_t bytes, int dtype, const Profile& profile,
+                                                     bool two_levels) {
+  const Placement at{ranks, hosts, ranks_per_host, shared_memory, two_levels};
+  return costs(at, bytes, static_cast<Dtype>(dtype), profile);
 }
 
 void bind_profile(nb::module_& m) {
@@ -63,15 +59,15 @@ void bind_choice(nb::module_& m) {
       "algorithms",
       [] {
         nb::list rows;
-        for (const AlgorithmRow& row : algorithm_table())
-          rows.append(nb::make_tuple(row.name, row.algorithm != Algorithm::two_level, row.limitation));
+        for (const AlgorithmRow& row : algorithm_table()) rows.append(nb::make_tuple(row.name, row.limitation));
         return rows;
       },
-      "All of them: (name, whether the engine has it, limitation).");
+      "All of them: (name, limitation).");
   m.def("choose", &choose_by_name, "ranks"_a, "hosts"_a, "ranks_per_host"_a, "shared_memory"_a, "bytes"_a, "dtype"_a,
-        "profile"_a, "algorithm"_a = "auto", "The algorithm of an all-reduce, by name; algorithm: 'auto' or a name.");
-  m.def("costs", &costs, "ranks"_a, "hosts"_a, "ranks_per_host"_a, "shared_memory"_a, "bytes"_a, "dtype"_a, "profile"_a,
-        "[(algorithm, predicted seconds), …]: all that can run there.");
+        "profile"_a, "algorithm"_a = "auto", "two_levels"_a = false,
+        "The algorithm of an all-reduce, by name; algorithm: 'auto' or a name.");
+  m.def("costs", &costs_at, "ranks"_a, "hosts"_a, "ranks_per_host"_a, "shared_memory"_a, "bytes"_a, "dtype"_a,
+        "profile"_a, "two_levels"_a = false, "[(algorithm, predicted seconds), …]: all that can run there.");
 }
 
 }  // namespace ringdp

@@ -1,6 +1,7 @@
 // The Python module ringdp._core: engines, handles, and what the tests look at. Thin: no logic of its own.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -190,14 +191,15 @@ Placement placement_of(const std::vector<int>& hosts) {
   std::map<int, int> ranks_of;
   int most = 0;
   for (const int host : hosts) most = std::max(most, ++ranks_of[host]);
-  return {static_cast<int>(hosts.size()), static_cast<int>(ranks_of.size()), most, false};
+  return {static_cast<int>(hosts.size()), static_cast<int>(ranks_of.size()), most};
 }
 
 std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation, const std::vector<int>& hosts,
-                                   std::shared_ptr<Host> host, std::vector<int> members, std::vector<uint64_t> mail) {
+                                   std::shared_ptr<Host> host, std::vector<int> members, std::vector<uint64_t> mail,
+                                   const std::vector<int>& sharing) {
   return std::make_unique<Engine>(options_from_environment(), generation, make_mpi_transport(data),
                                   make_mpi_transport(control), placement_of(hosts),
-                                  Neighbourhood{std::move(host), std::move(members), std::move(mail)});
+                                  Neighbourhood{std::move(host), std::move(members), std::move(mail)}, sharing);
 }
 
 // The engines of `size` ranks in this process, for tests: they talk over the local transport, and those with the same
@@ -209,9 +211,9 @@ std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed
   const std::vector<Neighbourhood> neighbourhoods =
       hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts);
   for (int r = 0; r < size; ++r)
-    engines.push_back(
-        std::make_unique<Engine>(options, 0, make_local_transport(data, r), make_local_transport(control, r),
-                                 placement_of(hosts.empty() ? std::vector<int>(size) : hosts), neighbourhoods[r]));
+    engines.push_back(std::make_unique<Engine>(
+        options, 0, make_local_transport(data, r), make_local_transport(control, r),
+        placement_of(hosts.empty() ? std::vector<int>(size) : hosts), neighbourhoods[r], hosts));
   return engines;
 }
 
@@ -255,6 +257,13 @@ void bind_engine(nb::module_& m) {
             return name_of(e.chooser().choose(bytes, static_cast<Dtype>(dtype)));
           },
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
+      .def(
+          "costs",
+          [](Engine& e, uint64_t bytes, int dtype) {
+            const Chooser& chooser = e.chooser();
+            return costs(chooser.placement, bytes, static_cast<Dtype>(dtype), chooser.profile);
+          },
+          "bytes"_a, "dtype"_a, "[(algorithm, predicted seconds), …] of all that can run among all ranks.")
       .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a)
       .def("allreduce", &allreduce, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
@@ -284,7 +293,7 @@ void bind_engine(nb::module_& m) {
 
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
   m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a, "hosts"_a, "host"_a.none(), "members"_a,
-        "mail"_a);
+        "mail"_a, "sharing"_a);
   m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a, "hosts"_a = std::vector<int>());
   m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a);
   m.def("option_table", [] {

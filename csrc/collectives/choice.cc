@@ -25,10 +25,18 @@ bool possible(Algorithm algorithm, const Placement& at) {
     case Algorithm::shared_memory:
       return at.shared_memory && at.ranks > 1;
     case Algorithm::two_level:
-      return false;  // the engine does not have it yet
+      return at.two_levels;
     default:
       return true;
   }
+}
+
+std::vector<std::pair<std::string, double>> costs(const Placement& at, uint64_t bytes, Dtype dtype,
+                                                  const Profile& profile) {
+  std::vector<std::pair<std::string, double>> found;
+  for (const AlgorithmRow& row : algorithm_table())
+    if (possible(row.algorithm, at)) found.emplace_back(row.name, row.cost(at, bytes, dtype, profile));
+  return found;
 }
 
 Algorithm choose(const Placement& at, uint64_t bytes, Dtype dtype, const Profile& profile,

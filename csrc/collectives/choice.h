@@ -2,6 +2,10 @@
 // pure function of what is the same on all ranks and in every run: never of time, load, or anything measured here.
 #pragma once
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "collectives/algorithm.h"
 
 namespace ringdp {
@@ -14,7 +18,9 @@ struct Chooser {
 
   Algorithm choose(uint64_t bytes, Dtype dtype) const;
   // Whether shared memory is not to be used, though it may be there.
-  bool forces_messages() const { return forced && *forced != Algorithm::shared_memory; }
+  bool forces_messages() const {
+    return forced && *forced != Algorithm::shared_memory && !(forced == Algorithm::two_level && placement.two_levels);
+  }
 };
 
 // From the options `algorithm` ("auto" or a name) and `profile`. Throws (usage) for what is neither.
@@ -22,6 +28,10 @@ Chooser make_chooser(const Placement& placement, const std::string& algorithm, c
 
 // Whether the algorithm can run there at all.
 bool possible(Algorithm algorithm, const Placement& at);
+
+// Seconds of each that can run there, by name, in the order of the table.
+std::vector<std::pair<std::string, double>> costs(const Placement& at, uint64_t bytes, Dtype dtype,
+                                                  const Profile& profile);
 
 // `forced`: the algorithm of RINGDP_ALGORITHM; where it cannot run, the ring does.
 Algorithm choose(const Placement& at, uint64_t bytes, Dtype dtype, const Profile& profile,

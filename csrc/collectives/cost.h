@@ -18,6 +18,7 @@ struct Placement {
   int hosts = 1;
   int ranks_per_host = 1;      // the most on any host
   bool shared_memory = false;  // all of them have proved that they share memory with one another
+  bool two_levels = false;     // several hosts with as many ranks on each, and those of a host share memory
 };
 
 // Segments of each half of a double tree, for tensors that are not cut by the segment already: enough that a rank has

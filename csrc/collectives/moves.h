@@ -51,13 +51,18 @@ class Moves {
     m.to = to, m.from = from;
     return add(m);
   }
-  // Tokens are numbered by themselves: the k-th signal is number k, and is awaited as that.
-  int32_t signal(After after) {
-    Move m = blank(Kind::signal, ++signals_, after);
-    return last_signal_ = add(name(m, last_signal_));
+  // Tokens are numbered by themselves: the k-th signal of a line is number k, and is awaited as that.
+  int32_t signal(After after, uint8_t line = 0) {
+    Line& of = lines_[line];
+    Move m = blank(Kind::signal, ++of.signals, after);
+    m.line = line;
+    return of.last = add(name(m, of.last));
   }
-  int32_t await(uint64_t number, After after = {}) { return add(blank(Kind::await, number, after)); }
-  uint64_t signals() const { return signals_; }
+  int32_t await(uint64_t number, After after = {}, uint8_t line = 0) {
+    Move m = blank(Kind::await, number, after);
+    m.line = line;
+    return add(m);
+  }
   Schedule take(uint64_t scratch = 0, uint64_t area = 0) { return {std::move(moves_), scratch, area}; }
 
  private:
@@ -81,9 +86,12 @@ class Moves {
     moves_.push_back(m);
     return static_cast<int32_t>(moves_.size() - 1);
   }
+  struct Line {
+    uint64_t signals = 0;
+    int32_t last = kNone;
+  };
   std::vector<Move> moves_;
-  uint64_t signals_ = 0;
-  int32_t last_signal_ = kNone;
+  std::array<Line, Move::kLines> lines_;
 };
 
 // A chunk cut into segments of equal length, the last one perhaps shorter. An empty chunk has none.

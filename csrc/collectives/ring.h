@@ -1,15 +1,19 @@
 // The ring: rank r sends to r + 1 and receives from r - 1, all modulo the number of ranks.
 #pragma once
 
+#include <vector>
+
 #include "collectives/moves.h"
 
 namespace ringdp {
 
 struct Ring {
   int ranks, rank;
+  std::vector<int> members = {};  // who they are, if not all ranks of the process set in order
 
-  int next() const { return (rank + 1) % ranks; }
-  int previous() const { return behind(1); }
+  int next() const { return member((rank + 1) % ranks); }
+  int previous() const { return member(behind(1)); }
+  int member(int place) const { return members.empty() ? place : members[place]; }
   int behind(int n) const { return ((rank - n) % ranks + ranks) % ranks; }
 };
 

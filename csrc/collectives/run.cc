@@ -10,6 +10,12 @@
 
 namespace ringdp {
 
+const Shared::Mate& Shared::of_rank(int rank) const {
+  const auto mate = std::lower_bound(mates.begin(), mates.end(), rank, [](const Mate& m, int r) { return m.rank < r; });
+  RINGDP_CHECK(mate != mates.end() && mate->rank == rank);
+  return *mate;
+}
+
 Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
          Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared)
     : schedule_(std::move(schedule)),
@@ -76,7 +82,7 @@ void Run::link_moves() {
       }
   for (size_t i = 0; i < moves.size(); ++i) {
     const auto index = static_cast<int32_t>(i);
-    if (moves[i].kind == Kind::await) awaits_.push_back(index);
+    if (moves[i].kind == Kind::await) awaits_[moves[i].line].moves.push_back(index);
     if (waiting_for_[i] == 0 && starts_by_itself(index)) ready_.push(index);
   }
 }
@@ -168,16 +174,35 @@ bool Run::complete_sends() {
 
 bool Run::take_tokens() {
   bool moved = false;
-  while (next_await_ < awaits_.size() && waiting_for_[awaits_[next_await_]] == 0) {
-    const int32_t index = awaits_[next_await_];
-    const uint64_t wanted = schedule_.moves[index].count;
-    for (const Shared::Count& other : shared_.others)
-      if (other.value->load(std::memory_order_acquire) < other.base + wanted) return moved;
-    ++next_await_;
-    completed(index);
-    moved = true;
+  for (uint8_t line = 0; line < Move::kLines; ++line) {
+    Awaits& awaits = awaits_[line];
+    while (awaits.next < awaits.moves.size() && waiting_for_[awaits.moves[awaits.next]] == 0) {
+      const int32_t index = awaits.moves[awaits.next];
+      const uint64_t wanted = schedule_.moves[index].count;
+      bool all_there = true;
+      for (size_t m = 0; m < shared_.mates.size() && all_there; ++m) {
+        const Shared::Mate& mate = shared_.mates[m];
+        if (m == shared_.me) continue;
+        if ((*mate.counts)[0].load(std::memory_order_acquire) & kStopped) {
+          fail_with("rank " + std::to_string(mate.rank) + " of this host gave up this operation");
+          return true;
+        }
+        all_there = (*mate.counts)[line].load(std::memory_order_acquire) >= mate.base[line] + wanted;
+      }
+      if (!all_there) break;
+      ++awaits.next;
+      completed(index);
+      moved = true;
+    }
   }
   return moved;
+}
+
+// This rank and all others of its host touch each other's memory no more.
+bool Run::all_stopped() const {
+  return std::all_of(shared_.mates.begin(), shared_.mates.end(), [](const Shared::Mate& mate) {
+    return (*mate.counts)[0].load(std::memory_order_acquire) & kStopped;
+  });
 }
 
 // Arithmetic, a bounded amount, so that one large operation does not keep the others waiting. Before the headers are
@@ -235,10 +260,10 @@ std::byte* Run::at(const Region& region) {
     case Place::input:  // never written: the schedules' tests prove it
       return const_cast<std::byte*>(static_cast<const std::byte*>(memory_.input)) + offset;
     case Place::output:
-      if (region.owner != Region::kOwn) return shared_.outputs[region.owner] + offset;
+      if (region.owner != Region::kOwn) return shared_.of_rank(region.owner).output + offset;
       return static_cast<std::byte*>(memory_.output) + offset;
     case Place::area:
-      return shared_.areas[region.owner] + offset;
+      return shared_.of_rank(region.owner).area + offset;
     case Place::scratch:
       return scratch_.get() + offset;
   }
@@ -247,7 +272,8 @@ std::byte* Run::at(const Region& region) {
 
 void Run::execute(const Move& move) {
   if (move.kind == Kind::signal) {
-    shared_.mine.value->store(shared_.mine.base + move.count, std::memory_order_release);
+    const Shared::Mate& mine = shared_.mates[shared_.me];
+    (*mine.counts)[move.line].store(mine.base[move.line] + move.count, std::memory_order_release);
     shared_.ring();
     return;
   }
@@ -285,6 +311,9 @@ void Run::fail_with(const std::string& why) {
   if (draining_) return;
   draining_ = true;
   for (Outgoing& out : outgoing_) out.posted.emplace_back(-1, transport_.send(out.peer, tag_, nullptr, 0));
+  if (shared_.mates.empty()) return;
+  (*shared_.mates[shared_.me].counts)[0].fetch_or(kStopped, std::memory_order_release);
+  shared_.ring();
 }
 
 bool Run::drain() {
@@ -326,7 +355,7 @@ void Run::check_finished() {
   if (draining_) {
     const auto closed = [](const Incoming& in) { return in.closed && in.posted.empty(); };
     finished_ = std::all_of(outgoing_.begin(), outgoing_.end(), idle) &&
-                std::all_of(incoming_.begin(), incoming_.end(), closed);
+                std::all_of(incoming_.begin(), incoming_.end(), closed) && all_stopped();
   } else {
     finished_ = remaining_ == 0 && headers_missing_ == 0 && std::all_of(outgoing_.begin(), outgoing_.end(), idle);
   }

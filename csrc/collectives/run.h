@@ -9,10 +9,12 @@
 // were compared. Poison, an empty message in place of data, says that the sender will send nothing more: the run failed
 // there. A run that fails, for a wrong header or for poison, sends poison itself and goes on *draining*: it receives
 // and throws away what its neighbours still send, until they have sent poison too. So all ranks of a ring fail, no
-// message is left behind, and the channels can be used for the next operation.
+// message is left behind, and the channels can be used for the next operation. In shared memory a mark in the count of
+// progress is the poison: whoever has set it touches the others' memory no more, and a run that has failed ends when all
+// have set it.
 #pragma once
 
-#include <atomic>
+#include <array>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -23,6 +25,7 @@
 #include "agree/header.h"
 #include "collectives/elements.h"
 #include "collectives/schedule.h"
+#include "shared/counts.h"
 #include "transport/transport.h"
 
 namespace ringdp {
@@ -32,17 +35,20 @@ struct Memory {
   void* output = nullptr;
 };
 
-// What ranks of one host have mapped of each other for one operation: their outputs and areas, and their counts of
-// progress (signals), which go on from a base. Empty where nothing is shared.
+// What the ranks of a host have mapped of each other for one operation: outputs, areas, and counts of progress (signals),
+// which go on from a base. No mates: nothing is shared.
 struct Shared {
-  struct Count {
-    std::atomic<uint64_t>* value = nullptr;
-    uint64_t base = 0;
+  struct Mate {
+    int rank = 0;
+    std::byte *output = nullptr, *area = nullptr;  // nullptr: not shared
+    Counts::Line* counts = nullptr;
+    Counts::Values base{};
   };
-  std::vector<std::byte*> outputs, areas;  // by rank; nullptr: not shared
-  Count mine;
-  std::vector<Count> others;
+  std::vector<Mate> mates;     // in order, this rank included
+  size_t me = 0;               // its place among them
   std::function<void()> ring;  // wakes those who may sleep
+
+  const Mate& of_rank(int rank) const;
 };
 
 // Who exchanges headers, and so hears of a failure: those that the schedule sends data between, and besides
@@ -99,6 +105,7 @@ class Run {
   bool complete_receives();
   bool complete_sends();
   bool take_tokens();
+  bool all_stopped() const;
   bool compute();
   bool post();
   bool drain();
@@ -114,8 +121,9 @@ class Run {
   }
   void check_finished();
 
-  static constexpr int kInFlight = 16;                // messages posted per channel and direction
-  static constexpr uint64_t kComputeBytes = 1 << 20;  // arithmetic per progress()
+  static constexpr int kInFlight = 16;                     // messages posted per channel and direction
+  static constexpr uint64_t kComputeBytes = 1 << 20;       // arithmetic per progress()
+  static constexpr uint64_t kStopped = uint64_t{1} << 63;  // in the count of line 0: this rank has given up
 
   const Schedule schedule_;
   const Memory memory_;
@@ -131,8 +139,11 @@ class Run {
   std::unique_ptr<std::byte[]> scratch_;
   std::vector<int32_t> waiting_for_;                   // per move: how many of its `after` are not done
   std::vector<int32_t> first_dependent_, dependents_;  // per move: who waits for it (compressed rows)
-  std::vector<int32_t> awaits_;                        // in order
-  size_t next_await_ = 0;
+  struct Awaits {
+    std::vector<int32_t> moves;  // in order
+    size_t next = 0;
+  };
+  std::array<Awaits, Move::kLines> awaits_;
   // Arithmetic moves and signals that may start, the earliest of the list first: later ones must not hold up what is to be sent
   // soon.
   std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> ready_;

@@ -14,7 +14,8 @@
 // Ranks of one host may share memory. Then a region can lie in another rank's output or *area* (staging memory that the
 // ranks can all reach), and instead of messages there are tokens: each rank counts its progress in the operation where
 // the others can see it. *signal* k says that all it has done so far is visible; *await* k waits until each of the others
-// has said k or more. A rank's signals rise by one, and each names the one before it in `after`.
+// has said k or more. A rank's signals rise by one, and each names the one before it in `after`. There are two *lines* of
+// such tokens, which know nothing of each other: what flows in and what flows out are not held up by one another.
 //
 // Memory. A move owns its regions from its start to its end: a send may read its region at any time between being
 // posted and being complete, a receive may write at any time. So whoever writes a region that an earlier
@@ -59,10 +60,11 @@ struct Region {
 };
 
 struct Move {
-  static constexpr int kAfter = 4;
+  static constexpr int kAfter = 4, kLines = 2;
 
   Kind kind{};
   bool prescale = false;  // copy only
+  uint8_t line = 0;       // signal, await
   int peer = -1;          // send, receive: rank within the process set
   uint64_t count = 0;     // elements, never 0; of a token its number
   Region to{}, from{}, with{};
@@ -111,6 +113,15 @@ Schedule ring_allreduce(int ranks, int rank, uint64_t count, Pipeline, Arithmeti
 Schedule shared_allreduce_direct(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
 Schedule shared_allreduce_staged(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
 uint64_t shared_area(int ranks, uint64_t count, Pipeline);  // elements of each rank's area, if it is staged
+
+// All-reduce of ranks on several hosts, as many on each, in two levels: the ranks of a host sum by one of the ways above (or
+// by messages, where they share nothing), and chunk l of the hosts' sums goes by ring among those who are number l of
+// their host. Segment by segment, so that the two levels overlap. Whichever way each host takes, the bits are the same.
+struct Levels;
+Schedule two_level_direct(const Levels&, uint64_t count, Pipeline, Arithmetic);
+Schedule two_level_staged(const Levels&, uint64_t count, Pipeline, Arithmetic);
+Schedule two_level_messages(const Levels&, uint64_t count, Pipeline, Arithmetic);
+uint64_t two_level_area(const Levels&, uint64_t count, Pipeline);
 
 // All-reduce by recursive doubling: the whole tensor in log2 N exchanges. Sums are formed as in halving_doubling.
 Schedule recursive_doubling(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);

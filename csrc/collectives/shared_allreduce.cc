@@ -25,7 +25,7 @@
 // caches: a tensor goes through main memory once on its way in and once on its way out.
 //
 // The sums are made in the order of the ring, i+1, i+2, …, i for chunk i (ring_allreduce.cc), whatever the segment.
-#include "collectives/moves.h"
+#include "collectives/host_sum.h"
 
 namespace ringdp {
 namespace {
@@ -37,7 +37,8 @@ class SharedAllreduce {
         rank_(rank),
         count_(count),
         arithmetic_(arithmetic),
-        piece_(std::max<uint64_t>(1, std::min(pipeline.segment, chunk_of(count, ranks, 0).end))) {
+        piece_(std::max<uint64_t>(1, std::min(pipeline.segment, chunk_of(count, ranks, 0).end))),
+        sum_(moves_, ranks, rank, arithmetic.prescale, 0, piece_) {
     check(ranks, rank);
     check(pipeline);
   }
@@ -52,7 +53,7 @@ class SharedAllreduce {
         done = moves_.copy(in_output_of(behind(other), at), in_output(at), n, false, {done});
     }
     moves_.await(1, {moves_.signal({done})});
-    return moves_.take(kOperands * piece_);
+    return moves_.take(HostSum::kScratch * piece_);
   }
 
   Schedule staged() {
@@ -67,13 +68,12 @@ class SharedAllreduce {
       before = now;
       now = moves_.await(t + 1, {now});
     }
-    return moves_.take(kOperands * piece_, area());
+    return moves_.take(HostSum::kScratch * piece_, area());
   }
   uint64_t area() const { return kTurns * ranks_ * piece_; }
 
  private:
-  static constexpr uint64_t kTurns = 3;     // pieces of turn t may be written again when all have ended turn t + 2
-  static constexpr uint64_t kOperands = 2;  // scratch: the sum so far, and a scaled operand
+  static constexpr uint64_t kTurns = 3;  // pieces of turn t may be written again when all have ended turn t + 2
 
   // Each of these goes on after `last`, the one of the turn before, and waits for `others`.
   int32_t copy_in(uint64_t turn, int32_t last, int32_t others) {
@@ -107,31 +107,11 @@ class SharedAllreduce {
     return last;
   }
 
-  // to = the contributions of rank + 1, rank + 2, … and at last this rank's own, finished.
+  // to = the sum of all, finished.
   template <class Operand>
   int32_t sum(uint64_t n, Region to, const Operand& operand_of, int32_t last, int32_t others) {
-    Region so_far = operand_of((rank_ + 1) % ranks_);
-    const bool scale = arithmetic_.prescale && so_far.place != Place::area;  // what is in an area is scaled already
-    const auto scaled = [&](Region operand, Region place) {
-      if (!scale) return operand;
-      last = moves_.copy(place, operand, n, true, {last, others});
-      return place;
-    };
-    const Region total = in_scratch(0), operand = in_scratch(piece_);
-    so_far = scaled(so_far, total);
-    for (int next = 2; next < ranks_; ++next) {
-      const Region theirs = scaled(operand_of((rank_ + next) % ranks_), operand);
-      last = moves_.reduce(total, theirs, so_far, n, {last, others});
-      so_far = total;
-    }
-    Region own = operand_of(rank_);
-    if (arithmetic_.prescale) {
-      last = moves_.copy(to, own, n, true, {last, others});
-      own = to;
-    }
-    last = moves_.reduce(to, own, so_far, n, {last, others});
-    if (arithmetic_.finish) last = moves_.finish(to, to, n, {last});
-    return last;
+    last = sum_.add(n, to, operand_of, last, others);
+    return arithmetic_.finish ? moves_.finish(to, to, n, {last}) : last;
   }
 
   int behind(int distance) const { return (rank_ + ranks_ - distance) % ranks_; }
@@ -145,6 +125,7 @@ class SharedAllreduce {
   const Arithmetic arithmetic_;
   const uint64_t piece_;  // elements of a segment
   Moves moves_;
+  HostSum sum_;
 };
 
 }  // namespace

@@ -23,8 +23,9 @@ void take_smaller(std::vector<uint64_t>& mine, const std::vector<uint64_t>& thei
   for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
 }
 
-Placement with(Placement placement, const Neighbourhood& neighbourhood) {
+Placement with(Placement placement, const Neighbourhood& neighbourhood, const std::vector<int>& sharing) {
   placement.shared_memory = static_cast<int>(neighbourhood.members.size()) == placement.ranks;
+  placement.two_levels = levels_of(sharing, 0).has_value();
   return placement;
 }
 
@@ -38,13 +39,14 @@ Error peer_left(const Submission& s, const ProcessSet& set) {
 // --- the callers' side ---------------------------------------------------------------------------------------------
 
 Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data,
-               std::unique_ptr<Transport> control, Placement placement, Neighbourhood neighbourhood)
+               std::unique_ptr<Transport> control, Placement placement, Neighbourhood neighbourhood,
+               const std::vector<int>& sharing)
     : options_(options),
       generation_(generation),
       rank_(data->rank()),
       size_(data->size()),
       abort_through_(data.get()),
-      chooser_(make_chooser(with(placement, neighbourhood), options.algorithm, options.profile)),
+      chooser_(make_chooser(with(placement, neighbourhood, sharing), options.algorithm, options.profile)),
       host_(neighbourhood.host),
       crowded_(std::max(static_cast<int>(neighbourhood.members.size()), placement.ranks_per_host) >
                sysconf(_SC_NPROCESSORS_ONLN)),
@@ -52,6 +54,7 @@ Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> 
   sizes_[0] = size_;
   sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control), chooser_);
   join_neighbours(*sets_[0], neighbourhood);
+  if (sets_[0]->letters) sets_[0]->levels = levels_of(sharing, rank_);
   thread_ = std::thread([this] { main(); });
 }
 
@@ -126,7 +129,7 @@ void Engine::add_process_set(int id, std::unique_ptr<Transport> data, std::uniqu
     chooser.placement.ranks = data->size();
     chooser.placement.hosts = std::min(chooser.placement.hosts, data->size());
     chooser.placement.ranks_per_host = std::min(chooser.placement.ranks_per_host, data->size());
-    chooser.placement.shared_memory = false;
+    chooser.placement.shared_memory = chooser.placement.two_levels = false;
     arrivals_.push_back({});
     arrivals_.back().new_set = std::make_unique<ProcessSet>(id, std::move(data), std::move(control), chooser);
     has_arrivals_ = true;
@@ -305,18 +308,18 @@ void Engine::decide(ProcessSet& set, const Rounds::Decision& decision) {
 }
 
 // Operations of a lane start in the order of their sequence, within the window of its tags.
-void Engine::start(Submission s, ProcessSet& set, uint64_t sequence, bool explain) {
+void Engine::start(Submission s, ProcessSet& set, uint64_t sequence, bool explain, std::vector<Whereabouts> told) {
   const int lane_id = std::max(s.lane, 0);
   Lane& lane = set.lanes[lane_id];
   auto& waiting = waiting_[{set.id, lane_id}];
   if (!lane.may_start(sequence, set.window())) {
     const auto later = [&](const Start& other) { return other.sequence > sequence; };
     const auto place = std::find_if(waiting.begin(), waiting.end(), later);
-    waiting.insert(place, Start{std::move(s), sequence, explain});
+    waiting.insert(place, Start{std::move(s), sequence, explain, std::move(told)});
     return;
   }
   lane.started.insert(sequence);
-  active_.emplace_back(std::move(s), set, sequence, generation_, options_, explain);
+  active_.emplace_back(std::move(s), set, sequence, generation_, options_, explain, std::move(told));
 }
 
 bool Engine::start_waiting() {
@@ -328,7 +331,8 @@ bool Engine::start_waiting() {
       Start next = std::move(waiting.front());
       waiting.pop_front();
       lane.started.insert(next.sequence);
-      active_.emplace_back(std::move(next.submission), set, next.sequence, generation_, options_, next.explain);
+      active_.emplace_back(std::move(next.submission), set, next.sequence, generation_, options_, next.explain,
+                           std::move(next.told));
       moved = true;
     }
   }

@@ -35,10 +35,10 @@ struct Neighbourhood {
 
 class Engine {
  public:
-  // Process set 0 holds all ranks, placed as said (and sharing memory if they are all neighbours). `generation` is part
-  // of every header.
+  // Process set 0 holds all ranks, placed as said (and sharing memory if they are all neighbours). `sharing`: by rank, a number
+  // that ranks have in common which share memory; empty: none do. `generation` is part of every header.
   Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
-         Placement placement, Neighbourhood neighbourhood = {});
+         Placement placement, Neighbourhood neighbourhood = {}, const std::vector<int>& sharing = {});
   ~Engine();  // as shutdown(), if that was not called
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -118,13 +118,15 @@ class Engine {
   void counted(ProcessSet& set, Letters::Meeting& meeting);
   static void sum_letters(const Submission& submission, const ProcessSet& set, const Letters::Meeting& meeting);
   bool fits_letter(const Submission& submission) const;
+  bool goes_through_shared_memory(const Submission& submission) const;
   void leave_by_letter(ProcessSet& set);
   void fail_what_lacks_one_that_left(ProcessSet& set);
   void look_for_dead();
   bool agree(ProcessSet& set);
   void decide(ProcessSet& set, const Rounds::Decision& decision);
   void leave(ProcessSet& set);
-  void start(Submission submission, ProcessSet& set, uint64_t sequence, bool explain);
+  void start(Submission submission, ProcessSet& set, uint64_t sequence, bool explain,
+             std::vector<Whereabouts> told = {});
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
@@ -180,6 +182,7 @@ class Engine {
     Submission submission;
     uint64_t sequence;
     bool explain;
+    std::vector<Whereabouts> told;
   };
   std::map<std::pair<int, int>, std::deque<Start>> waiting_;  // by process set and lane: too many in flight
   std::map<std::pair<int, int>, uint64_t> broken_lanes_;      // the first sequence that has failed, just now

@@ -1,6 +1,5 @@
 // How ranks of one host agree: each tells all others by letter what was submitted to it (agree/letters.h). A small tensor
-// goes along, and then nothing else is exchanged; for a large one the ranks meet again to tell each other where their
-// memory is (engine/operation.cc).
+// goes along, and then nothing else is exchanged; of a large one goes along where it is (engine/whereabouts.h).
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -13,9 +12,20 @@
 
 namespace ringdp {
 
+namespace {
+
+// Operations that may hold shared memory before all have come to them; those beyond take it when they start.
+constexpr int kMostWithMemory = ProcessSet::kWindowInHost;
+
+}  // namespace
+
 bool Engine::fits_letter(const Submission& s) const {
   return s.kind == OpKind::allreduce && !chooser_.forces_messages() &&
          s.count() * size_of(s.dtype) <= options_.letter_bytes;
+}
+
+bool Engine::goes_through_shared_memory(const Submission& s) const {
+  return s.kind == OpKind::allreduce && !chooser_.forces_messages() && !fits_letter(s) && size_ > 1;
 }
 
 void Engine::tell(Submission s, ProcessSet& set) {
@@ -31,6 +41,12 @@ void Engine::tell(Submission s, ProcessSet& set) {
     const Elements e = elements_of(s, set.size());
     letter.bytes = static_cast<uint32_t>(s.count() * size_of(s.dtype));
     if (e.prescale != 1) e.begin(scaled, s.input, s.count()), payload = scaled;
+  }
+  Whereabouts mine;
+  if (goes_through_shared_memory(s) && set.with_memory < kMostWithMemory) {
+    take_memory(mine, set, s, options_, false);
+    letter.bytes = sizeof mine;
+    payload = &mine;
   }
   const uint64_t token = ++last_token_;
   agreeing_.emplace(token, std::move(s));
@@ -56,8 +72,11 @@ void Engine::met(ProcessSet& set, Letters::Meeting& meeting) {
   const uint64_t sequence = meeting.from[0].letter.ticket;
   const bool agreed = meeting.agreed();
   if (!agreed || !(fits_letter(s) || s.kind == OpKind::barrier)) {
+    std::vector<Whereabouts> told;
+    if (goes_through_shared_memory(s)) told = told_in(meeting);
     set.letters->close(meeting);
-    return start(std::move(s), set, sequence, !agreed);
+    if (!agreed && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
+    return start(std::move(s), set, sequence, !agreed, std::move(told));
   }
   if (s.kind == OpKind::allreduce) sum_letters(s, set, meeting);
   set.letters->close(meeting);
@@ -116,6 +135,8 @@ void Engine::fail_what_lacks_one_that_left(ProcessSet& set) {
   });
   for (Letters::Meeting* meeting : lacking) {
     auto node = agreeing_.extract(meeting->token);
+    if (!node.empty() && goes_through_shared_memory(node.mapped()))
+      give_back(told_in(*meeting)[set.letters->me()], set);
     set.letters->close(*meeting);
     if (node.empty()) continue;
     release_name(node.mapped());

@@ -8,6 +8,7 @@
 
 #include "agree/digest.h"
 #include "base/check.h"
+#include "collectives/ring.h"
 
 namespace ringdp {
 
@@ -28,7 +29,7 @@ Elements elements_of(const Submission& s, int ranks) {
 }
 
 Operation::Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation,
-                     const Options& options, bool explain)
+                     const Options& options, bool explain, std::vector<Whereabouts> told)
     : submission_(std::move(submission)),
       set_(set),
       sequence_(sequence),
@@ -37,7 +38,8 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t sequence, 
       explain_(explain),
       description_(explain ? submission_.description() : ""),
       lane_(std::max(submission_.lane, 0)),
-      deadline_(Deadline::in(Seconds(options.timeout))) {}
+      deadline_(Deadline::in(Seconds(options.timeout))),
+      told_(std::move(told)) {}
 
 std::string Operation::label() const {
   if (submission_.lane >= 0)
@@ -49,7 +51,7 @@ bool Operation::progress() {
   if (done_) return false;
   bool moved = !begun_;
   if (!begun_) begin();
-  if (meeting_ && !run_ && meeting_->complete()) run_shared();
+  if (meeting_ && meeting_->complete()) met();
   if (run_) moved |= run_->progress();
   if (run_ && run_->done()) {
     run_finished();
@@ -73,96 +75,103 @@ void Operation::begin() {
         std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
     return finish();
   }
-  if (submission_.kind == OpKind::allreduce && chosen() == Algorithm::shared_memory) return meet();
+  if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
   const Elements e = elements_of(submission_, set_.size());
   start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
 }
 
-// The ranks of a host tell each other where their memory for this operation is. An output in shared memory that is
-// reduced in place is used where it lies; an area is there for all others.
+// The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
+// letters show it.
+bool Operation::uses_shared_memory() const {
+  if (submission_.kind != OpKind::allreduce || !set_.letters || set_.chooser.forces_messages()) return false;
+  if (set_.one_host()) return set_.size() > 1;
+  return set_.levels && (chosen() == Algorithm::two_level || !all_choose_the_same());
+}
+
+// The ranks of the host have not told each other all that is needed, when they agreed on a name: now they do.
 void Operation::meet() {
-  Heap& heap = set_.letters->host()->heap();
   const Submission& s = submission_;
-  const uint64_t bytes = s.count() * size_of(s.dtype);
-  const uint64_t area = shared_area(set_.size(), s.count(), shared_pipeline()) * size_of(s.dtype);
-  void* block = heap.allocate(area);
-  place_.output = s.input == s.output ? heap.offset_of(s.output, bytes) : Heap::kNowhere;
-  place_.area = block ? heap.offset_of(block, area) : Heap::kNowhere;
-  place_.count = set_.counts->take();
-  if (place_.count != Heap::kNowhere) place_.base = Counts::at(heap.at(place_.count))->load(std::memory_order_relaxed);
+  const bool has_told = !told_.empty();
+  told_.resize(set_.letters->members().size());
+  Whereabouts& mine = told_[set_.letters->me()];
+  take_memory(mine, set_, s, options_, has_told || lane_ > 0);
   Letter letter;
   letter.topic = Letters::place;
   letter.lane = static_cast<uint32_t>(lane_);
   letter.key = sequence_;
-  letter.bytes = sizeof place_;
+  letter.bytes = sizeof mine;
   letter.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
-  meeting_ = &set_.letters->come(letter, &place_, 0);
+  meeting_ = &set_.letters->come(letter, &mine, 0);
 }
 
-void Operation::run_shared() {
-  Letters& letters = *set_.letters;
-  const Host& host = *letters.host();
-  const Submission& s = submission_;
-  const Elements e = elements_of(s, set_.size());
-  const Arithmetic arithmetic{e.prescale != 1, e.divide != 1 || e.postscale != 1};
-  if (!meeting_->agreed()) {
-    done_ = true;
-    error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.rank()) + ": " + label() +
-                                        " failed: another rank of this host means another operation, or has given up");
-    return leave_shared();
-  }
-  Shared shared;
-  bool direct = true, staged = true;
-  for (int member = 0; member < set_.size(); ++member) {
-    Place place;
-    std::memcpy(&place, meeting_->from[member].payload.data(), sizeof place);
-    const auto mapped = [&](uint64_t offset) {
-      return offset == Heap::kNowhere ? nullptr : host.at(letters.world_rank(member), offset);
-    };
-    shared.outputs.push_back(mapped(place.output));
-    shared.areas.push_back(mapped(place.area));
-    direct &= place.output != Heap::kNowhere && place.count != Heap::kNowhere;
-    staged &= place.area != Heap::kNowhere && place.count != Heap::kNowhere;
-    if (!direct && !staged) break;
-    const Shared::Count count{Counts::at(mapped(place.count)), place.base};
-    if (member == letters.me())
-      shared.mine = count;
-    else
-      shared.others.push_back(count);
-  }
-  shared.ring = [&letters] { letters.ring(); };
-  const Memory memory{s.input, s.output};
-  if (!direct &&
-      !staged)  // some rank has no shared memory left: all see it, and take the ring, which gives the same bits
-    return start_run(fixed_schedule(e), memory, e, 1);
-  Schedule schedule = direct
-                          ? shared_allreduce_direct(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic)
-                          : shared_allreduce_staged(set_.size(), set_.rank(), s.count(), shared_pipeline(), arithmetic);
-  start_run(std::move(schedule), memory, e, 1, std::move(shared));
-}
-
-// Nobody reads or writes this rank's memory any more.
-void Operation::leave_shared() {
-  if (!meeting_) return;
-  Heap& heap = set_.letters->host()->heap();
-  if (place_.area != Heap::kNowhere) heap.free(heap.at(place_.area));
-  if (place_.count != Heap::kNowhere) set_.counts->give_back(place_.count);
+void Operation::met() {
+  const bool agreed = meeting_->agreed();
+  if (agreed) told_ = told_in(*meeting_);
   set_.letters->close(*meeting_);
   meeting_ = nullptr;
+  if (agreed) return run_in_host();
+  const std::string why = "another rank of this host means another operation, or has given up";
+  if (!set_.one_host()) {  // the other hosts must hear of it
+    const Elements e = elements_of(submission_, set_.size());
+    start_run({}, {submission_.input, submission_.output}, e, 1);
+    return run_->poison(why);
+  }
+  done_ = true;
+  error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.rank()) + ": " + label() + " failed: " + why);
+  leave_memory();
 }
 
-// Segments that the caches hold: one that is copied in by one rank and summed by another never sees main memory.
-Pipeline Operation::shared_pipeline() const {
-  return {std::max<uint64_t>(1, options_.shared_segment_bytes / size_of(submission_.dtype)), 1};
+// Where some rank has no shared memory left, all of the host see it, and take messages, which give the same bits.
+void Operation::run_in_host() {
+  const Elements e = elements_of(submission_, set_.size());
+  const Memory memory{submission_.input, submission_.output};
+  const InHost way = set_.one_host() || chosen() == Algorithm::two_level ? way_of(told_) : InHost::messages;
+  Schedule schedule = in_host_schedule(way, {e.prescale != 1, e.divide != 1 || e.postscale != 1});
+  start_run(std::move(schedule), memory, e, 1, way == InHost::messages ? Shared{} : shared());
 }
 
-// Segments grow with very large chunks so that the number of moves stays in the tens of thousands. Speed only: the order of
-// addition does not depend on the segment.
-Pipeline Operation::pipeline(uint64_t chunk_elements, Dtype dtype) const {
-  constexpr uint64_t kMostSegments = 16384;
-  const uint64_t wanted = std::max(options_.segment_bytes, chunk_elements * size_of(dtype) / kMostSegments);
-  const uint64_t bytes = std::min<uint64_t>(wanted, kLongestMessage);
-  return {std::max<uint64_t>(1, bytes / size_of(dtype)), static_cast<int>(options_.depth)};
+Schedule Operation::in_host_schedule(InHost way, Arithmetic arithmetic) const {
+  const uint64_t count = submission_.count();
+  const Dtype dtype = submission_.dtype;
+  if (set_.one_host()) {
+    const Pipeline cut = cut_for_shared_memory(dtype, options_);
+    if (way == InHost::direct) return shared_allreduce_direct(set_.size(), set_.rank(), count, cut, arithmetic);
+    if (way == InHost::staged) return shared_allreduce_staged(set_.size(), set_.rank(), count, cut, arithmetic);
+  } else if (chosen() == Algorithm::two_level) {
+    const Pipeline cut = cut_for_two_levels(*set_.levels, count, dtype, options_);
+    if (way == InHost::direct) return two_level_direct(*set_.levels, count, cut, arithmetic);
+    if (way == InHost::staged) return two_level_staged(*set_.levels, count, cut, arithmetic);
+    return two_level_messages(*set_.levels, count, cut, arithmetic);
+  }
+  return fixed_schedule(elements_of(submission_, set_.size()));
+}
+
+Shared Operation::shared() const {
+  const Letters& letters = *set_.letters;
+  const Host& host = *letters.host();
+  Shared shared;
+  shared.me = static_cast<size_t>(letters.me());
+  for (size_t member = 0; member < told_.size(); ++member) {
+    const int world_rank = letters.world_rank(static_cast<int>(member));
+    const auto mapped = [&](uint64_t offset) {
+      return offset == Heap::kNowhere ? nullptr : host.at(world_rank, offset);
+    };
+    const Whereabouts& told = told_[member];
+    shared.mates.push_back({letters.members()[member], mapped(told.output), mapped(told.area),
+                            &Counts::at(mapped(told.counts)), told.base});
+  }
+  shared.ring = [&letters] { letters.ring(); };
+  return shared;
+}
+
+// Nobody reads or writes this rank's memory any more. After a failure the counts keep the mark of it for those who have
+// still to see it: they are not used again.
+void Operation::leave_memory() {
+  if (told_.empty()) return;
+  Whereabouts& mine = told_[set_.letters->me()];
+  if (run_ && !run_->error().empty()) mine.counts = Heap::kNowhere;
+  give_back(mine, set_);
+  told_.clear();
 }
 
 // All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
@@ -176,16 +185,23 @@ const AlgorithmRow& Operation::row() const {
   return row.schedule ? row : row_of(Algorithm::ring);
 }
 
-// Who exchange headers whatever their counts are, so that no rank waits for a header that the other does not send. Ranks
-// that differ in the bytes of a bucket may choose different algorithms: there it is everybody who is a partner in any.
+// Ranks that differ in the bytes of a bucket may choose different algorithms.
+bool Operation::all_choose_the_same() const { return lane_ == 0 || set_.chooser.forced; }
+
+// Who exchange headers whatever their counts are, so that no rank waits for a header that the other does not send: with
+// ranks that may choose another algorithm, everybody who is a partner in any.
 std::vector<int> Operation::partners() const {
   std::vector<int> all;
   if (explain_ || submission_.kind != OpKind::allreduce) return all;
-  const bool all_choose_the_same = lane_ == 0 || set_.chooser.forced;
+  const auto may_choose = [&](Algorithm algorithm) { return !all_choose_the_same() || algorithm == chosen(); };
   for (const AlgorithmRow& row : algorithm_table()) {
-    if (row.partners == nullptr || (all_choose_the_same && row.algorithm != this->row().algorithm)) continue;
+    if (row.partners == nullptr || !may_choose(row.algorithm)) continue;
     const std::vector<int> some = row.partners(set_.size(), set_.rank());
     all.insert(all.end(), some.begin(), some.end());
+  }
+  if (set_.levels && may_choose(Algorithm::two_level)) {
+    const Ring ring{static_cast<int>(set_.levels->ring.size()), set_.levels->host, set_.levels->ring};
+    all.insert(all.end(), {ring.previous(), ring.next()});
   }
   return all;
 }
@@ -272,15 +288,16 @@ void Operation::run_variable_data() {
 }
 
 void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part, Shared shared) {
-  const bool shared_only = !shared.others.empty();
   const OpKind kind = submission_.kind;
+  const bool in_host = set_.one_host() && !shared.mates.empty();  // then there are no messages
+  const bool in_two_levels = kind == OpKind::allreduce && chosen() == Algorithm::two_level && all_choose_the_same();
   const Neighbours neighbours = explain_                    ? Neighbours::ring
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
   run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), ProcessSet::tag(lane_, sequence_),
-                               kLongestMessage, shared_only ? Neighbours::of_schedule : neighbours,
-                               shared_only ? std::vector<int>() : partners(), *set_.data, std::move(shared));
+                               kLongestMessage, in_host || in_two_levels ? Neighbours::of_schedule : neighbours,
+                               in_host ? std::vector<int>() : partners(), *set_.data, std::move(shared));
 }
 
 Header Operation::header(const Elements& e, uint32_t part) const {
@@ -309,7 +326,7 @@ Header Operation::header(const Elements& e, uint32_t part) const {
 }
 
 void Operation::run_finished() {
-  leave_shared();
+  leave_memory();
   if (!run_->error().empty()) {
     done_ = true;
     error_ =

@@ -9,6 +9,8 @@
 #include "base/deadline.h"
 #include "base/options.h"
 #include "collectives/run.h"
+#include "engine/cut.h"
+#include "engine/whereabouts.h"
 #include "submit/submission.h"
 #include "world/process_set.h"
 
@@ -20,8 +22,9 @@ Elements elements_of(const Submission& submission, int ranks);
 class Operation {
  public:
   // `explain`: the ranks disagree about this operation; exchange descriptions and fail with a table of them.
+  // `told`: what the ranks of the host have told of their memory already, by member.
   Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation, const Options& options,
-            bool explain);
+            bool explain, std::vector<Whereabouts> told);
 
   bool progress();  // true if anything was done
   bool done() const { return done_; }
@@ -40,9 +43,13 @@ class Operation {
 
  private:
   void begin();
+  bool uses_shared_memory() const;
   void meet();
-  void run_shared();
-  void leave_shared();
+  void met();
+  void run_in_host();
+  void leave_memory();
+  Shared shared() const;
+  Schedule in_host_schedule(InHost way, Arithmetic arithmetic) const;
   void run_finished();
   void run_sizes();
   void run_variable_data();
@@ -50,16 +57,16 @@ class Operation {
   void finish();
   Schedule fixed_schedule(const Elements& elements) const;
   Algorithm chosen() const;
+  bool all_choose_the_same() const;
   const AlgorithmRow& row() const;
   Pipeline pipeline_of(Algorithm algorithm) const;
   std::vector<int> partners() const;
   Header header(const Elements& elements, uint32_t part) const;
-  Pipeline shared_pipeline() const;
-  Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const;
+  Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const {
+    return cut_for_messages(chunk_elements, dtype, options_);
+  }
   uint64_t row_count() const;
   std::string disagreement() const;
-
-  static constexpr size_t kLongestMessage = 64 << 20;
 
   Submission submission_;
   ProcessSet& set_;
@@ -72,11 +79,8 @@ class Operation {
   const Deadline deadline_;
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
-  // In a host: where the others find this rank's memory, and the meeting in which all tell theirs.
-  struct Place {
-    uint64_t output, area, count, base;  // offsets in the heap; base: where the count stands
-  };
-  Place place_{};
+  // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
+  std::vector<Whereabouts> told_;
   Letters::Meeting* meeting_ = nullptr;
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool sizes_known_ = false, begun_ = false, done_ = false;

@@ -9,12 +9,14 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "agree/dissemination.h"
 #include "agree/letters.h"
 #include "agree/rounds.h"
 #include "collectives/choice.h"
+#include "collectives/levels.h"
 #include "shared/counts.h"
 #include "transport/transport.h"
 
@@ -64,7 +66,7 @@ struct ProcessSet {
   static int tag(int lane, uint64_t sequence) { return lane * kTags + static_cast<int>(sequence % kTags); }
   static int vote_tag(int lane) { return kRoundsTag + 1 + lane; }
   // In a host an operation under way holds shared memory: fewer at a time are fast enough.
-  uint64_t window() const { return one_host() ? kWindowInHost : Lane::kWindow; }
+  uint64_t window() const { return one_host() || levels ? kWindowInHost : Lane::kWindow; }
   static constexpr uint64_t kWindowInHost = 8;
   int max_lane() const { return data->max_tag() / kTags - 1; }
 
@@ -75,6 +77,8 @@ struct ProcessSet {
   Dissemination wire;                // carries the rounds
   std::unique_ptr<Letters> letters;  // with the ranks of this host; none where nothing is shared
   std::unique_ptr<Counts> counts;
+  int with_memory = 0;           // operations that hold counts of progress, and perhaps an area
+  std::optional<Levels> levels;  // where there are several hosts that share memory each
   std::map<int, Lane> lanes;
   int next_lane = 1;
   uint64_t unnamed = 0;  // calls without a name so far

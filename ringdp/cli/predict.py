@@ -89,16 +89,14 @@ def sizes_of(options: argparse.Namespace) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
-def _rows(comm: Any, hosts: Sequence[int], options: argparse.Namespace) -> list[Row]:
-    from ringdp import _core
+def _rows(comm: Any, options: argparse.Namespace) -> list[Row]:
     from ringdp.constants import Dtype
 
     sizes = sizes_of(options)
     with forced.algorithm("auto") as engine:
         chosen = [engine.algorithm(size, Dtype.float32) for size in sizes]
-    where = (*link.placement(hosts), "shared_memory" in chosen)
+        predicted = [engine.costs(size, Dtype.float32) for size in sizes]
     rows = []
-    predicted = [_core.costs(*where, size, Dtype.float32, profile.current()) for size in sizes]
     measured = _measure(comm, [name for name, _ in predicted[0]], sizes, options)
     for size, name, costs in zip(sizes, chosen, predicted, strict=True):
         rows.append(line_of(size, {a: seconds * 1e6 for a, seconds in costs}, measured[size], name))
@@ -129,8 +127,8 @@ def _write_profile(comm: Any, hosts: Sequence[int], path: Path) -> list[str]:
     return [*(f"# {note}" for note in notes), f"# written: RINGDP_PROFILE={path} ({found.digest:016x})"]
 
 
-def _table(comm: Any, hosts: Sequence[int], options: argparse.Namespace) -> list[str]:
-    rows = _rows(comm, hosts, options)
+def _table(comm: Any, options: argparse.Namespace) -> list[str]:
+    rows = _rows(comm, options)
     if options.json and comm.rank == 0:
         found = {"profile": profile.described(), "ranks": comm.size, "rows": rows}
         Path(options.json).write_text(json.dumps(found, indent=2), encoding="utf-8")
@@ -152,7 +150,7 @@ def _as_a_rank(options: argparse.Namespace) -> int:
         if options.write_profile:
             lines += _write_profile(comm, hosts, Path(options.write_profile))
         if options.table:
-            lines += _table(comm, hosts, options)
+            lines += _table(comm, options)
         if comm.rank == 0:
             print("\n".join(lines), flush=True)
         comm.Free()

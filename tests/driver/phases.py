@@ -14,6 +14,7 @@ RANK = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
 
 LOCAL_RANKS = (1, 2, 3, 4, 7)
 LOCAL_SHARED_RANKS = (3, 7)  # threads that share memory as ranks of one host do
+LOCAL_HOSTS = ((4, 2), (6, 2), (6, 3))  # ranks, hosts
 MPI_RANKS = (1, 2, 3, 4)
 FRAMEWORK_RANKS = (2, 3)
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
@@ -80,6 +81,9 @@ def local(selection: Selection) -> list[Command]:
     for n in numbers if selection.ranks else LOCAL_SHARED_RANKS:
         options = [f"--local-ranks={n}", "--local-hosts=1"]
         commands.append(plain(f"shared -n {n}", "ranks", selection, 180, options))
+    for n, hosts in () if selection.ranks else LOCAL_HOSTS:
+        options = [f"--local-ranks={n}", f"--local-hosts={hosts}"]
+        commands.append(plain(f"{n} ranks on {hosts} hosts", "ranks", selection, 180, options))
     return commands
 
 
@@ -97,6 +101,10 @@ def algorithms(selection: Selection) -> list[Command]:
     for n in selection.ranks or local:
         words = pytest_words(files, selection, 120) + [f"--local-ranks={n}", "--each-algorithm"]
         commands.append(Command(f"algorithms local {n}", [sys.executable, *words], 120, ranks=1))
+    for n, hosts in () if selection.ranks else LOCAL_HOSTS:
+        options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--each-algorithm"]
+        words = [sys.executable, *pytest_words(files, selection, 120), *options]
+        commands.append(Command(f"algorithms {n} ranks on {hosts} hosts", words, 120, ranks=1))
     for n in selection.ranks or under_mpi:
         command = under_mpirun(f"algorithms -n {n}", n, files, selection, 120)
         commands.append(replace(command, words=[*command.words, "--each-algorithm"]))

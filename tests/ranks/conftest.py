@@ -29,7 +29,9 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
-        "--each-algorithm", action="store_true", help="run every test by each all-reduce of messages"
+        "--each-algorithm",
+        action="store_true",
+        help="run every test by each all-reduce of messages, or on several hosts in two levels",
     )
 
 
@@ -37,7 +39,8 @@ def pytest_generate_tests(metafunc):
     if metafunc.config.getoption("--each-algorithm"):
         from ringdp import _core
 
-        names = [algorithm.name for algorithm in _core.schedules.Algorithm]
+        on_hosts = metafunc.config.getoption("--local-hosts") > 1
+        names = ["two_level"] if on_hosts else [algorithm.name for algorithm in _core.schedules.Algorithm]
         metafunc.parametrize("_algorithm", names, indirect=True, scope="session")
 
 
@@ -94,10 +97,22 @@ def pytest_pyfunc_call(pyfuncitem):
     if not size:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    options = pyfuncitem.config.getoption
-    hosts = options("--local-hosts") and [rank * options("--local-hosts") // size for rank in range(size)]
-    run_local(size, options("--local-seed"), hosts or [], functools.partial(pyfuncitem.obj, **arguments))
+    body = functools.partial(pyfuncitem.obj, **arguments)
+    run_local(size, pyfuncitem.config.getoption("--local-seed"), host_of_ranks(pyfuncitem.config), body)
     return True
+
+
+def host_of_ranks(config):
+    """By rank; empty where threads share nothing, or under MPI."""
+    ranks, hosts = config.getoption("--local-ranks"), config.getoption("--local-hosts")
+    return [rank * hosts // ranks for rank in range(ranks)] if hosts else []
+
+
+@pytest.fixture
+def hosts(request):
+    """The ranks of each host, where threads are on hosts."""
+    host_of = host_of_ranks(request.config)
+    return [[rank for rank, host in enumerate(host_of) if host == h] for h in sorted(set(host_of))]
 
 
 def run_local(size, seed, hosts, body):
