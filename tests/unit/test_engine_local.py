@@ -90,9 +90,9 @@ def shut_down(engines: Sequence[Any], seconds: float = LONG) -> list[bool]:
 
 
 @contextmanager
-def local_ranks(size: int, seed: int = 0) -> Iterator[list[Any]]:
-    """The engines of `size` ranks; at the end they shut down, all of them and in time."""
-    engines = _core.local_engines(size, seed)
+def local_ranks(size: int, seed: int = 0, hosts: Sequence[int] = ()) -> Iterator[list[Any]]:
+    """The engines of `size` ranks (on these hosts); at the end they shut down, all of them and in time."""
+    engines = _core.local_engines(size, seed, list(hosts))
     yield engines
     assert shut_down(engines) == [True] * size
 
@@ -435,13 +435,19 @@ DEVIATIONS = {
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS.values(), ids=DEVIATIONS.keys())
-@pytest.mark.parametrize("algorithm", ["auto", "ring", "halving_doubling", "double_tree"])
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("hosts", "algorithm"),
+    [
+        *itertools.product((2, 3, 4), ("auto", "ring", "halving_doubling", "double_tree")),
+        *itertools.product(([0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1, 0, 1], [0, 0, 1]), ("auto", "two_level")),
+    ],
+)
 def test_a_deviating_bucket_fails_its_plan_on_every_rank_and_nothing_else(
-    deviation: dict[str, Any], size: int, algorithm: str, monkeypatch: pytest.MonkeyPatch
+    deviation: dict[str, Any], hosts: int | list[int], algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RINGDP_ALGORITHM", algorithm)
-    with local_ranks(size, seed=size) as engines:
+    size, host_of = (hosts, []) if isinstance(hosts, int) else (len(hosts), hosts)
+    with local_ranks(size, size, host_of) as engines:
         lane, other = open_plan(engines, "one"), open_plan(engines, "two")
         # Bucket 0 is right; bucket 1 deviates on one rank; of what follows some ranks have started more than others.
         right, wrong, after, votes = [], [], [], []

@@ -1,0 +1,74 @@
+"""All-reduce in two levels, on hosts that share nothing: the same bits in every way it can go inside a host."""
+
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from cluster import hosts as cluster_hosts
+from cluster.hosts import Hosts
+from cluster.training import Run
+
+REASON = cluster_hosts.missing()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+# Random numbers, whose sum depends on the order of addition; 0.4 to 12 MB, as chunks of equal and unequal lengths.
+EVERY_WAY = """
+import hashlib, os, subprocess, sys
+import numpy as np
+import ringdp
+from ringdp import world
+
+def mine(count):
+    return np.random.default_rng([ringdp.rank(), count]).standard_normal(count, np.float32)
+
+def sums(make):
+    digest = hashlib.sha256()
+    for count in (100_000, 100_003, 3_000_001):
+        x = make(count)
+        x[...] = mine(count)
+        digest.update(ringdp.allreduce_(x, op=ringdp.Average, prescale_factor=0.5))
+    return digest.hexdigest()
+
+def use_up():
+    '''What is left of this host's shared memory, all but a little.'''
+    used = os.statvfs('/dev/shm')
+    used = (used.f_blocks - used.f_bfree) * used.f_frsize
+    subprocess.run(['mount', '-o', f'remount,size={used + (1 << 20)}', '/dev/shm'], check=True)
+    held = []
+    for size in (1 << 18, 1 << 14):
+        while (block := world.current().lender.bytes(size)) is not None:
+            held.append(block)
+    return held
+
+ringdp.init()
+algorithm = world.current().engine.algorithm(400_000, 8)
+say = lambda way, what: print(f'{way}: {algorithm} {what}.', flush=True)
+say('staged', sums(lambda count: np.empty(count, np.float32)))
+say('direct', sums(lambda count: ringdp.empty(count, np.float32)))
+mixed = lambda count: (np if ringdp.rank() == 1 else ringdp).empty(count, np.float32)
+say('mixed', sums(mixed))
+held = use_up() if ringdp.rank() == 0 else None
+ringdp.barrier()
+say('messages', sums(lambda count: np.empty(count, np.float32)))
+del held
+ringdp.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Hosts]:
+    with Hosts(2) as hosts:
+        yield hosts
+
+
+def test_every_way_inside_a_host_gives_the_same_bits(two: Hosts, run: Run) -> None:
+    command, env = two.job([sys.executable, "-c", EVERY_WAY], 2)
+    code, output = run(command, env | {"RINGDP_SHARED_MEMORY": "file", "RINGDP_TIMEOUT": "20"})
+    assert code == 0, output
+    found = re.findall(r"(\w+): (\w+) ([0-9a-f]{64})\.", output)
+    ways = [way for way, _, _ in found]
+    assert sorted(ways) == sorted(4 * ["staged", "direct", "mixed", "messages"]), output
+    assert {algorithm for _, algorithm, _ in found} == {"two_level"}, output
+    assert len({digest for _, _, digest in found}) == 1, output
+    assert re.search(r"rank 0: \d+ bytes of shared memory wanted, \d+ bytes free", output), output
