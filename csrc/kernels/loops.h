@@ -101,8 +101,7 @@ constexpr Row float_row() {
 }
 
 template <class Format>
-constexpr Row halves_row() {
-  constexpr Reduce sum = reduce_loop<uint16_t, Widened<Format, Add>>;
+constexpr Row halves_row(Reduce sum = reduce_loop<uint16_t, Widened<Format, Add>>) {
   return {{sum, sum, reduce_loop<uint16_t, FloatMin<Format>>, reduce_loop<uint16_t, FloatMax<Format>>,
            reduce_loop<uint16_t, Widened<Format, Multiply>>},
           scale_halves<Format>,
@@ -124,6 +123,13 @@ constexpr Row bool_row() {
 #define RINGDP_FLOAT16_ROW halves_row<Float16>()
 #endif
 
+#if defined(RINGDP_VECTOR_BITS)
+#include "kernels/bfloat16_pairs.h"
+#define RINGDP_BFLOAT16_ROW halves_row<Bfloat16>(reduce_pairs<Add>)
+#else
+#define RINGDP_BFLOAT16_ROW halves_row<Bfloat16>()
+#endif
+
 namespace ringdp::kernels {
 namespace {
 
@@ -136,7 +142,7 @@ constexpr Table kTable = {{
     integer_row<int32_t>(),
     integer_row<int64_t>(),
     RINGDP_FLOAT16_ROW,
-    halves_row<Bfloat16>(),
+    RINGDP_BFLOAT16_ROW,
     float_row<Float32>(),
     float_row<Float64>(),
 }};

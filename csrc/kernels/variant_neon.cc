@@ -3,6 +3,7 @@
 
 #if RINGDP_AARCH64
 #include <arm_neon.h>
+#define RINGDP_VECTOR_BITS 128
 #define RINGDP_HARDWARE_FLOAT16 1
 #include "kernels/loops.h"
 
