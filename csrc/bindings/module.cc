@@ -258,6 +258,18 @@ void bind_engine(nb::module_& m) {
           },
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
       .def(
+          "counters",
+          [](Engine& e) {
+            const Counters& c = e.counters();
+            nb::dict counted;
+            counted["named"] = c.named.load();
+            counted["buckets"] = c.buckets.load();
+            counted["rounds"] = c.rounds.load();
+            counted["votes"] = c.votes.load();
+            return counted;
+          },
+          "What this rank has submitted and agreed on so far: see csrc/engine/counters.h.")
+      .def(
           "costs",
           [](Engine& e, uint64_t bytes, int dtype) {
             const Chooser& chooser = e.chooser();

@@ -222,8 +222,10 @@ void Engine::take(Arrival& arrival) {
     lane.votes.push_back({std::move(arrival.vote), s.handle});
     if (lane.votes.size() == 1) begin_vote(set, s.lane);
   } else if (s.lane >= 0) {
+    Counters::add(counters_.buckets);
     take_planned(std::move(s), set);
   } else {
+    Counters::add(counters_.named);
     take_named(std::move(s), set);
   }
 }
@@ -272,6 +274,7 @@ bool Engine::agree(ProcessSet& set) {
     if (!wire.armed()) wire.arm(rounds.words());
     if (left_ && rounds.between_rounds()) leave(set);
     if (!rounds.wants_to_enter() && !wire.heard()) return false;
+    Counters::add(counters_.rounds);
     Rounds::Words mine = rounds.contribution();
     wire.enter(std::move(mine), [&rounds](auto& a, const auto& b) { rounds.merge(a, b); });
   }
@@ -385,6 +388,7 @@ void Engine::release_name(const Submission& s) {
 
 void Engine::begin_vote(ProcessSet& set, int lane_id) {
   Lane& lane = set.lanes[lane_id];
+  Counters::add(counters_.votes);
   const std::vector<uint64_t>& words = lane.votes.front().words;
   if (set.one_host()) {
     Letter letter;

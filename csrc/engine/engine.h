@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/options.h"
+#include "engine/counters.h"
 #include "engine/operation.h"
 #include "shared/bell.h"
 #include "submit/submission.h"
@@ -47,6 +48,7 @@ class Engine {
   int size() const { return size_; }
   const Options& options() const { return options_; }
   const Chooser& chooser() const { return chooser_; }  // of algorithms, in process set 0
+  const Counters& counters() const { return counters_; }
 
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
@@ -193,6 +195,8 @@ class Engine {
   Clock::time_point last_move_ = Clock::now(), last_check_ = Clock::now();
   std::chrono::microseconds pause_{0};
   int still_ = 0;  // turns since anything moved
+
+  Counters counters_;
 
   std::thread thread_;
 };

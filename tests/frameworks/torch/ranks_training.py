@@ -20,6 +20,7 @@ from frameworks.torch.helpers import (
 )
 
 import ringdp.torch as hvd
+from ringdp import world
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -49,6 +50,18 @@ def test_training_equals_one_process_on_the_joined_batch(kind, bytes_):
         assert torch.allclose(p, q, rtol=1e-4, atol=2e-5)
     assert same_on_all_ranks(model.parameters())
     assert in_views(optimizer)
+
+
+def test_a_steady_step_agrees_on_nothing_but_its_vote():
+    model = network()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), bucket_bytes=2048)
+    train(model, optimizer, 4)
+    counters = world.current().engine.counters
+    before = counters()
+    train(model, optimizer, 10)
+    done = {what: count - before[what] for what, count in counters().items()}
+    assert done.pop("buckets") >= 20 and done.pop("rounds") == 0
+    assert done == {"votes": 10, "named": 0}
 
 
 def test_runs_repeat_bit_for_bit():

@@ -1,0 +1,21 @@
+// What an engine has done so far, for whoever wants to know how much of it is agreement. Written by who holds the engine's
+// lock, read from any thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace ringdp {
+
+struct Counters {
+  std::atomic<uint64_t> named{0};    // named operations that were submitted here
+  std::atomic<uint64_t> buckets{0};  // of plans
+  std::atomic<uint64_t> rounds{0};   // of the agreement on names that this rank entered; none where all share memory
+  std::atomic<uint64_t> votes{0};    // that this rank gave
+
+  static void add(std::atomic<uint64_t>& counter) {  // one writer at a time: no read-modify-write is needed
+    counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+};
+
+}  // namespace ringdp
