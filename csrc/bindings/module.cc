@@ -168,15 +168,24 @@ std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string n
   return engine.submit(std::move(s));
 }
 
+// parts: (address, elements) of each place in which the bucket lies, in order.
 std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t digest,
-                                      uint64_t data, uint64_t count, int dtype, int op, double prescale,
-                                      double postscale) {
+                                      const std::vector<std::pair<uint64_t, uint64_t>>& parts, int dtype, int op,
+                                      double prescale, double postscale) {
   Submission s;
   s.process_set = process_set;
   s.lane = lane;
   s.bucket = bucket;
   s.plan_digest = digest;
-  s.input = s.output = reinterpret_cast<void*>(data);
+  uint64_t count = 0;
+  for (const auto& [data, elements] : parts) {
+    count += elements;
+    if (elements > 0) s.parts.push_back({reinterpret_cast<void*>(data), elements});
+  }
+  if (s.parts.size() == 1) {
+    s.input = s.output = s.parts[0].data;
+    s.parts.clear();
+  }
   s.shape = {count};
   s.dtype = static_cast<Dtype>(dtype);
   s.op = static_cast<ReduceOp>(op);
@@ -257,6 +266,10 @@ void bind_engine(nb::module_& m) {
             return name_of(e.chooser().choose(bytes, static_cast<Dtype>(dtype)));
           },
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
+      .def_prop_ro(
+          "shares_memory",
+          [](Engine& e) { return e.chooser().placement.shared_memory && !e.chooser().forces_messages(); },
+          "All-reduces among all ranks go through shared memory; the same on all ranks.")
       .def(
           "counters",
           [](Engine& e) {
@@ -283,7 +296,7 @@ void bind_engine(nb::module_& m) {
       .def("allreduce_buffers", &allreduce_buffers, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a,
            "prescale"_a, "postscale"_a, "keep"_a)
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
-      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
+      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "parts"_a,
            "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(
