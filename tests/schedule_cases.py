@@ -1,4 +1,4 @@
-"""Cases of all collectives that are small enough to run under many seeds."""
+"""Cases of all collectives that are small enough to run under many seeds, and the search for a seed that fails."""
 
 from __future__ import annotations
 
@@ -32,3 +32,23 @@ def small_cases() -> Iterator[Any]:
             yield s.case(s.Collective.broadcast, ranks, [6], 1, depth, root=ranks // 2, in_place=ranks == 3)
         for ranks in (2, 3, 4):
             yield s.case(s.Collective.alltoall, ranks, [i * 7 % 5 for i in range(ranks * ranks)], 1, depth)
+
+
+def shared_cases() -> Iterator[Any]:
+    """All-reduce in shared memory: several turns, uneven chunks and reused areas."""
+    ways = ((s.Sharing.direct, True), (s.Sharing.staged, False), (s.Sharing.staged, True))
+    for (sharing, in_place), (ranks, count, segment) in product(ways, RING[:3]):
+        for scaled in (False, True):
+            how = {"prescale": scaled, "finish": scaled, "in_place": in_place, "sharing": sharing}
+            yield s.case(s.Collective.allreduce, ranks, [count], segment, **how)
+
+
+def found(case: Any, schedules: list[Any], seeds: int = 20_000) -> bool:
+    """Whether one of the random orders shows that the schedules are wrong."""
+    for first in range(0, seeds, 20):
+        try:
+            s.check(case, schedules, first, 20)
+        except Exception as error:
+            assert "simulation: " in str(error)
+            return True
+    return False

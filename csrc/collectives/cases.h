@@ -9,7 +9,8 @@ namespace ringdp::simulate {
 
 enum class Collective { allreduce, reduce_scatter, allgather, broadcast, alltoall };
 
-// How an all-reduce uses the memory that the ranks of a host share.
+// How an all-reduce uses the memory that the ranks of a host share. A schedule to come is a value here and a line in
+// allreduce_of.
 enum class Sharing {
   none,    // messages alone: by Case::algorithm
   direct,  // the outputs, in place

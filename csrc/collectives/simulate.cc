@@ -51,12 +51,18 @@ struct Simulation::State {
     start(seed);
     Node left = graph.nodes();
     while (left > 0) {
-      if (now.empty() && later.empty()) deadlock();
-      const uint32_t drawn = now.empty() ? take(later, one_of_later()) : take(now, any(now));
+      const uint32_t drawn = next();
       happen(drawn / kEvents, static_cast<Event>(drawn % kEvents));
       left -= drawn % kEvents == kComplete;
     }
     memory.check_outputs();
+  }
+
+  uint32_t next() {
+    if (!now.empty()) return take(now, any(now));
+    if (!later.empty()) return take(later, one_of_later());
+    if (last.empty()) deadlock();
+    return take(last, 0);
   }
 
   void start(uint64_t seed) {
@@ -67,10 +73,11 @@ struct Simulation::State {
     slow_rank = random.below(static_cast<uint32_t>(memory.ranks()) + 1);
     slow_share = random.below(2) * random.below(5);
     favour = static_cast<Favour>(random.below(3));
+    slow_event = random.below(2) ? random.below(graph.nodes() * kEvents) : kNobody;
     memory.reset();
     gates = graph.gates();
     done.assign(graph.nodes(), 0);
-    now.clear(), later.clear();
+    now.clear(), later.clear(), last.clear();
     for (Node node = 0; node < graph.nodes(); ++node) {
       open(node, kPost);
       if (!narrow && memory.kind(node) == Kind::await) open_successor(node);
@@ -120,7 +127,8 @@ struct Simulation::State {
   // One thing less to wait for. The event may happen when nothing is left.
   void open(Node node, Event event) {
     const uint32_t id = node * kEvents + event;
-    if (--gates[id] == 0) (kept_back(node, event) ? later : now).push_back(id);
+    if (--gates[id] > 0) return;
+    (id == slow_event ? last : kept_back(node, event) ? later : now).push_back(id);
   }
 
   bool kept_back(Node node, Event event) {
@@ -171,7 +179,8 @@ struct Simulation::State {
   std::vector<uint16_t> gates;                            // by node and event: how many things it still waits for
   std::vector<uint8_t> done;
   std::vector<uint32_t> slow_kinds;
-  std::vector<uint32_t> now, later;  // events that may happen; those in `later` only if there are no others
+  uint32_t slow_event = kNobody;
+  std::vector<uint32_t> now, later, last;  // events that may happen; those of a list only when there are none before it
 };
 
 Simulation::Simulation(std::vector<Schedule> schedules, Problem problem)

@@ -39,11 +39,12 @@ std::vector<std::vector<uint64_t>> divisions(Collective collective, int ranks, u
   return {equal, uneven};
 }
 
-// All segments that are not shorter than the longest chunk cut alike: the first of them stands for all.
+// All segments that are not shorter than the longest part that is cut are alike: the first of them stands for all.
 std::vector<uint64_t> different(const std::vector<uint64_t>& segments, const Case& c) {
   uint64_t longest = *std::max_element(c.counts.begin(), c.counts.end());
-  const bool in_chunks = c.algorithm == Algorithm::ring || c.sharing != Sharing::none;
-  if (c.collective == Collective::allreduce && in_chunks) longest = chunk_of(longest, c.ranks, 0).end;
+  const bool by_chunks = c.sharing == Sharing::direct || c.sharing == Sharing::staged ||
+                         (c.sharing == Sharing::none && c.algorithm == Algorithm::ring);
+  if (c.collective == Collective::allreduce && by_chunks) longest = chunk_of(longest, c.ranks, 0).end;
   std::vector<uint64_t> kept;
   bool whole = false;
   for (uint64_t segment : segments) {
