@@ -45,6 +45,16 @@ TEST(allreduce_is_right_in_a_random_order) {
   for (const AlgorithmRow& row : algorithm_table())
     if (row.schedule) sweep_all_ranks(Collective::allreduce, 3000, row.algorithm);
 }
+TEST(allreduce_in_shared_memory_is_right_in_a_random_order) {
+  for (const Sharing sharing : {Sharing::direct, Sharing::staged}) {
+    uint64_t cases = 0;
+    Case like;
+    like.sharing = sharing;
+    for (like.ranks = 2; like.ranks <= kMostRanks; ++like.ranks)  // one rank shares with nobody
+      cases += sweep(like, kMostElements, {1, 3, 64}, {1}, static_cast<uint64_t>(like.ranks));
+    CHECK(cases >= 500, cases, " cases");
+  }
+}
 TEST(reduce_scatter_is_right_in_a_random_order) { sweep_all_ranks(Collective::reduce_scatter, 3000); }
 TEST(allgather_is_right_in_a_random_order) { sweep_all_ranks(Collective::allgather, 500); }
 TEST(broadcast_is_right_in_a_random_order) { sweep_all_ranks(Collective::broadcast, 1000); }
