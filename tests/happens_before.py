@@ -9,6 +9,8 @@ rank's memory and that rank's last end. If they are, no order of events gives an
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from ringdp import _core
@@ -40,7 +42,7 @@ class Accesses:
             self.elements[place, owner, at].append((node, writes))
 
     def are_safe(self, order: Order) -> bool:
-        """Whether all conflicting accesses are ordered, what is read was written, and nobody is touched after its end."""
+        """Whether conflicting accesses are ordered, what is read was written, and no rank is touched after its end."""
         return all(self._is_safe(key[0], uses, order) for key, uses in self.elements.items()) and all(
             order.before_the_end_of(owner, node) for node, owner in self.of_others
         )
@@ -59,12 +61,14 @@ class Accesses:
 class Order:
     """Which moves have ended when another one starts, and when a rank ends."""
 
-    def __init__(self, schedules: list[Any]) -> None:
+    def __init__(self, schedules: list[Any], host_of: Sequence[int] = ()) -> None:
+        """host_of: by rank, whose signals its awaits are for; empty: all ranks are of one host."""
+        self._host_of = host_of or [0] * len(schedules)
         self._moves = [schedule.moves for schedule in schedules]
         self._first = [sum(map(len, self._moves[:rank])) for rank in range(len(self._moves))]
         self._before: dict[Node, int] = {}  # as bits: what has ended when it starts
         self._causes = self._starts_before_ends()
-        self._previous = {b: a for channel in self._channels.values() for a, b in zip(channel, channel[1:])}
+        self._previous = {b: a for channel in self._channels.values() for a, b in pairwise(channel)}
         waiting = [(rank, i) for rank, moves in enumerate(self._moves) for i in range(len(moves))]
         while waiting:
             later = [node for node in waiting if not self._start(node)]
@@ -103,8 +107,10 @@ class Order:
         for rank, moves in enumerate(self._moves):
             for i, move in enumerate(moves):
                 if move.kind is Kind.await_:
-                    others = (of for other, of in signals.items() if other != rank)
-                    causes[rank, i] = [of[move.count - 1] for of in others]
+                    others = [
+                        r for r, host in enumerate(self._host_of) if host == self._host_of[rank] and r != rank
+                    ]
+                    causes[rank, i] = [signals[other][move.count - 1] for other in others]
         return causes
 
     def _start(self, node: Node) -> bool:
@@ -131,13 +137,11 @@ class Order:
 
 
 def _regions(move: Any) -> list[tuple[Any, bool]]:
-    """The regions with whether they are written."""
+    """The regions with whether they are written; none of a token."""
     return {
         Kind.send: lambda: [(move.from_, False)],
         Kind.receive: lambda: [(move.to, True)],
         Kind.reduce: lambda: [(move.from_, False), (move.with_, False), (move.to, True)],
         Kind.copy: lambda: [(move.from_, False), (move.to, True)],
         Kind.finish: lambda: [(move.from_, False), (move.to, True)],
-        Kind.signal: lambda: [],
-        Kind.await_: lambda: [],
-    }[move.kind]()
+    }.get(move.kind, list)()

@@ -91,6 +91,7 @@ void bind_simulator(nb::module_& m) {
   nb::class_<Case>(m, "Case", "A collective with all its parameters; see collectives/cases.h for `counts`.")
       .def_ro("ranks", &Case::ranks)
       .def_ro("in_place", &Case::in_place)
+      .def_ro("host_of", &Case::host_of)
       .def("__repr__", [](const Case& c) { return simulate::describe(c); });
   m.def("case", &make_case, "collective"_a, "ranks"_a, "counts"_a, "segment"_a, "depth"_a = 8, nb::kw_only(),
         "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0, "algorithm"_a = Algorithm::ring,

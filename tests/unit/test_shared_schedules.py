@@ -53,7 +53,7 @@ def test_no_order_of_events_can_make_a_difference() -> None:
     cases += [shared_case(Sharing.staged, ranks, count, 2) for ranks, count in product((2, 3, 4), range(17))]
     for case in cases:
         schedules = s.schedules_of(case)
-        assert Accesses(schedules, case.in_place).are_safe(Order(schedules)), case
+        assert Accesses(schedules, case.in_place).are_safe(Order(schedules, case.host_of)), case
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,12 @@ def test_direct_copies_nothing_but_the_sums_and_needs_no_area() -> None:
 
 
 def test_staged_areas_are_three_turns_of_a_segment_for_each_chunk() -> None:
-    for ranks, count, segment, piece in ((2, 1000, 10, 10), (4, 1000, 10, 10), (4, 20, 1000, 5), (3, 7, 9, 3)):
+    for ranks, count, segment, piece in (
+        (2, 1000, 10, 10),
+        (4, 1000, 10, 10),
+        (4, 20, 1000, 5),
+        (3, 7, 9, 3),
+    ):
         for schedule in s.schedules_of(shared_case(Sharing.staged, ranks, count, segment)):
             assert schedule.area == 3 * ranks * piece
             assert schedule.scratch == 2 * piece
@@ -109,4 +114,7 @@ def fields(schedule: Any, scale: int) -> list[tuple[Any, ...]]:
     def count(move: Any) -> int:
         return move.count if move.kind in (Kind.signal, Kind.await_) else move.count * scale
 
-    return [(m.kind, m.prescale, count(m), *map(region, (m.to, m.from_, m.with_)), m.after) for m in schedule.moves]
+    return [
+        (m.kind, m.prescale, count(m), *map(region, (m.to, m.from_, m.with_)), m.after)
+        for m in schedule.moves
+    ]

@@ -63,7 +63,7 @@ def refused(match: str, case: Any, schedules: list[Any], seeds: int = 100) -> No
 
 
 def is_safe(case: Any, schedules: list[Any]) -> bool:
-    return Accesses(schedules, case.in_place).are_safe(Order(schedules))
+    return Accesses(schedules, case.in_place).are_safe(Order(schedules, case.host_of))
 
 
 def names(schedules: list[Any]) -> Iterator[tuple[int, int, int, int]]:
@@ -87,7 +87,7 @@ def test_a_missing_dependency_is_found_exactly_if_it_is_needed() -> None:
             moves = schedules[rank].moves
             moves[i].after = [*moves[i].after[:place], -1, *moves[i].after[place + 1 :]]
             schedules[rank].moves = moves
-            safe = accesses.are_safe(Order(schedules))
+            safe = accesses.are_safe(Order(schedules, case.host_of))
             wrong = found(case, schedules, 100 if safe else 20_000)
             assert wrong != safe, f"{case}: rank {rank} move {i} without {a}"
             schedules[rank].moves = right
@@ -107,7 +107,9 @@ def test_a_missing_await_is_found_exactly_if_it_is_needed() -> None:
                     variants.append(edited(case, rank, i, count=schedule.moves[i].count - 1))
                 for broken in variants:
                     safe = is_safe(case, broken)
-                    assert found(case, broken, 100 if safe else 20_000) != safe, f"{case}: rank {rank} await {i}"
+                    assert found(case, broken, 100 if safe else 20_000) != safe, (
+                        f"{case}: rank {rank} await {i}"
+                    )
                     harmful += not safe
             if rank == 0:  # its chunk is the longest: others are at it until the end
                 assert not is_safe(case, without(case, 0, awaits[-1]))
@@ -236,13 +238,17 @@ def test_memory_out_of_reach_is_named() -> None:
     wrong("`from` is beyond the end of area, which has 9 elements", from__offset=9)
     short = s.schedules_of(case)
     short[2].area = 6
-    refused("rank 0, move .*rank 2's area 6.*: `.*` is beyond the end of area, which has 6 elements", case, short)
+    refused(
+        "rank 0, move .*rank 2's area 6.*: `.*` is beyond the end of area, which has 6 elements", case, short
+    )
 
 
 def test_another_hosts_memory_is_out_of_reach() -> None:
     for way in (staged, direct):
         case = way(4, 8, host_of=[0, 0, 1, 1])
-        refused(r"hosts 0 0 1 1, .*rank 0, move \d .*rank 2's .* lies on another host", case, s.schedules_of(case))
+        refused(
+            r"hosts 0 0 1 1, .*rank 0, move \d .*rank 2's .* lies on another host", case, s.schedules_of(case)
+        )
         with pytest.raises(Exception, match="needs a host for each rank"):
             s.schedules_of(way(4, 8, host_of=[0, 0, 1]))
         s.check(case := way(4, 8, host_of=[5, 5, 5, 5]), s.schedules_of(case), 0, 20)
@@ -253,10 +259,14 @@ def test_memory_of_a_rank_that_has_ended_is_not_touched() -> None:
         return places(s.schedules_of(case)[0].moves, Kind.await_)[-1]
 
     case = staged()
-    refused(r"rank \d.*: reads rank 0's area after rank 0 has ended", case, without(case, 0, last_await(case)))
+    refused(
+        r"rank \d.*: reads rank 0's area after rank 0 has ended", case, without(case, 0, last_await(case))
+    )
     case = direct()
     refused(
-        r"rank \d.*: (reads|writes) rank 0's output after rank 0 has ended", case, without(case, 0, last_await(case))
+        r"rank \d.*: (reads|writes) rank 0's output after rank 0 has ended",
+        case,
+        without(case, 0, last_await(case)),
     )
 
 
