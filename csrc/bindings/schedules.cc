@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "base/error.h"
 #include "collectives/describe.h"
 #include "collectives/sweep.h"
 #include "collectives/timing.h"
@@ -139,6 +140,7 @@ void bind_timing(nb::module_& m) {
   m.def(
       "virtual_time",
       [](const Case& c, double element_bytes, const Cluster& cluster, int period, const std::vector<double>& ready) {
+        if (c.sharing != Sharing::none) fail(ErrorKind::usage, "virtual time knows messages, not shared memory");
         const auto schedule = [&](int rank) { return simulate::schedule_of(c, rank); };
         return timing::execute(c.ranks, period > 0 ? period : c.ranks, schedule, element_bytes, cluster, ready);
       },

@@ -92,6 +92,18 @@ void check_shape(const Case& c) {
   if (c.sharing == Sharing::direct && !c.in_place) fail(ErrorKind::usage, describe(c), ": direct means in place");
 }
 
+Schedule allreduce_of(const Case& c, int r) {
+  switch (c.sharing) {
+    case Sharing::none:
+      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
+    case Sharing::direct:
+      return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+    case Sharing::staged:
+      return shared_allreduce_staged(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+  }
+  fail(ErrorKind::usage, "unknown way to share memory");
+}
+
 }  // namespace
 
 std::string describe(const Case& c) {
@@ -115,18 +127,6 @@ std::string describe(const Case& c) {
 const char* name_of(Sharing sharing) {
   constexpr const char* names[] = {"none", "direct", "staged"};
   return names[static_cast<int>(sharing)];
-}
-
-Schedule allreduce_of(const Case& c, int r) {
-  switch (c.sharing) {
-    case Sharing::none:
-      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
-    case Sharing::direct:
-      return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
-    case Sharing::staged:
-      return shared_allreduce_staged(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
-  }
-  fail(ErrorKind::usage, "unknown way to share memory");
 }
 
 Schedule schedule_of(const Case& c, int r) {

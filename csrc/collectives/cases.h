@@ -9,8 +9,8 @@ namespace ringdp::simulate {
 
 enum class Collective { allreduce, reduce_scatter, allgather, broadcast, alltoall };
 
-// How an all-reduce uses the memory that the ranks of a host share. A schedule to come is a value here and a line in
-// allreduce_of.
+// How an all-reduce uses the memory that the ranks of a host share. Another one is a value here, its name and its line
+// in cases.cc.
 enum class Sharing {
   none,    // messages alone: by Case::algorithm
   direct,  // the outputs, in place

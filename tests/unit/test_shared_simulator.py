@@ -275,3 +275,5 @@ def test_a_case_that_cannot_be_is_refused() -> None:
         s.schedules_of(direct(in_place=False))
     with pytest.raises(Exception, match="only all-reduce has schedules of shared memory"):
         s.schedules_of(s.case(Collective.broadcast, 2, [3], 1, sharing=Sharing.staged))
+    with pytest.raises(Exception, match="virtual time knows messages, not shared memory"):
+        s.virtual_time(staged(), 4.0, s.Cluster())
