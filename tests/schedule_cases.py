@@ -34,15 +34,6 @@ def small_cases() -> Iterator[Any]:
             yield s.case(s.Collective.alltoall, ranks, [i * 7 % 5 for i in range(ranks * ranks)], 1, depth)
 
 
-def shared_cases() -> Iterator[Any]:
-    """All-reduce in shared memory: several turns, uneven chunks and reused areas."""
-    ways = ((s.Sharing.direct, True), (s.Sharing.staged, False), (s.Sharing.staged, True))
-    for (sharing, in_place), (ranks, count, segment) in product(ways, RING[:3]):
-        for scaled in (False, True):
-            how = {"prescale": scaled, "finish": scaled, "in_place": in_place, "sharing": sharing}
-            yield s.case(s.Collective.allreduce, ranks, [count], segment, **how)
-
-
 def found(case: Any, schedules: list[Any], seeds: int = 20_000) -> bool:
     """Whether one of the random orders shows that the schedules are wrong."""
     for first in range(0, seeds, 20):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from happens_before import Accesses, Order
-from schedule_cases import shared_cases, small_cases
+from schedule_cases import small_cases
+from shared_cases import shared_cases
 
 from ringdp import _core
 
