@@ -91,13 +91,13 @@ class Order:
     def _starts_before_ends(self) -> dict[Node, list[Node]]:
         """By receive and await: the send, the signals."""
         channels: dict[Any, list[Node]] = defaultdict(list)
-        signals: dict[int, list[Node]] = defaultdict(list)
+        signals: dict[tuple[int, int], list[Node]] = defaultdict(list)
         for rank, moves in enumerate(self._moves):
             for i, move in enumerate(moves):
                 if move.kind in (Kind.send, Kind.receive):
                     channels[move.kind, rank, move.peer].append((rank, i))
                 if move.kind is Kind.signal:
-                    signals[rank].append((rank, i))
+                    signals[rank, move.line].append((rank, i))
         self._channels = channels
         causes: dict[Node, list[Node]] = {}
         for (kind, rank, peer), messages in channels.items():
@@ -110,7 +110,7 @@ class Order:
                     others = [
                         r for r, host in enumerate(self._host_of) if host == self._host_of[rank] and r != rank
                     ]
-                    causes[rank, i] = [signals[other][move.count - 1] for other in others]
+                    causes[rank, i] = [signals[other, move.line][move.count - 1] for other in others]
         return causes
 
     def _start(self, node: Node) -> bool:

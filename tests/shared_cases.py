@@ -23,6 +23,24 @@ def shared_cases() -> Iterator[Any]:
             yield s.case(s.Collective.allreduce, ranks, [count], segment, **how)
 
 
+TWO_LEVELS = [
+    Sharing.two_level_direct,
+    Sharing.two_level_staged,
+    Sharing.two_level_messages,
+    Sharing.two_level_mixed,
+]
+HOSTS = ([0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1, 1, 1], [0, 1, 2, 2, 1, 0])  # by rank
+
+
+def two_level_cases() -> Iterator[Any]:
+    """The same on several hosts; depth 1 and 2 reuse the scratch of the ring."""
+    for sharing, (i, hosts), in_place in product(TWO_LEVELS, enumerate(HOSTS), (False, True)):
+        if sharing is Sharing.two_level_direct and not in_place:
+            continue
+        how = {"in_place": in_place, "prescale": i % 2 > 0, "finish": i % 2 > 0, "host_of": hosts}
+        yield s.case(Collective.allreduce, len(hosts), [13], 1, 1 + i % 2, sharing=sharing, **how)
+
+
 def staged(ranks: int = 3, count: int = 7, segment: int = 1, **how: Any) -> Any:
     return s.case(Collective.allreduce, ranks, [count], segment, sharing=Sharing.staged, **how)
 
@@ -68,7 +86,7 @@ def names(schedules: list[Any]) -> Iterator[tuple[int, int, int, int]]:
         moves = schedule.moves
         for i, move in enumerate(moves):
             for place, a in enumerate(move.after):
-                if a >= 0 and not (move.kind is moves[a].kind is Kind.signal):
+                if a >= 0 and not (move.kind is moves[a].kind is Kind.signal and move.line == moves[a].line):
                     yield rank, i, place, a
 
 

@@ -43,7 +43,11 @@ void bind_enums(nb::module_& m) {
   nb::enum_<Sharing>(m, "Sharing", "How an all-reduce uses the memory that the ranks of a host share.")
       .value("none", Sharing::none)
       .value("direct", Sharing::direct)
-      .value("staged", Sharing::staged);
+      .value("staged", Sharing::staged)
+      .value("two_level_direct", Sharing::two_level_direct)
+      .value("two_level_staged", Sharing::two_level_staged)
+      .value("two_level_messages", Sharing::two_level_messages)
+      .value("two_level_mixed", Sharing::two_level_mixed);
   nb::enum_<Algorithm> algorithms(m, "Algorithm");
   for (const AlgorithmRow& row : algorithm_table())
     if (row.schedule) algorithms.value(row.name, row.algorithm);
@@ -57,6 +61,7 @@ void bind_data(nb::module_& m) {
   nb::class_<Move>(m, "Move", "One thing done to one segment; after: indices of earlier moves, -1 for none.")
       .def_rw("kind", &Move::kind)
       .def_rw("prescale", &Move::prescale)
+      .def_rw("line", &Move::line)
       .def_rw("peer", &Move::peer)
       .def_rw("count", &Move::count)
       .def_rw("to", &Move::to)

@@ -1,6 +1,7 @@
 #include "collectives/cases.h"
 
 #include "base/check.h"
+#include "collectives/levels.h"
 
 namespace ringdp::simulate {
 namespace {
@@ -89,7 +90,22 @@ void check_shape(const Case& c) {
     fail(ErrorKind::usage, describe(c), ": needs a host for each rank");
   if (c.sharing != Sharing::none && c.collective != Collective::allreduce)
     fail(ErrorKind::usage, describe(c), ": only all-reduce has schedules of shared memory");
-  if (c.sharing == Sharing::direct && !c.in_place) fail(ErrorKind::usage, describe(c), ": direct means in place");
+  if (only_in_place(c.sharing) && !c.in_place) fail(ErrorKind::usage, describe(c), ": direct means in place");
+}
+
+// In turn, so that the hosts of a mixed case differ.
+Schedule two_level_of(const Case& c, int r) {
+  const std::optional<Levels> levels = c.host_of.empty() ? std::nullopt : levels_of(c.host_of, r);
+  if (!levels) fail(ErrorKind::usage, describe(c), ": needs several hosts with as many ranks each, and more than one");
+  Sharing way = c.sharing;
+  if (way == Sharing::two_level_mixed) {
+    const std::vector<Sharing> ways = {Sharing::two_level_staged, Sharing::two_level_messages,
+                                       Sharing::two_level_direct};
+    way = ways[static_cast<size_t>(levels->host) % (c.in_place ? 3 : 2)];
+  }
+  if (way == Sharing::two_level_direct) return two_level_direct(*levels, c.counts[0], c.pipeline, c.arithmetic);
+  if (way == Sharing::two_level_staged) return two_level_staged(*levels, c.counts[0], c.pipeline, c.arithmetic);
+  return two_level_messages(*levels, c.counts[0], c.pipeline, c.arithmetic);
 }
 
 Schedule allreduce_of(const Case& c, int r) {
@@ -100,8 +116,9 @@ Schedule allreduce_of(const Case& c, int r) {
       return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
     case Sharing::staged:
       return shared_allreduce_staged(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+    default:
+      return two_level_of(c, r);
   }
-  fail(ErrorKind::usage, "unknown way to share memory");
 }
 
 }  // namespace
@@ -125,7 +142,8 @@ std::string describe(const Case& c) {
 }
 
 const char* name_of(Sharing sharing) {
-  constexpr const char* names[] = {"none", "direct", "staged"};
+  constexpr const char* names[] = {
+      "none", "direct", "staged", "two_level_direct", "two_level_staged", "two_level_messages", "two_level_mixed"};
   return names[static_cast<int>(sharing)];
 }
 
@@ -157,8 +175,9 @@ Problem problem_of(const Case& c) {
   Problem p;
   p.in_place = c.in_place;
   p.host_of = c.host_of;
-  p.outputs_are_shared = c.sharing == Sharing::direct;
-  p.receive_window = static_cast<uint64_t>(c.pipeline.depth);
+  p.outputs_are_shared = only_in_place(c.sharing) || (c.sharing == Sharing::two_level_mixed && c.in_place);
+  const bool two_windows = c.sharing == Sharing::two_level_messages || c.sharing == Sharing::two_level_mixed;
+  p.receive_window = two_windows ? 0 : static_cast<uint64_t>(c.pipeline.depth);
   if (c.collective == Collective::alltoall) p.send_window = p.receive_window;
   for (int r = 0; r < c.ranks; ++r) {
     p.inputs.push_back(input_of(c, r));

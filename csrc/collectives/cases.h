@@ -15,6 +15,10 @@ enum class Sharing {
   none,    // messages alone: by Case::algorithm
   direct,  // the outputs, in place
   staged,  // areas
+  two_level_direct,
+  two_level_staged,
+  two_level_messages,
+  two_level_mixed,  // each host in another way
 };
 
 struct Case {
@@ -32,6 +36,8 @@ struct Case {
   std::vector<int> host_of;               // by rank: ranks of one host can share memory; empty: all are of one
 };
 
+constexpr bool in_two_levels(Sharing s) { return s >= Sharing::two_level_direct; }
+constexpr bool only_in_place(Sharing s) { return s == Sharing::direct || s == Sharing::two_level_direct; }
 const char* name_of(Sharing sharing);
 std::string describe(const Case& c);
 Schedule schedule_of(const Case& c, int rank);

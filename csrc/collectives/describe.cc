@@ -1,6 +1,13 @@
 #include "collectives/describe.h"
 
 namespace ringdp {
+namespace {
+
+std::string number_of(const Move& token) {
+  return std::to_string(token.count) + (token.line == 0 ? "" : " of line " + std::to_string(token.line));
+}
+
+}  // namespace
 
 const char* name_of(Place place) {
   constexpr const char* names[] = {"input", "output", "scratch", "area"};
@@ -27,9 +34,9 @@ std::string describe(const Move& m) {
     case Kind::finish:
       return "finish " + n + ", " + describe(m.from) + " to " + describe(m.to);
     case Kind::signal:
-      return "signal " + std::to_string(m.count);
+      return "signal " + number_of(m);
     case Kind::await:
-      return "await " + std::to_string(m.count);
+      return "await " + number_of(m);
   }
   return "unknown move";
 }

@@ -54,36 +54,40 @@ void Graph::add_messages() {
 
 void Graph::add_tokens() {
   const int ranks = memory_.ranks();
-  std::vector<Channel> signals(ranks), awaits(ranks);
-  std::vector<std::vector<Node>> numbered(ranks);  // by rank: its signals
+  std::vector<std::vector<Node>> signals(ranks * Move::kLines);  // by rank and line
+  std::vector<Channel> signal_channels(signals.size()), await_channels(signals.size());
   for (Node node = 0; node < nodes_; ++node) {
-    const int rank = memory_.rank_of(node);
-    if (memory_.kind(node) == Kind::await) add_to_channel(node, awaits[rank]);
-    if (memory_.kind(node) != Kind::signal) continue;
-    check_signal(node, numbered[rank]);
-    if (!numbered[rank].empty()) ++gates_[node * kEvents + kRead];  // seen after the one before
-    add_to_channel(node, signals[rank]);
-    numbered[rank].push_back(node);
+    const Kind kind = memory_.kind(node);
+    if (kind != Kind::signal && kind != Kind::await) continue;
+    const uint8_t line = memory_.move(node).line;
+    if (line >= Move::kLines) memory_.blame(node, "there is no such line");
+    const size_t of = static_cast<size_t>(memory_.rank_of(node) * Move::kLines + line);
+    add_to_channel(node, kind == Kind::signal ? signal_channels[of] : await_channels[of]);
+    if (kind == Kind::await) continue;
+    check_signal(node, signals[of]);
+    if (!signals[of].empty()) ++gates_[node * kEvents + kRead];  // seen after the one before
+    signals[of].push_back(node);
   }
   std::vector<std::pair<Node, Node>> pairs;
-  for (int rank = 0; rank < ranks; ++rank)
-    for (Node await = awaits[rank].first; await != kNobody; await = successor_[await]) {
-      const uint64_t number = memory_.move(await).count;
-      if (number == 0) memory_.blame(await, "has no number: signals begin with 1");
-      for (int other = 0; other < ranks; ++other) {
-        if (other == rank || !memory_.share_memory(rank, other)) continue;
-        if (number > numbered[other].size()) memory_.blame(await, "rank ", other, " never comes to signal ", number);
-        pairs.push_back({numbered[other][number - 1], await});
-        ++gates_[await * kEvents + kComplete];
-      }
+  for (Node node = 0; node < nodes_; ++node) {
+    if (memory_.kind(node) != Kind::await) continue;
+    const uint64_t number = memory_.move(node).count;
+    if (number == 0) memory_.blame(node, "has no number: signals begin with 1");
+    for (int other = 0; other < ranks; ++other) {
+      if (other == memory_.rank_of(node) || !memory_.share_memory(other, memory_.rank_of(node))) continue;
+      const std::vector<Node>& theirs = signals[other * Move::kLines + memory_.move(node).line];
+      if (number > theirs.size()) memory_.blame(node, "rank ", other, " never comes to signal ", number);
+      pairs.push_back({theirs[number - 1], node});
+      ++gates_[node * kEvents + kComplete];
     }
+  }
   awaiting_ = Edges(nodes_, pairs);
 }
 
 // Whoever sees signal k relies on all that is before it: that is what the signals before it say as well.
 void Graph::check_signal(Node node, const std::vector<Node>& before) const {
   if (memory_.move(node).count != before.size() + 1)
-    memory_.blame(node, "is the rank's signal ", before.size() + 1, ": they rise by one");
+    memory_.blame(node, "is signal ", before.size() + 1, " of its line: they rise by one");
   if (before.empty()) return;
   for (int32_t a : memory_.move(node).after)
     if (a != -1 && named(node, a) == before.back()) return;

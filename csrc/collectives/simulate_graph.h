@@ -37,7 +37,7 @@ class Graph {
   const std::vector<uint16_t>& gates() const { return gates_; }
 
  private:
-  struct Channel {  // one rank's sends to another, its receives from another, its signals or its awaits: by successor()
+  struct Channel {  // one rank's sends to another, receives from another, signals or awaits of a line: by successor()
     Node first = kNobody, last = kNobody;
   };
   void add_dependencies();

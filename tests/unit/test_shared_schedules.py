@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from happens_before import Accesses, Order
 from schedule_cases import small_cases
-from shared_cases import shared_cases
+from shared_cases import HOSTS, TWO_LEVELS, shared_cases, two_level_cases
 
 from ringdp import _core
 
@@ -43,13 +43,45 @@ def test_every_small_case_is_right_in_a_random_order(sharing: Any) -> None:
             assert len(COUNTS) * variants <= cases <= len(COUNTS) * variants * len(SEGMENTS)
 
 
+@pytest.mark.parametrize("sharing", TWO_LEVELS, ids=name)
+def test_two_levels_are_right_in_a_random_order(sharing: Any) -> None:
+    variants = 4 if sharing is Sharing.two_level_direct else 8
+    for hosts in (*HOSTS, [0, 0, 1, 1, 2, 2]):
+        cases = s.sweep(
+            *(Collective.allreduce, Algorithm.ring, len(hosts), 24, [1, 3, 64], [1, 2, 8]),
+            sharing=sharing,
+            host_of=hosts,
+        )
+        assert 25 * 3 * variants <= cases <= 25 * 3 * 3 * variants
+
+
+def test_two_levels_need_several_hosts_with_as_many_ranks() -> None:
+    for hosts in ([0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 0, 1], []):
+        case = s.case(Collective.allreduce, 4, [9], 2, sharing=Sharing.two_level_staged, host_of=hosts)
+        with pytest.raises(Exception, match="needs several hosts with as many ranks each, and more than one"):
+            s.schedules_of(case)
+
+
+def test_two_levels_give_the_same_sums_on_every_rank_whichever_way_each_host_takes() -> None:
+    for hosts, segment in product(HOSTS, (1, 4, 64)):
+        sums = []
+        for sharing, seed, prescale in product(TWO_LEVELS, (0, 1), (False, True)):
+            how = {"in_place": True, "prescale": prescale, "sharing": sharing, "host_of": hosts}
+            case = s.case(Collective.allreduce, len(hosts), [24], segment, **how)
+            sums += [s.sums(case, rank, seed) for rank in range(len(hosts))]
+        assert all(one == sums[0] for one in sums)
+    # Two hosts (0 1) and (2 3); part 0 is summed in the host as (0+1), then by the ring of 0 and 2.
+    case = s.case(Collective.allreduce, 4, [4], 1, sharing=Sharing.two_level_staged, host_of=[0, 0, 1, 1])
+    assert s.sums(case, 0) == ["((0+1)+(2+3))", "((2+3)+(0+1))", "((1+0)+(3+2))", "((3+2)+(1+0))"]
+
+
 def test_many_random_orders() -> None:
-    for case in shared_cases():
+    for case in [*shared_cases(), *two_level_cases()]:
         s.check(case, s.schedules_of(case), first_seed=10_000, seeds=300)
 
 
 def test_no_order_of_events_can_make_a_difference() -> None:
-    cases = [*shared_cases(), *small_cases()]
+    cases = [*shared_cases(), *two_level_cases(), *small_cases()]
     cases += [shared_case(Sharing.direct, ranks, count, 2) for ranks, count in product((2, 3, 4), range(17))]
     cases += [shared_case(Sharing.staged, ranks, count, 2) for ranks, count in product((2, 3, 4), range(17))]
     for case in cases:

@@ -38,11 +38,11 @@ def test_signals_rise_by_one_and_name_the_one_before() -> None:
     moves = s.schedules_of(case)[2].moves
     first, second = places(moves, Kind.signal)[:2]
     refused(
-        r"rank 2, move \d+ \(signal 3\): is the rank's signal 2: they rise by one",
+        r"rank 2, move \d+ \(signal 3\): is signal 2 of its line: they rise by one",
         case,
         edited(case, 2, second, count=3),
     )
-    refused(r"\(signal 0\): is the rank's signal 1", case, edited(case, 2, first, count=0))
+    refused(r"\(signal 0\): is signal 1 of its line", case, edited(case, 2, first, count=0))
     refused(r"\(await 0\): has no number", case, edited(case, 2, places(moves, Kind.await_)[0], count=0))
     after = [-1 if a == first else a for a in moves[second].after]
     refused(
