@@ -1,4 +1,4 @@
-"""Cases of all collectives that are small enough to run under many seeds."""
+"""Cases of all collectives that are small enough to run under many seeds, and the search for a seed that fails."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def small_cases() -> Iterator[Any]:
             yield s.case(s.Collective.broadcast, ranks, [6], 1, depth, root=ranks // 2, in_place=ranks == 3)
         for ranks in (2, 3, 4):
             yield s.case(s.Collective.alltoall, ranks, [i * 7 % 5 for i in range(ranks * ranks)], 1, depth)
+
+
+def found(case: Any, schedules: list[Any], seeds: int = 20_000) -> bool:
+    """Whether one of the random orders shows that the schedules are wrong."""
+    for first in range(0, seeds, 20):
+        try:
+            s.check(case, schedules, first, 20)
+        except Exception as error:
+            assert "simulation: " in str(error)
+            return True
+    return False

@@ -4,8 +4,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "collectives/cases.h"
-#include "collectives/simulate_memory.h"
+#include "base/error.h"
+#include "collectives/describe.h"
+#include "collectives/sweep.h"
 #include "collectives/timing.h"
 
 namespace nb = nanobind;
@@ -16,6 +17,7 @@ namespace {
 
 using simulate::Case;
 using simulate::Collective;
+using simulate::Sharing;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
 
 void bind_enums(nb::module_& m) {
@@ -24,17 +26,28 @@ void bind_enums(nb::module_& m) {
       .value("receive", Kind::receive)
       .value("reduce", Kind::reduce)
       .value("copy", Kind::copy)
-      .value("finish", Kind::finish);
+      .value("finish", Kind::finish)
+      .value("signal", Kind::signal)
+      .value("await_", Kind::await);
   nb::enum_<Place>(m, "Place")
       .value("input", Place::input)
       .value("output", Place::output)
-      .value("scratch", Place::scratch);
+      .value("scratch", Place::scratch)
+      .value("area", Place::area);
   nb::enum_<Collective>(m, "Collective")
       .value("allreduce", Collective::allreduce)
       .value("reduce_scatter", Collective::reduce_scatter)
       .value("allgather", Collective::allgather)
       .value("broadcast", Collective::broadcast)
       .value("alltoall", Collective::alltoall);
+  nb::enum_<Sharing>(m, "Sharing", "How an all-reduce uses the memory that the ranks of a host share.")
+      .value("none", Sharing::none)
+      .value("direct", Sharing::direct)
+      .value("staged", Sharing::staged)
+      .value("two_level_direct", Sharing::two_level_direct)
+      .value("two_level_staged", Sharing::two_level_staged)
+      .value("two_level_messages", Sharing::two_level_messages)
+      .value("two_level_mixed", Sharing::two_level_mixed);
   nb::enum_<Algorithm> algorithms(m, "Algorithm");
   for (const AlgorithmRow& row : algorithm_table())
     if (row.schedule) algorithms.value(row.name, row.algorithm);
@@ -43,41 +56,57 @@ void bind_enums(nb::module_& m) {
 void bind_data(nb::module_& m) {
   nb::class_<Region>(m, "Region", "Where a region begins: a place and an offset in elements.")
       .def_rw("place", &Region::place)
+      .def_rw("owner", &Region::owner, "The rank whose output or area it is; -1: its own.")
       .def_rw("offset", &Region::offset);
   nb::class_<Move>(m, "Move", "One thing done to one segment; after: indices of earlier moves, -1 for none.")
       .def_rw("kind", &Move::kind)
       .def_rw("prescale", &Move::prescale)
+      .def_rw("line", &Move::line)
       .def_rw("peer", &Move::peer)
       .def_rw("count", &Move::count)
       .def_rw("to", &Move::to)
       .def_rw("from_", &Move::from)
       .def_rw("with_", &Move::with)
       .def_rw("after", &Move::after)
-      .def("__repr__", [](const Move& move) { return simulate::describe(move); });
+      .def("__repr__", [](const Move& move) { return describe(move); });
   nb::class_<Schedule>(m, "Schedule", "The moves of one rank. `moves` gives and takes copies.")
       .def_prop_rw(
           "moves", [](const Schedule& s) { return s.moves; },
           [](Schedule& s, std::vector<Move> moves) { s.moves = std::move(moves); })
       .def_rw("scratch", &Schedule::scratch)
+      .def_rw("area", &Schedule::area)
       .def("__len__", [](const Schedule& s) { return s.moves.size(); });
 }
 
 Case make_case(Collective collective, int ranks, std::vector<uint64_t> counts, uint64_t segment, int depth,
-               bool prescale, bool finish, bool in_place, int root, Algorithm algorithm) {
-  return {collective, ranks, std::move(counts), {segment, depth}, {prescale, finish}, in_place, root, algorithm};
+               bool prescale, bool finish, bool in_place, int root, Algorithm algorithm, Sharing sharing,
+               std::vector<int> host_of) {
+  return {collective, ranks, std::move(counts), {segment, depth}, {prescale, finish},
+          in_place,   root,  algorithm,         sharing,          std::move(host_of)};
+}
+
+uint64_t sweep(Collective collective, Algorithm algorithm, int ranks, uint64_t max_count,
+               const std::vector<uint64_t>& segments, const std::vector<int>& depths, uint64_t seed, Sharing sharing,
+               std::vector<int> host_of) {
+  const Case like =
+      make_case(collective, ranks, {}, 1, 1, false, false, false, 0, algorithm, sharing, std::move(host_of));
+  return simulate::sweep(like, max_count, segments, depths, seed);
 }
 
 void bind_simulator(nb::module_& m) {
   nb::class_<Case>(m, "Case", "A collective with all its parameters; see collectives/cases.h for `counts`.")
       .def_ro("ranks", &Case::ranks)
+      .def_ro("in_place", &Case::in_place)
+      .def_ro("host_of", &Case::host_of)
       .def("__repr__", [](const Case& c) { return simulate::describe(c); });
   m.def("case", &make_case, "collective"_a, "ranks"_a, "counts"_a, "segment"_a, "depth"_a = 8, nb::kw_only(),
-        "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0, "algorithm"_a = Algorithm::ring);
+        "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0, "algorithm"_a = Algorithm::ring,
+        "sharing"_a = Sharing::none, "host_of"_a = std::vector<int>());
   m.def("schedules_of", &simulate::schedules_of, "case"_a, "The schedules of all ranks, by rank.");
   m.def("check", &simulate::check, "case"_a, "schedules"_a, "first_seed"_a = 0, "seeds"_a = 1, ReleaseGil(),
         "Simulates the schedules once for each seed; raises an error that names rank and move.");
-  m.def("sweep", &simulate::sweep, "collective"_a, "algorithm"_a, "ranks"_a, "max_count"_a, "segments"_a, "depths"_a,
-        "seed"_a = 0, ReleaseGil(),
+  m.def("sweep", &sweep, "collective"_a, "algorithm"_a, "ranks"_a, "max_count"_a, "segments"_a, "depths"_a,
+        "seed"_a = 0, nb::kw_only(), "sharing"_a = Sharing::none, "host_of"_a = std::vector<int>(), ReleaseGil(),
         "Simulates all cases of a collective on so many ranks once; returns how many there were.");
   m.def(
       "sums",
@@ -116,6 +145,7 @@ void bind_timing(nb::module_& m) {
   m.def(
       "virtual_time",
       [](const Case& c, double element_bytes, const Cluster& cluster, int period, const std::vector<double>& ready) {
+        if (c.sharing != Sharing::none) fail(ErrorKind::usage, "virtual time knows messages, not shared memory");
         const auto schedule = [&](int rank) { return simulate::schedule_of(c, rank); };
         return timing::execute(c.ranks, period > 0 ? period : c.ranks, schedule, element_bytes, cluster, ready);
       },

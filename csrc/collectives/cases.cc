@@ -1,9 +1,7 @@
 #include "collectives/cases.h"
 
-#include <algorithm>
-#include <random>
-
 #include "base/check.h"
+#include "collectives/levels.h"
 
 namespace ringdp::simulate {
 namespace {
@@ -88,53 +86,39 @@ void check_shape(const Case& c) {
   if (c.collective == Collective::reduce_scatter || c.collective == Collective::allgather) counts = c.ranks;
   if (c.collective == Collective::alltoall) counts = static_cast<size_t>(c.ranks) * c.ranks;
   if (c.ranks < 1 || c.counts.size() != counts) fail(ErrorKind::usage, describe(c), ": needs ", counts, " counts");
+  if (!c.host_of.empty() && c.host_of.size() != static_cast<size_t>(c.ranks))
+    fail(ErrorKind::usage, describe(c), ": needs a host for each rank");
+  if (c.sharing != Sharing::none && c.collective != Collective::allreduce)
+    fail(ErrorKind::usage, describe(c), ": only all-reduce has schedules of shared memory");
+  if (only_in_place(c.sharing) && !c.in_place) fail(ErrorKind::usage, describe(c), ": direct means in place");
 }
 
-// `total` elements over `parts`, in any way, some of them empty.
-std::vector<uint64_t> random_parts(uint64_t total, int parts, std::mt19937_64& random) {
-  std::vector<uint64_t> counts(parts, 0);
-  while (total > 0) {
-    const uint64_t n = 1 + random() % total;
-    counts[random() % parts] += n;
-    total -= n;
+// In turn, so that the hosts of a mixed case differ.
+Schedule two_level_of(const Case& c, int r) {
+  const std::optional<Levels> levels = c.host_of.empty() ? std::nullopt : levels_of(c.host_of, r);
+  if (!levels) fail(ErrorKind::usage, describe(c), ": needs several hosts with as many ranks each, and more than one");
+  Sharing way = c.sharing;
+  if (way == Sharing::two_level_mixed) {
+    const std::vector<Sharing> ways = {Sharing::two_level_staged, Sharing::two_level_messages,
+                                       Sharing::two_level_direct};
+    way = ways[static_cast<size_t>(levels->host) % (c.in_place ? 3 : 2)];
   }
-  return counts;
+  if (way == Sharing::two_level_direct) return two_level_direct(*levels, c.counts[0], c.pipeline, c.arithmetic);
+  if (way == Sharing::two_level_staged) return two_level_staged(*levels, c.counts[0], c.pipeline, c.arithmetic);
+  return two_level_messages(*levels, c.counts[0], c.pipeline, c.arithmetic);
 }
 
-std::vector<uint64_t> equal_parts(uint64_t total, int parts) {
-  std::vector<uint64_t> counts;
-  for (int i = 0; i < parts; ++i) {
-    const Chunk chunk = chunk_of(total, parts, i);
-    counts.push_back(chunk.end - chunk.begin);
+Schedule allreduce_of(const Case& c, int r) {
+  switch (c.sharing) {
+    case Sharing::none:
+      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
+    case Sharing::direct:
+      return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+    case Sharing::staged:
+      return shared_allreduce_staged(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+    default:
+      return two_level_of(c, r);
   }
-  return counts;
-}
-
-// The ways to divide `count` elements in this collective.
-std::vector<std::vector<uint64_t>> divisions(Collective collective, int ranks, uint64_t count,
-                                             std::mt19937_64& random) {
-  if (collective == Collective::allreduce || collective == Collective::broadcast) return {{count}};
-  if (collective != Collective::alltoall) return {equal_parts(count, ranks), random_parts(count, ranks, random)};
-  std::vector<uint64_t> equal, uneven;
-  for (int r = 0; r < ranks; ++r) {
-    for (uint64_t n : equal_parts(count, ranks)) equal.push_back(n);
-    for (uint64_t n : random_parts(random() % (count + 1), ranks, random)) uneven.push_back(n);
-  }
-  return {equal, uneven};
-}
-
-// All segments that are not shorter than the longest chunk cut alike: the first of them stands for all.
-std::vector<uint64_t> different(const std::vector<uint64_t>& segments, Collective collective, int ranks,
-                                Algorithm algorithm, const std::vector<uint64_t>& counts) {
-  uint64_t longest = *std::max_element(counts.begin(), counts.end());
-  if (collective == Collective::allreduce && algorithm == Algorithm::ring) longest = chunk_of(longest, ranks, 0).end;
-  std::vector<uint64_t> kept;
-  bool whole = false;
-  for (uint64_t segment : segments) {
-    if (segment < longest || !whole) kept.push_back(segment);
-    whole |= segment >= longest;
-  }
-  return kept;
 }
 
 }  // namespace
@@ -143,8 +127,13 @@ std::string describe(const Case& c) {
   constexpr const char* names[] = {"allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall"};
   std::ostringstream text;
   text << names[static_cast<int>(c.collective)];
-  if (c.collective == Collective::allreduce) text << " by " << name_of(c.algorithm);
-  text << " on " << c.ranks << " ranks, counts";
+  if (c.sharing != Sharing::none)
+    text << " in shared memory, " << name_of(c.sharing);
+  else if (c.collective == Collective::allreduce)
+    text << " by " << name_of(c.algorithm);
+  text << " on " << c.ranks << " ranks, ";
+  for (size_t r = 0; r < c.host_of.size(); ++r) text << (r ? " " : "hosts ") << c.host_of[r];
+  text << (c.host_of.empty() ? "counts" : ", counts");
   for (uint64_t n : c.counts) text << " " << n;
   text << ", segment " << c.pipeline.segment << ", depth " << c.pipeline.depth << ", root " << c.root
        << (c.arithmetic.prescale ? ", prescale" : "") << (c.arithmetic.finish ? ", finish" : "")
@@ -152,10 +141,16 @@ std::string describe(const Case& c) {
   return text.str();
 }
 
+const char* name_of(Sharing sharing) {
+  constexpr const char* names[] = {
+      "none", "direct", "staged", "two_level_direct", "two_level_staged", "two_level_messages", "two_level_mixed"};
+  return names[static_cast<int>(sharing)];
+}
+
 Schedule schedule_of(const Case& c, int r) {
   switch (c.collective) {
     case Collective::allreduce:
-      return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
+      return allreduce_of(c, r);
     case Collective::reduce_scatter:
       return ring_reduce_scatter(r, c.counts, c.pipeline, c.arithmetic);
     case Collective::allgather:
@@ -179,7 +174,10 @@ Problem problem_of(const Case& c) {
   check_shape(c);
   Problem p;
   p.in_place = c.in_place;
-  p.receive_window = static_cast<uint64_t>(c.pipeline.depth);
+  p.host_of = c.host_of;
+  p.outputs_are_shared = only_in_place(c.sharing) || (c.sharing == Sharing::two_level_mixed && c.in_place);
+  const bool two_windows = c.sharing == Sharing::two_level_messages || c.sharing == Sharing::two_level_mixed;
+  p.receive_window = two_windows ? 0 : static_cast<uint64_t>(c.pipeline.depth);
   if (c.collective == Collective::alltoall) p.send_window = p.receive_window;
   for (int r = 0; r < c.ranks; ++r) {
     p.inputs.push_back(input_of(c, r));
@@ -196,34 +194,6 @@ void check(const Case& c, std::vector<Schedule> schedules, uint64_t first_seed, 
   } catch (const Error& e) {
     throw Error(e.kind(), describe(c) + ", seed " + std::to_string(seed) + ": " + e.what());
   }
-}
-
-uint64_t sweep(Collective collective, Algorithm algorithm, int ranks, uint64_t max_count,
-               const std::vector<uint64_t>& segments, const std::vector<int>& depths, uint64_t seed) {
-  const bool reduces = collective == Collective::allreduce || collective == Collective::reduce_scatter;
-  const bool can_be_in_place = collective == Collective::allreduce || collective == Collective::broadcast;
-  std::mt19937_64 random(seed);
-  uint64_t cases = 0;
-  Case c;
-  c.collective = collective, c.ranks = ranks, c.algorithm = algorithm;
-  const auto vary_and_check = [&] {
-    for (int variant = 0; variant < 8; ++variant) {
-      c.arithmetic = {(variant & 1) != 0, (variant & 2) != 0};
-      c.in_place = (variant & 4) != 0;
-      if (!reduces && (variant & 3)) continue;
-      if (!can_be_in_place && c.in_place) continue;
-      const bool every_root = collective == Collective::broadcast && c.pipeline.depth == depths.front();
-      for (c.root = 0; c.root < (every_root ? ranks : 1); ++c.root) check(c, schedules_of(c), seed + cases++, 1);
-    }
-  };
-  for (uint64_t count = 0; count <= max_count; ++count)
-    for (const std::vector<uint64_t>& counts : divisions(collective, ranks, count, random))
-      for (uint64_t segment : different(segments, collective, ranks, algorithm, counts))
-        for (int depth : depths) {
-          c.counts = counts, c.pipeline = {segment, depth};
-          vary_and_check();
-        }
-  return cases;
 }
 
 }  // namespace ringdp::simulate

@@ -9,6 +9,18 @@ namespace ringdp::simulate {
 
 enum class Collective { allreduce, reduce_scatter, allgather, broadcast, alltoall };
 
+// How an all-reduce uses the memory that the ranks of a host share. Another one is a value here, its name and its line
+// in cases.cc.
+enum class Sharing {
+  none,    // messages alone: by Case::algorithm
+  direct,  // the outputs, in place
+  staged,  // areas
+  two_level_direct,
+  two_level_staged,
+  two_level_messages,
+  two_level_mixed,  // each host in another way
+};
+
 struct Case {
   Collective collective = Collective::allreduce;
   int ranks = 1;
@@ -19,9 +31,14 @@ struct Case {
   Arithmetic arithmetic;                  // allreduce, reduce_scatter
   bool in_place = false;                  // allreduce, broadcast
   int root = 0;                           // broadcast
-  Algorithm algorithm = Algorithm::ring;  // allreduce
+  Algorithm algorithm = Algorithm::ring;  // allreduce by messages
+  Sharing sharing = Sharing::none;        // allreduce
+  std::vector<int> host_of;               // by rank: ranks of one host can share memory; empty: all are of one
 };
 
+constexpr bool in_two_levels(Sharing s) { return s >= Sharing::two_level_direct; }
+constexpr bool only_in_place(Sharing s) { return s == Sharing::direct || s == Sharing::two_level_direct; }
+const char* name_of(Sharing sharing);
 std::string describe(const Case& c);
 Schedule schedule_of(const Case& c, int rank);
 std::vector<Schedule> schedules_of(const Case& c);  // by rank
@@ -29,11 +46,5 @@ Problem problem_of(const Case& c);
 
 // Runs the schedules under each seed; an error's text begins with the case and the seed.
 void check(const Case& c, std::vector<Schedule> schedules, uint64_t first_seed, uint64_t seeds);
-
-// All cases of a collective on this many ranks with 0 … max_count elements, equal and random chunks, in place and not,
-// scaled and finished and not, with each segment and depth (every root with the first depth); each under one seed of
-// its own. Segments that cut alike are run once. Returns how many cases there were.
-uint64_t sweep(Collective collective, Algorithm algorithm, int ranks, uint64_t max_count,
-               const std::vector<uint64_t>& segments, const std::vector<int>& depths, uint64_t seed);
 
 }  // namespace ringdp::simulate

@@ -14,8 +14,9 @@
 // Ranks of one host may share memory. Then a region can lie in another rank's output or *area* (staging memory that the
 // ranks can all reach), and instead of messages there are tokens: each rank counts its progress in the operation where
 // the others can see it. *signal* k says that all it has done so far is visible; *await* k waits until each of the others
-// has said k or more. A rank's signals rise by one, and each names the one before it in `after`. There are two *lines* of
-// such tokens, which know nothing of each other: what flows in and what flows out are not held up by one another.
+// has said k or more. A rank's signals rise by one, and each names the one before it in `after`; its awaits end in the
+// order of its list. There are two *lines* of such tokens, which know nothing of each other: what flows in and what flows out
+// are not held up by one another. A rank ends with its last move, and from then on nobody else may touch its output or area.
 //
 // Memory. A move owns its regions from its start to its end: a send may read its region at any time between being
 // posted and being complete, a receive may write at any time. So whoever writes a region that an earlier

@@ -24,19 +24,12 @@ class Random {  // splitmix64: small, and the same everywhere
 
 constexpr uint32_t event_of(Kind kind, Event event) { return static_cast<uint32_t>(kind) * kEvents + event; }
 
-// What a run may keep back.
-constexpr uint32_t kSlow[] = {
-    event_of(Kind::send, kPost),
-    event_of(Kind::send, kRead),
-    event_of(Kind::send, kComplete),
-    event_of(Kind::receive, kPost),
-    event_of(Kind::receive, kComplete),
-    event_of(Kind::reduce, kPost),
-    event_of(Kind::reduce, kComplete),
-    event_of(Kind::copy, kPost),
-    event_of(Kind::copy, kComplete),
-    event_of(Kind::finish, kPost),
-    ~0u,  // nothing
+// What a run may keep back, if there are such moves.
+constexpr std::pair<Kind, Event> kSlow[] = {
+    {Kind::send, kPost},        {Kind::send, kRead},      {Kind::send, kComplete},   {Kind::receive, kPost},
+    {Kind::receive, kComplete}, {Kind::reduce, kPost},    {Kind::reduce, kComplete}, {Kind::copy, kPost},
+    {Kind::copy, kComplete},    {Kind::finish, kPost},    {Kind::signal, kPost},     {Kind::signal, kRead},
+    {Kind::await, kPost},       {Kind::await, kComplete},
 };
 
 enum class Favour { any, early, late };
@@ -45,41 +38,64 @@ enum class Favour { any, early, late };
 
 struct Simulation::State {
   State(std::vector<Schedule> s, Problem p)
-      : schedules(std::move(s)), problem(std::move(p)), memory(schedules, problem), graph(memory, problem) {}
+      : schedules(std::move(s)), problem(std::move(p)), memory(schedules, problem), graph(memory, problem) {
+    for (const auto& [kind, event] : kSlow) {
+      Node node = 0;
+      while (node < graph.nodes() && memory.kind(node) != kind) ++node;
+      if (node < graph.nodes()) slow_kinds.push_back(event_of(kind, event));
+    }
+    slow_kinds.push_back(~0u);  // nothing
+  }
 
   void run(uint64_t seed) {
     start(seed);
     Node left = graph.nodes();
     while (left > 0) {
-      if (now.empty() && later.empty()) deadlock();
-      const uint32_t drawn = now.empty() ? take(later, one_of_later()) : take(now, any(now));
+      const uint32_t drawn = next();
       happen(drawn / kEvents, static_cast<Event>(drawn % kEvents));
       left -= drawn % kEvents == kComplete;
     }
     memory.check_outputs();
   }
 
+  uint32_t next() {
+    if (!now.empty()) return take(now, any(now));
+    if (!later.empty()) return take(later, one_of_later());
+    if (last.empty()) deadlock();
+    return take(last, 0);
+  }
+
   void start(uint64_t seed) {
     random = Random(seed);
     rendezvous = random.below(2);
     narrow = random.below(4) == 0;
-    slow_kind = kSlow[random.below(std::size(kSlow))];
+    slow_kind = slow_kinds[any(slow_kinds)];
     slow_rank = random.below(static_cast<uint32_t>(memory.ranks()) + 1);
     slow_share = random.below(2) * random.below(5);
     favour = static_cast<Favour>(random.below(3));
+    slow_event = random.below(2) ? random.below(graph.nodes() * kEvents) : kNobody;
     memory.reset();
     gates = graph.gates();
     done.assign(graph.nodes(), 0);
-    now.clear(), later.clear();
-    for (Node node = 0; node < graph.nodes(); ++node) open(node, kPost);
+    now.clear(), later.clear(), last.clear();
+    for (Node node = 0; node < graph.nodes(); ++node) {
+      open(node, kPost);
+      if (!narrow && memory.kind(node) == Kind::await) open_successor(node);
+    }
   }
 
   void happen(Node node, Event event) {
     if (event == kPost) return post(node);
     if (event == kComplete) return complete(node);
+    if (memory.kind(node) == Kind::signal) return show(node);
     memory.read(node);
     open(node, kComplete);
     open(graph.partner(node), kComplete);
+  }
+
+  void show(Node signal) {
+    for (Node await : graph.awaiting(signal)) open(await, kComplete);
+    if (graph.successor(signal) != kNobody) open(graph.successor(signal), kRead);
   }
 
   void post(Node node) {
@@ -91,16 +107,17 @@ struct Simulation::State {
       if (!rendezvous) open(node, kRead);
     } else {
       open(node, kComplete);
+      if (memory.kind(node) == Kind::signal) open(node, kRead);
       if (rendezvous && partner != kNobody) open(partner, kRead);
     }
-    if (!narrow) open_successor(node);
+    if (!narrow && memory.kind(node) != Kind::await) open_successor(node);
   }
 
   void complete(Node node) {
     memory.complete(node, graph.partner(node));
     done[node] = 1;
     if (narrow) open_successor(node);
-    for (const Node* w = graph.waiting_begin(node); w != graph.waiting_end(node); ++w) open(*w, kPost);
+    for (Node waiting : graph.waiting(node)) open(waiting, kPost);
   }
 
   void open_successor(Node node) {
@@ -110,7 +127,8 @@ struct Simulation::State {
   // One thing less to wait for. The event may happen when nothing is left.
   void open(Node node, Event event) {
     const uint32_t id = node * kEvents + event;
-    if (--gates[id] == 0) (kept_back(node, event) ? later : now).push_back(id);
+    if (--gates[id] > 0) return;
+    (id == slow_event ? last : kept_back(node, event) ? later : now).push_back(id);
   }
 
   bool kept_back(Node node, Event event) {
@@ -160,7 +178,9 @@ struct Simulation::State {
   uint32_t slow_kind = 0, slow_rank = 0, slow_share = 0;  // share: eighths of all events
   std::vector<uint16_t> gates;                            // by node and event: how many things it still waits for
   std::vector<uint8_t> done;
-  std::vector<uint32_t> now, later;  // events that may happen; those in `later` only if there are no others
+  std::vector<uint32_t> slow_kinds;
+  uint32_t slow_event = kNobody;
+  std::vector<uint32_t> now, later, last;  // events that may happen; those of a list only when there are none before it
 };
 
 Simulation::Simulation(std::vector<Schedule> schedules, Problem problem)

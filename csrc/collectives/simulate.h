@@ -4,18 +4,26 @@
 //
 // A move has up to three events, and anything else may happen between them:
 //   post      all of `after` are done, and the moves before it on the same channel are posted: it owns its regions
-//   read      (send) the region is read: the message is on its way
-//   complete  the move is done: a receive, and a reduce, copy or finish, has written its region
+//   read      (send) the region is read: the message is on its way; (signal) the others can see it
+//   complete  the move is done: a receive, and a reduce, copy or finish, has written its region; an await has seen the
+//             signals of all others of its host
 // A run is *eager* (a send is read whether or not the receive is posted) or it is a *rendezvous* (only when it is); it
-// may be *narrow* (one message under way on each channel); and it keeps back a random kind of event, rank and share of
-// all events for as long as there is anything else to do.
+// may be *narrow* (one message under way on each channel, and awaits end one after the other, in the order of the list);
+// and it keeps back a random kind of event, rank and share of all events for as long as there is anything else to do, and
+// one event until there is nothing else at all.
 // No event ever takes away another's chance to happen, so whether the schedules deadlock does not depend on the order:
 // a narrow rendezvous run that ends proves that all of them do, and however few messages an executor keeps under way.
 //
+// Memory of other ranks. The ranks of a host reach each other's areas, and their outputs where these are shared. What
+// orders the accesses of two ranks are signals and awaits (and messages) alone. All ranks have begun when a run begins,
+// as whoever executes it must see to; a rank *ends* with its last move, whatever the others still do, and nobody may
+// touch its memory from then on.
+//
 // Reported (ErrorKind::internal, naming rank and move): deadlock, messages without a counterpart or of another length,
-// a region owned by two moves of which one writes, reading what was never written or is being received, writing to the
-// input, memory out of bounds, elements misplaced, added twice, missing, scaled or finished when they should not be,
-// more moves in flight than the window allows.
+// awaits of a signal that some rank of the host never comes to, signals that do not rise by one or do not name the one
+// before, a region owned by two moves of which one writes, reading what was never written or is being received, writing
+// to the input, memory out of bounds, out of reach, or of a rank that has ended, elements misplaced, added twice, missing,
+// scaled or finished when they should not be, more moves in flight than the window allows.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +67,8 @@ struct Problem {
   bool in_place = false;                     // the output lies where the input lies
   std::vector<std::vector<Value>> inputs;    // inputs[r][i]: element i of rank r's input
   std::vector<std::vector<Value>> expected;  // of the output
+  std::vector<int> host_of;                  // whose ranks share memory; empty: all of them
+  bool outputs_are_shared = false;           // the outputs too, not the areas alone
   uint64_t receive_window = 0;               // receive j of a rank is posted when receive j - window is done; 0: any
   uint64_t send_window = 0;
 };

@@ -2,28 +2,23 @@
 
 namespace ringdp::simulate {
 
+Edges::Edges(Node nodes, const std::vector<std::pair<Node, Node>>& pairs) : first_(nodes + 1, 0), to_(pairs.size()) {
+  for (const auto& [from, to] : pairs) ++first_[from + 1];
+  for (Node node = 0; node < nodes; ++node) first_[node + 1] += first_[node];
+  std::vector<Node> next(first_);
+  for (const auto& [from, to] : pairs) to_[next[from]++] = to;
+}
+
 Graph::Graph(const Memory& memory, const Problem& problem)
     : memory_(memory),
       nodes_(memory.first(memory.ranks())),
       partner_(nodes_, kNobody),
       successor_(nodes_, kNobody),
       ahead_(nodes_, kNobody),
-      first_waiting_(nodes_ + 1, 0),
       gates_(nodes_ * kEvents, 1) {
   add_dependencies();
-  const size_t ranks = static_cast<size_t>(memory.ranks());
-  std::vector<Channel> sends(ranks * ranks), receives(ranks * ranks);  // by sender and receiver
-  for (Node node = 0; node < nodes_; ++node) {
-    const Move& m = memory.move(node);
-    const size_t rank = static_cast<size_t>(memory.rank_of(node)), peer = static_cast<size_t>(m.peer);
-    if (m.kind != Kind::send && m.kind != Kind::receive) continue;
-    if (m.peer < 0 || peer >= ranks || peer == rank) memory.blame(node, "has no such peer");
-    add_to_channel(node, m.kind == Kind::send ? sends[rank * ranks + peer] : receives[peer * ranks + rank]);
-    ++gates_[node * kEvents + (m.kind == Kind::send ? kRead : kComplete)];  // the other end
-  }
-  for (size_t from = 0; from < ranks; ++from)
-    for (size_t to = 0; to < ranks; ++to)
-      match(sends[from * ranks + to].first, receives[from * ranks + to].first, from, to);
+  add_messages();
+  add_tokens();
   for (int rank = 0; rank < memory.ranks(); ++rank) {
     set_window(rank, Kind::receive, problem.receive_window);
     set_window(rank, Kind::send, problem.send_window);
@@ -31,19 +26,72 @@ Graph::Graph(const Memory& memory, const Problem& problem)
 }
 
 void Graph::add_dependencies() {
-  const auto for_each = [&](const auto& use) {
-    for (Node node = 0; node < nodes_; ++node)
-      for (int32_t a : memory_.move(node).after)
-        if (a != -1) use(named(node, a), node);
-  };
-  for_each([&](Node before, Node node) {
-    ++first_waiting_[before + 1];
-    ++gates_[node * kEvents + kPost];
-  });
-  for (Node node = 0; node < nodes_; ++node) first_waiting_[node + 1] += first_waiting_[node];
-  waiting_.resize(first_waiting_[nodes_]);
-  std::vector<Node> next(first_waiting_);
-  for_each([&](Node before, Node node) { waiting_[next[before]++] = node; });
+  std::vector<std::pair<Node, Node>> pairs;
+  for (Node node = 0; node < nodes_; ++node)
+    for (int32_t a : memory_.move(node).after)
+      if (a != -1) {
+        pairs.push_back({named(node, a), node});
+        ++gates_[node * kEvents + kPost];
+      }
+  waiting_ = Edges(nodes_, pairs);
+}
+
+void Graph::add_messages() {
+  const size_t ranks = static_cast<size_t>(memory_.ranks());
+  std::vector<Channel> sends(ranks * ranks), receives(ranks * ranks);  // by sender and receiver
+  for (Node node = 0; node < nodes_; ++node) {
+    const Move& m = memory_.move(node);
+    const size_t rank = static_cast<size_t>(memory_.rank_of(node)), peer = static_cast<size_t>(m.peer);
+    if (!is_message(m.kind)) continue;
+    if (m.peer < 0 || peer >= ranks || peer == rank) memory_.blame(node, "has no such peer");
+    add_to_channel(node, m.kind == Kind::send ? sends[rank * ranks + peer] : receives[peer * ranks + rank]);
+    ++gates_[node * kEvents + (m.kind == Kind::send ? kRead : kComplete)];  // the other end
+  }
+  for (size_t from = 0; from < ranks; ++from)
+    for (size_t to = 0; to < ranks; ++to)
+      match(sends[from * ranks + to].first, receives[from * ranks + to].first, from, to);
+}
+
+void Graph::add_tokens() {
+  const int ranks = memory_.ranks();
+  std::vector<std::vector<Node>> signals(ranks * Move::kLines);  // by rank and line
+  std::vector<Channel> signal_channels(signals.size()), await_channels(signals.size());
+  for (Node node = 0; node < nodes_; ++node) {
+    const Kind kind = memory_.kind(node);
+    if (kind != Kind::signal && kind != Kind::await) continue;
+    const uint8_t line = memory_.move(node).line;
+    if (line >= Move::kLines) memory_.blame(node, "there is no such line");
+    const size_t of = static_cast<size_t>(memory_.rank_of(node) * Move::kLines + line);
+    add_to_channel(node, kind == Kind::signal ? signal_channels[of] : await_channels[of]);
+    if (kind == Kind::await) continue;
+    check_signal(node, signals[of]);
+    if (!signals[of].empty()) ++gates_[node * kEvents + kRead];  // seen after the one before
+    signals[of].push_back(node);
+  }
+  std::vector<std::pair<Node, Node>> pairs;
+  for (Node node = 0; node < nodes_; ++node) {
+    if (memory_.kind(node) != Kind::await) continue;
+    const uint64_t number = memory_.move(node).count;
+    if (number == 0) memory_.blame(node, "has no number: signals begin with 1");
+    for (int other = 0; other < ranks; ++other) {
+      if (other == memory_.rank_of(node) || !memory_.share_memory(other, memory_.rank_of(node))) continue;
+      const std::vector<Node>& theirs = signals[other * Move::kLines + memory_.move(node).line];
+      if (number > theirs.size()) memory_.blame(node, "rank ", other, " never comes to signal ", number);
+      pairs.push_back({theirs[number - 1], node});
+      ++gates_[node * kEvents + kComplete];
+    }
+  }
+  awaiting_ = Edges(nodes_, pairs);
+}
+
+// Whoever sees signal k relies on all that is before it: that is what the signals before it say as well.
+void Graph::check_signal(Node node, const std::vector<Node>& before) const {
+  if (memory_.move(node).count != before.size() + 1)
+    memory_.blame(node, "is signal ", before.size() + 1, " of its line: they rise by one");
+  if (before.empty()) return;
+  for (int32_t a : memory_.move(node).after)
+    if (a != -1 && named(node, a) == before.back()) return;
+  memory_.blame(node, "does not name the signal before it: ", memory_.name(before.back()));
 }
 
 Node Graph::named(Node node, int32_t after) const {

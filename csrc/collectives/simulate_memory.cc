@@ -3,42 +3,11 @@
 namespace ringdp::simulate {
 namespace {
 
-const char* name_of(Place p) {
-  constexpr const char* names[] = {"input", "output", "scratch"};
-  return names[static_cast<int>(p)];
-}
-
-bool reads_from(Kind k) { return k != Kind::receive; }
+bool reads_from(Kind k) { return k == Kind::send || is_arithmetic(k); }
 bool reads_with(Kind k) { return k == Kind::reduce; }
-bool writes(Kind k) { return k != Kind::send; }
+bool writes(Kind k) { return k == Kind::receive || is_arithmetic(k); }
 
 }  // namespace
-
-std::string describe(const Region& region) {
-  return std::string(name_of(region.place)) + " " + std::to_string(region.offset);
-}
-
-std::string describe(const Move& m) {
-  const std::string n = std::to_string(m.count) + (m.count == 1 ? " element" : " elements");
-  const std::string peer = "rank " + std::to_string(m.peer);
-  switch (m.kind) {
-    case Kind::send:
-      return "send " + n + ", " + describe(m.from) + " to " + peer;
-    case Kind::receive:
-      return "receive " + n + ", " + peer + " to " + describe(m.to);
-    case Kind::reduce:
-      return "reduce " + n + ", " + describe(m.to) + " = " + describe(m.from) + " op " + describe(m.with);
-    case Kind::copy:
-      return (m.prescale ? "scale " : "copy ") + n + ", " + describe(m.from) + " to " + describe(m.to);
-    case Kind::finish:
-      return "finish " + n + ", " + describe(m.from) + " to " + describe(m.to);
-    case Kind::signal:
-      return "signal " + std::to_string(m.count);
-    case Kind::await:
-      return "await " + std::to_string(m.count);
-  }
-  return "unknown move";
-}
 
 Memory::Memory(const std::vector<Schedule>& schedules, const Problem& problem)
     : schedules_(schedules),
@@ -54,7 +23,8 @@ Memory::Memory(const std::vector<Schedule>& schedules, const Problem& problem)
   for (int r = 0; r < ranks; ++r) {
     const uint32_t output = reserve(problem.expected[r].size());
     const uint32_t input = problem.in_place ? output : reserve(problem.inputs[r].size());
-    base_.push_back({input, output, reserve(schedules[r].scratch)});
+    const uint32_t scratch = reserve(schedules[r].scratch);
+    base_.push_back({input, output, scratch, reserve(schedules[r].area)});
   }
   initial_.resize(cells);
   for (int r = 0; r < ranks; ++r) fill(base_[r][0], problem.inputs[r]);
@@ -68,13 +38,14 @@ Memory::Memory(const std::vector<Schedule>& schedules, const Problem& problem)
     rank_of_.resize(rank_of_.size() + schedules[r].moves.size(), r);
     for (const Move& m : schedules[r].moves) {
       const Node node = static_cast<Node>(acts_.size());
-      if (reads_from(m.kind)) check_bounds(r, node, m.from, "from");
-      if (reads_with(m.kind)) check_bounds(r, node, m.with, "with");
-      if (writes(m.kind)) check_bounds(r, node, m.to, "to");
-      if (writes(m.kind) && m.to.place == Place::input) blame(node, "writes to the input");
-      acts_.push_back({m.kind, m.prescale, static_cast<uint32_t>(m.count), position(r, m.to), position(r, m.from),
-                       position(r, m.with), wire});
-      if (m.kind == Kind::send) wire += static_cast<uint32_t>(m.count);
+      const bool to = writes(m.kind), from = reads_from(m.kind), with = reads_with(m.kind);
+      const uint32_t count = to || from ? static_cast<uint32_t>(m.count) : 0;  // of a token it is a number
+      acts_.push_back({m.kind, m.prescale, false, count, 0, 0, 0, wire});
+      if (from) acts_.back().from = position(node, m.from, "from");
+      if (with) acts_.back().with = position(node, m.with, "with");
+      if (to) acts_.back().to = position(node, m.to, "to");
+      if (to && m.to.place == Place::input) blame(node, "writes to the input");
+      if (m.kind == Kind::send) wire += count;
     }
   }
   first_.push_back(static_cast<Node>(rank_of_.size()));
@@ -85,19 +56,56 @@ void Memory::fill(uint32_t position, const std::vector<Value>& values) {
   for (size_t i = 0; i < values.size(); ++i) initial_[position + i].value = values[i];
 }
 
-void Memory::check_bounds(int rank, Node node, const Region& region, const char* role) const {
-  const Move& m = schedules_[rank].moves[node - first_[rank]];
-  const uint64_t sizes[] = {problem_.inputs[rank].size(), problem_.expected[rank].size(), schedules_[rank].scratch};
+uint32_t Memory::position(Node node, const Region& region, const char* role) {
+  const int rank = rank_of_[node];
+  if (move(node).count == 0) blame(node, "has no elements");
+  if (region.owner != Region::kOwn || region.place == Place::area) check_sharing(node, region, role);
+  const int owner = region.owner == Region::kOwn ? rank : region.owner;
+  acts_[node].of_others |= owner != rank;
+  const uint64_t sizes[] = {problem_.inputs[owner].size(), problem_.expected[owner].size(), schedules_[owner].scratch,
+                            schedules_[owner].area};
   const uint64_t size = sizes[static_cast<int>(region.place)];
-  if (m.count == 0) blame(node, "has no elements");
-  if (region.offset > size || m.count > size - region.offset)
+  if (region.offset > size || move(node).count > size - region.offset)
     blame(node, "`", role, "` is beyond the end of ", name_of(region.place), ", which has ", size, " elements");
+  return base_[owner][static_cast<int>(region.place)] + static_cast<uint32_t>(region.offset);
 }
 
-void Memory::reset() { cells_ = initial_; }
+// May this rank reach memory that is named by its owner?
+void Memory::check_sharing(Node node, const Region& region, const char* role) const {
+  const auto wrong = [&](const auto&... why) { blame(node, "`", role, "` ", why...); };
+  if (region.owner == Region::kOwn) wrong("does not say whose area it is");
+  if (region.owner < 0 || region.owner >= ranks()) wrong("lies with rank ", region.owner, ", which there is not");
+  if (region.place != Place::area && region.place != Place::output) wrong("is no memory that ranks share");
+  if (region.place == Place::output && !problem_.outputs_are_shared)
+    wrong("lies in an output, and these are not shared");
+  if (!share_memory(rank_of_[node], region.owner)) wrong("lies on another host");
+}
+
+bool Memory::share_memory(int rank, int other) const {
+  return problem_.host_of.empty() || problem_.host_of[rank] == problem_.host_of[other];
+}
+
+void Memory::reset() {
+  cells_ = initial_;
+  left_.clear();
+  for (const Schedule& s : schedules_) left_.push_back(s.moves.size());
+}
+
+// Who has done its last move may do anything with its memory: nobody else may read or write it then.
+void Memory::check_owners(Node node) const {
+  const Move& m = move(node);
+  const auto check = [&](const char* verb, const Region& region) {
+    if (region.owner == Region::kOwn || region.owner == rank_of_[node] || left_[region.owner] > 0) return;
+    blame(node, verb, " rank ", region.owner, "'s ", name_of(region.place), " after rank ", region.owner, " has ended");
+  };
+  if (reads_from(m.kind)) check("reads", m.from);
+  if (reads_with(m.kind)) check("reads", m.with);
+  if (writes(m.kind)) check("writes", m.to);
+}
 
 void Memory::own(Node node) {
   const Act& a = acts_[node];
+  if (a.of_others) check_owners(node);
   if (reads_from(a.kind)) own_to_read(node, a.from, writes(a.kind) && a.from == a.to);
   if (reads_with(a.kind)) own_to_read(node, a.with, a.with == a.to);
   if (writes(a.kind)) own_to_write(node, a.to);
@@ -131,6 +139,8 @@ void Memory::read(Node node) {
 
 void Memory::complete(Node node, Node sender) {
   const Act& a = acts_[node];
+  if (a.of_others) check_owners(node);
+  --left_[rank_of_[node]];
   for (uint32_t i = 0; i < a.count; ++i) {
     if (a.kind == Kind::send) {
       --cells_[a.from + i].readers;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "collectives/describe.h"
 #include "collectives/simulate.h"
 
 namespace ringdp::simulate {
@@ -10,12 +11,10 @@ namespace ringdp::simulate {
 using Node = uint32_t;
 inline constexpr Node kNobody = ~Node{0};
 
-std::string describe(const Region& region);
-std::string describe(const Move& move);
-
 class Memory {
  public:
-  Memory(const std::vector<Schedule>& schedules, const Problem& problem);  // checks bounds and targets
+  // Checks bounds and targets, and that each rank can reach what it names.
+  Memory(const std::vector<Schedule>& schedules, const Problem& problem);
   void reset();
 
   void own(Node node);                    // the move is posted: it owns its regions; what it reads must be there
@@ -27,6 +26,7 @@ class Memory {
   int rank_of(Node node) const { return rank_of_[node]; }
   int ranks() const { return static_cast<int>(schedules_.size()); }
   Node first(int rank) const { return first_[rank]; }  // node of rank's first move; first(ranks): how many there are
+  bool share_memory(int rank, int other) const;        // are they of one host?
   std::vector<Value> output(int rank) const;
 
   template <class... Parts>
@@ -46,12 +46,12 @@ class Memory {
   struct Act {  // a move with its regions as positions in cells_
     Kind kind;
     bool prescale;
+    bool of_others;  // reads or writes other ranks' memory
     uint32_t count, to, from, with, wire;
   };
-  uint32_t position(int rank, const Region& region) const {
-    return base_[rank][static_cast<int>(region.place)] + static_cast<uint32_t>(region.offset);
-  }
-  void check_bounds(int rank, Node node, const Region& region, const char* role) const;
+  uint32_t position(Node node, const Region& region, const char* role);  // after all checks
+  void check_sharing(Node node, const Region& region, const char* role) const;
+  void check_owners(Node node) const;
   void fill(uint32_t position, const std::vector<Value>& values);
   void own_to_read(Node node, uint32_t position, bool also_written);
   void own_to_write(Node node, uint32_t position);
@@ -64,8 +64,9 @@ class Memory {
   const uint64_t everyone_;
   std::vector<Node> first_;
   std::vector<int> rank_of_;
-  std::vector<std::array<uint32_t, 3>> base_;  // by rank and place
+  std::vector<std::array<uint32_t, 4>> base_;  // by rank and place
   std::vector<Act> acts_;
+  std::vector<size_t> left_;  // by rank: moves that are not done
   std::vector<Cell> cells_, initial_;
   std::vector<Value> wire_;
 };

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "check.h"
-#include "collectives/cases.h"
+#include "collectives/sweep.h"
 
 using namespace ringdp;
 using namespace ringdp::simulate;
@@ -17,8 +17,10 @@ constexpr uint64_t kMostElements = 17;
 // The numbers of cases that `sweep` runs are its own; that it runs many, and in fact checks, the tests below see.
 void sweep_all_ranks(Collective collective, uint64_t at_least, Algorithm algorithm = Algorithm::ring) {
   uint64_t cases = 0;
-  for (int ranks = 1; ranks <= kMostRanks; ++ranks)
-    cases += sweep(collective, algorithm, ranks, kMostElements, {1, 3, 64}, {1, 2}, static_cast<uint64_t>(ranks));
+  Case like;
+  like.collective = collective, like.algorithm = algorithm;
+  for (like.ranks = 1; like.ranks <= kMostRanks; ++like.ranks)
+    cases += sweep(like, kMostElements, {1, 3, 64}, {1, 2}, static_cast<uint64_t>(like.ranks));
   CHECK(cases >= at_least, cases, " cases");
 }
 
@@ -42,6 +44,16 @@ Case ring_case(int ranks, uint64_t count, Pipeline pipeline) {
 TEST(allreduce_is_right_in_a_random_order) {
   for (const AlgorithmRow& row : algorithm_table())
     if (row.schedule) sweep_all_ranks(Collective::allreduce, 3000, row.algorithm);
+}
+TEST(allreduce_in_shared_memory_is_right_in_a_random_order) {
+  for (const Sharing sharing : {Sharing::direct, Sharing::staged}) {
+    uint64_t cases = 0;
+    Case like;
+    like.sharing = sharing;
+    for (like.ranks = 2; like.ranks <= kMostRanks; ++like.ranks)  // one rank shares with nobody
+      cases += sweep(like, kMostElements, {1, 3, 64}, {1}, static_cast<uint64_t>(like.ranks));
+    CHECK(cases >= 500, cases, " cases");
+  }
 }
 TEST(reduce_scatter_is_right_in_a_random_order) { sweep_all_ranks(Collective::reduce_scatter, 3000); }
 TEST(allgather_is_right_in_a_random_order) { sweep_all_ranks(Collective::allgather, 500); }

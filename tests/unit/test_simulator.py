@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from schedule_cases import small_cases
+from schedule_cases import found, small_cases
 
 from ringdp import _core
 
@@ -17,17 +17,6 @@ Collective, Kind = s.Collective, s.Kind
 
 def name(value: Any) -> str | None:
     return getattr(value, "name", None)
-
-
-def found(case: Any, schedules: list[Any], seeds: int = 20_000) -> bool:
-    """Whether one of the random orders shows that the schedules are wrong."""
-    for first in range(0, seeds, 20):
-        try:
-            s.check(case, schedules, first, 20)
-        except Exception as error:
-            assert "simulation: " in str(error)
-            return True
-    return False
 
 
 def needed_edges(schedules: list[Any]) -> list[tuple[int, int, int]]:
