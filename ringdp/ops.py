@@ -22,6 +22,12 @@ T = TypeVar("T")
 class Adapter(Protocol[T]):
     """What the operations need to know of a framework's tensors. All tensors here are on the CPU."""
 
+    # Tensors of exactly these types the core looks at by itself (csrc/bindings/tensor.h); those that it cannot use as
+    # they lie there, and all others, take the longer way by `source`, `target` and `describe`.
+    direct: tuple[type, ...]
+    # To be called when the core has written such a tensor, if the framework wants to know.
+    note_write: Callable[[Any], None] | None
+
     def source(self, tensor: Any) -> T:
         """`tensor` as a dense tensor in row-major order that may be read; a copy only if it must be.
 
@@ -139,6 +145,7 @@ class Operations(Generic[T]):
 
     def __init__(self, adapter: Adapter[T]) -> None:
         self._adapter = adapter
+        self._direct, self._note_write = adapter.direct, adapter.note_write
 
     # --- all-reduce ---
 
@@ -196,9 +203,25 @@ class Operations(Generic[T]):
 
         Algorithms: docs/architecture.md; csrc/collectives names the source of each.
         """
+        here = world.current()
+        chosen = op if average is None and type(op) is ReduceOp else reduce_op(op, average)
+        if type(tensor) in self._direct:
+            output = self._adapter.empty_like(tensor)
+            if here.engine.allreduce(
+                name,
+                process_set.process_set_id,
+                tensor,
+                output,
+                chosen,
+                prescale_factor,
+                postscale_factor,
+                here,
+            ):
+                return output
         source = self._adapter.source(tensor)
         output = self._adapter.empty_like(source)
-        self._allreduce(source, output, average, name, op, prescale_factor, postscale_factor, process_set)
+        scale = prescale_factor, postscale_factor
+        self._allreduce(here, source, output, name, chosen, scale, process_set)
         return output
 
     def allreduce_async_(
@@ -235,36 +258,34 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Any:
         """As `allreduce`, in place: writes the result into `tensor` and returns it."""
+        here = world.current()
+        chosen = op if average is None and type(op) is ReduceOp else reduce_op(op, average)
+        if type(tensor) in self._direct and here.engine.allreduce(
+            name, process_set.process_set_id, tensor, tensor, chosen, prescale_factor, postscale_factor, here
+        ):
+            if self._note_write is not None:
+                self._note_write(tensor)
+            return tensor
         target = self._adapter.target(tensor)
-        self._allreduce(target, target, average, name, op, prescale_factor, postscale_factor, process_set)
-        self._adapter.written(tensor, target)
-        return tensor
+        scale = prescale_factor, postscale_factor
+        self._allreduce(here, target, target, name, chosen, scale, process_set)
+        return self._written(tensor, target)
 
     def _allreduce(
         self,
+        here: world.World,
         source: T,
         output: T,
-        average: bool | None,
         name: str | None,
-        op: ReduceOp | None,
-        prescale: float,
-        postscale: float,
+        op: ReduceOp,
+        scale: tuple[float, float],
         process_set: ProcessSet,
     ) -> None:
         """The blocking form: the caller's own thread does the work, see csrc/engine/drive.cc."""
-        here = world.current()
         address, dtype, shape = self._adapter.describe(source)
-        here.engine.allreduce(
-            name or "",
-            process_set.process_set_id,
-            address,
-            address if output is source else self._adapter.describe(output)[0],
-            dtype,
-            shape,
-            op if average is None and type(op) is ReduceOp else reduce_op(op, average),
-            prescale,
-            postscale,
-            lambda core: here.hold(core, (source, output)),
+        target = address if output is source else self._adapter.describe(output)[0]
+        here.engine.allreduce_at(
+            name, process_set.process_set_id, address, target, dtype, shape, op, *scale, here, source, output
         )
 
     # --- all-gather ---

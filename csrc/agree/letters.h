@@ -32,8 +32,8 @@ class Letters {
   struct Meeting {
     std::vector<Received> from;  // by member
     int missing = 0;
-    uint64_t token = 0;                          // the caller's
-    std::deque<std::pair<int, Received>> later;  // of the next meetings about the same thing
+    uint64_t token = 0;                           // the caller's
+    std::vector<std::pair<int, Received>> later;  // of the next meetings about the same thing
     bool complete() const { return missing == 0; }
     bool agreed() const;  // after complete(): all signatures are the same, and nobody sent poison
     bool poisoned() const;

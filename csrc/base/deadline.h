@@ -2,11 +2,19 @@
 #pragma once
 
 #include <chrono>
+#include <ctime>
 
 namespace ringdp {
 
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
+
+// At the last tick of the kernel, some milliseconds ago at most: 8 ns instead of 30.
+inline Clock::time_point recently() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+  return Clock::time_point(std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec));
+}
 
 class Deadline {
  public:

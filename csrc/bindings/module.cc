@@ -10,17 +10,18 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "base/options.h"
 #include "bindings/agreement.h"
-#include "bindings/buffer.h"
 #include "bindings/choice.h"
 #include "bindings/host.h"
 #include "bindings/kernels.h"
 #include "bindings/schedules.h"
+#include "bindings/tensor.h"
 #include "bucket/plan.h"
 #include "engine/engine.h"
 #include "transport/local.h"
@@ -85,78 +86,82 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> take_output(Handle& handle) {
   return {data, 1, shape, owner};
 }
 
-std::shared_ptr<Handle> submit(Engine& engine, int kind, std::string name, int process_set, uint64_t input,
-                               uint64_t output, int dtype, std::vector<uint64_t> shape, int op, double prescale,
-                               double postscale, int root, std::vector<uint64_t> splits) {
+// An operation on a tensor; its name, or its place in a plan, is still to be set.
+Submission on_tensor(OpKind kind, int process_set, const void* input, void* output, Dtype dtype,
+                     std::vector<uint64_t> shape, int op, double prescale, double postscale) {
   Submission s;
-  s.kind = static_cast<OpKind>(kind);
-  s.name = std::move(name);
+  s.kind = kind;
   s.process_set = process_set;
-  s.input = reinterpret_cast<const void*>(input);
-  s.output = reinterpret_cast<void*>(output);
-  s.dtype = static_cast<Dtype>(dtype);
+  s.input = input;
+  s.output = output;
+  s.dtype = dtype;
   s.shape = std::move(shape);
   s.op = static_cast<ReduceOp>(op);
   s.prescale = prescale;
   s.postscale = postscale;
+  return s;
+}
+
+void* at(uint64_t address) { return reinterpret_cast<void*>(address); }
+
+std::shared_ptr<Handle> submit(Engine& engine, int kind, std::string name, int process_set, uint64_t input,
+                               uint64_t output, int dtype, std::vector<uint64_t> shape, int op, double prescale,
+                               double postscale, int root, std::vector<uint64_t> splits) {
+  Submission s = on_tensor(static_cast<OpKind>(kind), process_set, at(input), at(output), static_cast<Dtype>(dtype),
+                           std::move(shape), op, prescale, postscale);
+  s.name = std::move(name);
   s.root = root;
   s.splits = std::move(splits);
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
 
-// Where a blocking all-reduce fails, or is interrupted while its memory is in use, `keep` is called with the handle before
-// the error is raised.
-void allreduce_now(Engine& engine, Submission s, nb::handle keep) {
+// Where it fails, or is interrupted, while its memory is in use, the tensors are given to `world`, which holds them.
+void wait_for(Engine& engine, Submission&& s, nb::handle name, nb::handle world, nb::handle source, nb::handle output) {
+  if (!name.is_none() && !nb::try_cast(name, s.name)) throw nb::type_error("the name of an operation must be a str");
   std::shared_ptr<Handle> handle;
   try {
-    nb::gil_scoped_release release;
     const Engine::Caller caller(engine);
-    handle = engine.submit(std::move(s));
-    if (!engine.wait(*handle, Deadline::in(Seconds(engine.options().timeout + 60)), look_for_signals))
-      fail(ErrorKind::deadline, "the engine did not end an operation at its deadline: please report this");
+    handle = engine.call(std::move(s));  // with the GIL: to give it away would take longer than a small operation
+    if (!handle->done()) {
+      nb::gil_scoped_release release;
+      if (!engine.wait(*handle, Deadline::in(Seconds(engine.options().timeout + 60)), look_for_signals))
+        fail(ErrorKind::deadline, "the engine did not end an operation at its deadline: please report this");
+    }
     handle->result();
   } catch (...) {
-    if (handle && handle->memory_in_use()) keep(handle);
+    if (handle && handle->memory_in_use()) world.attr("hold")(handle, nb::make_tuple(source, output));
     throw;
   }
 }
 
-void allreduce(Engine& engine, const char* name, int process_set, uint64_t input, uint64_t output, int dtype,
-               std::vector<uint64_t> shape, int op, double prescale, double postscale, nb::handle keep) {
-  Submission s;
-  s.name = name;
-  s.process_set = process_set;
-  s.input = reinterpret_cast<const void*>(input);
-  s.output = reinterpret_cast<void*>(output);
-  s.dtype = static_cast<Dtype>(dtype);
-  s.shape = std::move(shape);
-  s.op = static_cast<ReduceOp>(op);
-  s.prescale = prescale;
-  s.postscale = postscale;
-  allreduce_now(engine, std::move(s), keep);
+// The blocking all-reduce. False, and nothing done, where the memory of a tensor cannot be used as it lies there.
+bool allreduce(Engine& engine, nb::handle name, int process_set, nb::handle source, nb::handle output, nb::handle op,
+               double prescale, double postscale, nb::handle world) {
+  const bool in_place = source.is(output);
+  const PythonTensor from(source, in_place);
+  if (!from.usable()) return false;
+  void* to = from.data();
+  std::optional<PythonTensor> other;
+  if (!in_place) {
+    if (!other.emplace(output, true).usable()) return false;
+    to = other->data();
+  }
+  wait_for(engine,
+           on_tensor(OpKind::allreduce, process_set, from.data(), to, from.dtype(), from.shape(),
+                     static_cast<int>(PyLong_AsLong(op.ptr())), prescale, postscale),
+           name, world, source, output);
+  return true;
 }
 
-// The same for what offers the buffer protocol, so that a small NumPy array takes few microseconds in all. False, and
-// nothing done, where a buffer is not dense, not of a plain dtype, or may not be written.
-bool allreduce_buffers(Engine& engine, nb::handle name, int process_set, nb::handle source, nb::handle output,
-                       nb::handle op, double prescale, double postscale, nb::handle keep) {
-  const BufferView from(source, false);
-  if (!from.usable()) return false;
-  const BufferView to(output, true);
-  if (!to.usable()) return false;
-  Submission s;
-  if (!name.is_none()) s.name = nb::cast<const char*>(name);
-  s.process_set = process_set;
-  s.input = from.data();
-  s.output = to.data();
-  s.dtype = from.dtype();
-  s.shape = from.shape();
-  s.op = static_cast<ReduceOp>(PyLong_AsLong(op.ptr()));
-  s.prescale = prescale;
-  s.postscale = postscale;
-  allreduce_now(engine, std::move(s), keep);
-  return true;
+// The same for tensors at addresses that their framework has told.
+void allreduce_at(Engine& engine, nb::handle name, int process_set, uint64_t input, uint64_t output, int dtype,
+                  std::vector<uint64_t> shape, int op, double prescale, double postscale, nb::handle world,
+                  nb::handle source, nb::handle target) {
+  wait_for(engine,
+           on_tensor(OpKind::allreduce, process_set, at(input), at(output), static_cast<Dtype>(dtype), std::move(shape),
+                     op, prescale, postscale),
+           name, world, source, target);
 }
 
 std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string name, std::string text) {
@@ -172,25 +177,19 @@ std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string n
 std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t digest,
                                       const std::vector<std::pair<uint64_t, uint64_t>>& parts, int dtype, int op,
                                       double prescale, double postscale) {
-  Submission s;
-  s.process_set = process_set;
+  Submission s = on_tensor(OpKind::allreduce, process_set, nullptr, nullptr, static_cast<Dtype>(dtype), {0}, op,
+                           prescale, postscale);
   s.lane = lane;
   s.bucket = bucket;
   s.plan_digest = digest;
-  uint64_t count = 0;
   for (const auto& [data, elements] : parts) {
-    count += elements;
-    if (elements > 0) s.parts.push_back({reinterpret_cast<void*>(data), elements});
+    s.shape[0] += elements;
+    if (elements > 0) s.parts.push_back({at(data), elements});
   }
   if (s.parts.size() == 1) {
     s.input = s.output = s.parts[0].data;
     s.parts.clear();
   }
-  s.shape = {count};
-  s.dtype = static_cast<Dtype>(dtype);
-  s.op = static_cast<ReduceOp>(op);
-  s.prescale = prescale;
-  s.postscale = postscale;
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
@@ -291,10 +290,10 @@ void bind_engine(nb::module_& m) {
           "bytes"_a, "dtype"_a, "[(algorithm, predicted seconds), …] of all that can run among all ranks.")
       .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a)
-      .def("allreduce", &allreduce, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
-           "prescale"_a, "postscale"_a, "keep"_a)
-      .def("allreduce_buffers", &allreduce_buffers, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a,
-           "prescale"_a, "postscale"_a, "keep"_a)
+      .def("allreduce", &allreduce, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a, "prescale"_a,
+           "postscale"_a, "world"_a)
+      .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,
+           "op"_a, "prescale"_a, "postscale"_a, "world"_a, "source"_a, "target"_a)
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "parts"_a,
            "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)

@@ -53,14 +53,17 @@ void Engine::loop() {
 }
 
 // A turn that meets an error of a transport is the last one.
-bool Engine::turn() {
+bool Engine::turn(Submission* own) {
+  std::optional<Error> broken;
   try {
-    return look_at_everything();
+    return look_at_everything(own);
   } catch (const Error& error) {
-    break_down(error);
+    broken = error;
   } catch (const std::exception& error) {
-    break_down(Error(ErrorKind::internal, error.what()));
+    broken = Error(ErrorKind::internal, error.what());
   }
+  break_down(*broken);
+  if (own && own->handle) own->handle->fail(*broken);  // it had not been taken yet
   return false;
 }
 
@@ -85,6 +88,43 @@ void Engine::work_sleeps(std::chrono::microseconds most) {
     work_bell_.stay_awake();
   else
     work_bell_.sleep(dozed, most);
+}
+
+std::shared_ptr<Handle> Engine::call(Submission&& submission) {
+  std::unique_lock drive(drive_, std::try_to_lock);
+  if (!drive || !drives_alone(submission)) {
+    if (drive) drive.unlock();
+    return submit(std::move(submission));
+  }
+  const auto handle = submission.handle = new_handle();
+  {
+    std::lock_guard lock(mutex_);
+    admit(submission);
+  }
+  bool moved = turn(&submission);
+  while (!handle->done() && active_.empty() && !stop_) {
+    const Pause rest = pause(moved, true);
+    if (rest.how != Pause::none && rest.how != Pause::spin) break;
+    if (rest.how == Pause::spin) spin_once();
+    moved = turn();
+  }
+  leave_off();
+  return handle;
+}
+
+// The one of the call before, if that has gone: a loop of calls allocates none.
+std::shared_ptr<Handle> Engine::new_handle() {
+  if (last_handle_.use_count() != 1) return last_handle_ = std::make_shared<Handle>();
+  std::atomic_thread_fence(std::memory_order_acquire);  // behind whatever its last owner did with it
+  last_handle_->renew();
+  return last_handle_;
+}
+
+// Turns are short then, and the order in which this thread has submitted is kept.
+bool Engine::drives_alone(const Submission& own) {
+  if (has_arrivals_ || !active_.empty() || own.lane >= 0) return false;
+  const auto set = sets_.find(own.process_set);
+  return set != sets_.end() && set->second->one_host();
 }
 
 bool Engine::wait(Handle& handle, Deadline deadline, const std::function<void()>& look) {
@@ -123,9 +163,12 @@ bool Engine::drive_for(Handle& handle, Clock::time_point until) {
       if (!drive.try_lock()) return false;
     }
   }
-  work_left_ = anything_active() || anything_pending();
+  leave_off();
   return true;
 }
+
+// Who has taken turns says what is left to do.
+void Engine::leave_off() { work_left_ = anything_active() || anything_pending(); }
 
 // Spin shortly, yield, then sleep. The engine's thread, beside which the user's code may compute, yields for 80 µs; a caller
 // has nothing else to do, and yields for longer. Where there are more ranks than cores nobody spins. What comes through shared memory rings the bell, so the pauses may
@@ -135,7 +178,7 @@ Engine::Pause Engine::pause(bool moved, bool caller) {
     pause_ = std::chrono::microseconds(0);
     return {};
   }
-  if (still_ == 1) last_move_ = Clock::now();  // the first turn that moved nothing
+  if (still_ < kStill && !crowded_) return {};
   const auto shortly = crowded_ ? Pause::yield : Pause::spin;
   if (still_ % 8 != 0 && pause_.count() == 0) return {shortly};
   const auto waited = std::chrono::duration<double, std::micro>(Clock::now() - last_move_).count();

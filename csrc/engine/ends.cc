@@ -21,7 +21,7 @@ Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ri
 
 template <class Act>
 void Engine::for_each_not_started(const Act& act) {
-  for (auto& [token, submission] : agreeing_) act(submission);
+  agreeing_.for_each([&](uint64_t, Submission& submission) { act(submission); });
   for (auto& [key, queue] : queued_)
     for (Submission& submission : queue) act(submission);
   for (auto& [key, queue] : waiting_)
@@ -89,7 +89,7 @@ void Engine::check_departures() {
       parked_.splice(parked_.end(), active_, here);
     }
     for (auto& [lane_id, lane] : set->lanes)
-      if (!lane.votes.empty() && last_move_ < stuck_since) fail_votes(lane, error);
+      if (!lane.votes.empty() && stuck()) fail_votes(lane, error);
   }
 }
 
@@ -118,10 +118,11 @@ void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
   fail_votes(lane, error);
 }
 
+bool Engine::stuck() const { return still_ >= kStill && Clock::now() - last_move_ > kGraceAfterDeparture; }
+
 // All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
 bool Engine::everyone_left() const {
-  const bool stuck = Clock::now() - last_move_ > kGraceAfterDeparture;
-  return left_ && ((active_.empty() && !anything_waiting()) || stuck) &&
+  return left_ && ((active_.empty() && !anything_waiting()) || stuck()) &&
          std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->closed(); });
 }
 
@@ -137,11 +138,12 @@ void Engine::take_receives_back() {
 
 // Nothing more is accepted, and whoever waits is told why.
 void Engine::break_down(const Error& error) {
-  std::deque<Arrival> arrived;
+  std::vector<Arrival> arrived = std::move(taken_);  // what is left of them, if one brought the error
   {
     std::lock_guard lock(mutex_);
     if (!broken_) broken_ = error;
-    arrived.swap(arrivals_);
+    for (Arrival& arrival : arrivals_) arrived.push_back(std::move(arrival));
+    arrivals_.clear();
     in_flight_.clear();
   }
   for (Arrival& arrival : arrived)

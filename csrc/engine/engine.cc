@@ -5,19 +5,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "agree/digest.h"
 #include "base/check.h"
 
 namespace ringdp {
 
 namespace {
-
-// Unnamed calls are matched by their order: the k-th of each rank with the k-th of all others. The name repeats after
-// this many calls, so that the agreed ids and signatures of a loop are found again; a call whose predecessor in the
-// slot is still in flight waits for it.
-constexpr uint64_t kUnnamedSlots = 64;
-
-constexpr const char* kUnnamedPrefix = "unnamed.";
 
 void take_smaller(std::vector<uint64_t>& mine, const std::vector<uint64_t>& theirs) {
   for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
@@ -77,22 +69,32 @@ Engine::~Engine() {
   if (thread_.joinable()) shutdown(0);
 }
 
+void Engine::check_open() const {
+  if (broken_) throw Error(*broken_);
+  if (leaving_) throw closed_error();
+}
+
+// From now on the name is in flight.
+void Engine::admit(Submission& s) {
+  check_open();
+  const auto size = sizes_.find(s.process_set);
+  if (size == sizes_.end()) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", s.process_set);
+  validate(s, rank_, size->second);
+  if (s.lane >= 0 || s.name.empty()) return;
+  if (is_reserved(s.name))
+    fail(ErrorKind::usage, "rank ", rank_, ": '", s.name, "': names that begin with '", kReservedPrefix,
+         "' are those of unnamed calls; use another");
+  s.key = key_of(s.name);
+  if (!in_flight_.add(s.process_set, s.key))
+    fail(ErrorKind::duplicate, "rank ", rank_, ": ", name_of(s.kind), " '", s.name,
+         "': an operation of this name is still in flight; wait for it first, or use another name");
+}
+
 std::shared_ptr<Handle> Engine::submit(Submission submission) {
   auto handle = submission.handle = std::make_shared<Handle>();
   {
     std::lock_guard lock(mutex_);
-    if (broken_) throw Error(*broken_);
-    if (leaving_) throw closed_error();
-    const auto size = sizes_.find(submission.process_set);
-    if (size == sizes_.end()) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", submission.process_set);
-    validate(submission, rank_, size->second);
-    if (submission.name.rfind(kUnnamedPrefix, 0) == 0)
-      fail(ErrorKind::usage, "rank ", rank_, ": '", submission.name, "': names that begin with '", kUnnamedPrefix,
-           "' are those of unnamed calls; use another");
-    if (submission.lane < 0 && !submission.name.empty() &&
-        !in_flight_.emplace(submission.process_set, submission.name).second)
-      fail(ErrorKind::duplicate, "rank ", rank_, ": ", name_of(submission.kind), " '", submission.name,
-           "': an operation of this name is still in flight; wait for it first, or use another name");
+    admit(submission);
     arrivals_.push_back({});
     arrivals_.back().submission = std::move(submission);
     has_arrivals_ = true;
@@ -105,8 +107,7 @@ std::shared_ptr<Handle> Engine::vote(int process_set, int lane, std::vector<uint
   auto handle = std::make_shared<Handle>();
   {
     std::lock_guard lock(mutex_);
-    if (broken_) throw Error(*broken_);
-    if (leaving_) throw closed_error();
+    check_open();
     if (sizes_.count(process_set) == 0) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", process_set);
     arrivals_.push_back({});
     Arrival& arrival = arrivals_.back();
@@ -169,8 +170,10 @@ void Engine::wake() {
 
 // --- turns ---------------------------------------------------------------------------------------------------------
 
-bool Engine::look_at_everything() {
+// `own`: what the caller who takes this turn has just submitted.
+bool Engine::look_at_everything(Submission* own) {
   bool moved = has_arrivals_.load(std::memory_order_acquire) && take_arrivals();
+  if (own) take_named(std::move(*own), process_set(own->process_set)), moved = true;
   for (auto& [id, set] : sets_) {
     if (set->letters) moved |= read_letters(*set);
     if (!set->one_host()) {
@@ -181,28 +184,32 @@ bool Engine::look_at_everything() {
   if (!active_.empty() || !waiting_.empty()) moved |= advance_operations();
   if (moved) {
     still_ = 0;
-  } else if (++still_ % 16 == 0 || pause_.count() > 0) {  // these look at the clock; who rests has time for it
+    return true;
+  }
+  if (++still_ == kStill) last_move_ = Clock::now();
+  if (still_ % 16 == 0 || pause_.count() > 0) {  // these look at the clock; who rests has time for it
     check_deadlines();
     check_departures();
     look_for_dead();
   }
-  return moved;
+  return false;
 }
 
 bool Engine::take_arrivals() {
-  std::deque<Arrival> arrived;
   bool leaving;
   {
     std::lock_guard lock(mutex_);
-    arrived.swap(arrivals_);
+    taken_.swap(arrivals_);
     leaving = leaving_;
     has_arrivals_.store(false, std::memory_order_relaxed);
   }
-  for (Arrival& arrival : arrived) take(arrival);
+  for (Arrival& arrival : taken_) take(arrival);
+  const bool any = !taken_.empty();
+  taken_.clear();
   left_ |= leaving;  // what has been agreed on or belongs to a plan still runs: other ranks may count on it
   for (auto& [id, set] : sets_)
     if (left_ && set->one_host()) leave_by_letter(*set);
-  return !arrived.empty();
+  return any;
 }
 
 void Engine::take(Arrival& arrival) {
@@ -230,18 +237,16 @@ void Engine::take(Arrival& arrival) {
   }
 }
 
-void Engine::name_unnamed(Submission& s, ProcessSet& set) {
-  s.name = kUnnamedPrefix + std::to_string(set.unnamed++ % kUnnamedSlots);
-}
-
-void Engine::take_named(Submission s, ProcessSet& set) {
+void Engine::take_named(Submission&& s, ProcessSet& set) {
   if (s.name.empty()) {
-    name_unnamed(s, set);
-    std::lock_guard lock(mutex_);
-    if (!in_flight_.emplace(set.id, s.name).second) {
-      queued_[{set.id, s.name}].push_back(std::move(s));
+    s.slot = static_cast<int>(set.unnamed++ % kUnnamedSlots);
+    s.name = unnamed(s.slot).text;
+    s.key = unnamed(s.slot).key;
+    if (set.slots_taken[s.slot]) {
+      queued_[{set.id, s.slot}].push_back(std::move(s));
       return;
     }
+    set.slots_taken.set(s.slot);
   }
   if (set.left) {
     s.handle->fail(closed_error());
@@ -254,12 +259,11 @@ void Engine::take_named(Submission s, ProcessSet& set) {
     return;
   }
   s.handle->enter(Stage::agree);
-  const uint64_t token = ++last_token_;
-  set.rounds.submit(Digest().add(s.name).value(), s.signature(), token);
-  agreeing_.emplace(token, std::move(s));
+  const uint64_t key = s.key, signature = s.signature();
+  set.rounds.submit(key, signature, agreeing_.add(std::move(s)));
 }
 
-void Engine::take_planned(Submission s, ProcessSet& set) {
+void Engine::take_planned(Submission&& s, ProcessSet& set) {
   Lane& lane = set.lanes[s.lane];
   const uint64_t sequence = lane.next++;
   start(std::move(s), set, sequence, false);
@@ -287,21 +291,19 @@ bool Engine::agree(ProcessSet& set) {
 void Engine::leave(ProcessSet& set) {
   if (set.left) return;
   set.left = true;
-  for (auto it = agreeing_.begin(); it != agreeing_.end();) {
-    if (it->second.process_set != set.id) {
-      ++it;
-      continue;
-    }
-    it->second.handle->fail(closed_error());
-    it = agreeing_.erase(it);
-  }
+  agreeing_.for_each([&](uint64_t token, Submission& s) {
+    if (s.process_set != set.id) return;
+    s.handle->fail(closed_error());
+    agreeing_.erase(token);
+  });
   set.rounds.leave();
 }
 
 void Engine::decide(ProcessSet& set, const Rounds::Decision& decision) {
-  auto node = agreeing_.extract(decision.token);
-  RINGDP_CHECK(!node.empty());
-  Submission& s = node.mapped();
+  Submission* found = agreeing_.find(decision.token);
+  RINGDP_CHECK(found != nullptr);
+  Submission s = std::move(*found);
+  agreeing_.erase(decision.token);
   if (decision.kind == Rounds::Decision::peer_left) {
     release_name(s);
     s.handle->fail(peer_left(s, set));
@@ -369,20 +371,20 @@ void Engine::finished(Operation& operation) {
 
 void Engine::release_name(const Submission& s) {
   if (s.lane >= 0) return;
-  {
+  if (s.slot < 0) {
     std::lock_guard lock(mutex_);
-    in_flight_.erase({s.process_set, s.name});
+    in_flight_.remove(s.process_set, s.key);
+    return;
   }
-  const auto queue = queued_.find({s.process_set, s.name});
+  ProcessSet& set = process_set(s.process_set);
+  set.slots_taken.reset(s.slot);
+  if (queued_.empty()) return;
+  const auto queue = queued_.find({set.id, s.slot});
   if (queue == queued_.end()) return;
   Submission next = std::move(queue->second.front());
   queue->second.pop_front();
   if (queue->second.empty()) queued_.erase(queue);
-  {
-    std::lock_guard lock(mutex_);
-    in_flight_.emplace(next.process_set, next.name);
-  }
-  ProcessSet& set = process_set(next.process_set);
+  set.slots_taken.set(next.slot);
   take_named(std::move(next), set);
 }
 

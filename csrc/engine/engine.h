@@ -13,12 +13,11 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
-#include <string>
 #include <thread>
 #include <vector>
 
 #include "base/options.h"
+#include "base/slots.h"
 #include "engine/counters.h"
 #include "engine/operation.h"
 #include "shared/bell.h"
@@ -52,6 +51,11 @@ class Engine {
 
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
+
+  // submit(), and the beginning of wait() for a caller who waits for this alone. Where nothing else is under way and shared
+  // memory is all that the operation needs, the caller takes it and some turns at once, as long as spinning pays: then a
+  // small one is done on return, mostly. No lock is waited for, so this may be called with the GIL.
+  std::shared_ptr<Handle> call(Submission&& submission);
 
   // Who is about to submit something and wait for it says so first: then the thread need not wake up for it.
   class Caller {
@@ -101,20 +105,24 @@ class Engine {
 
   void main();
   void loop();
-  bool turn();
-  bool look_at_everything();
+  bool turn(Submission* own = nullptr);
+  bool look_at_everything(Submission* own);
   void thread_sleeps(std::chrono::microseconds most);
   void work_sleeps(std::chrono::microseconds most);
   void caller_goes();
   bool drive_for(Handle& handle, Clock::time_point until);
+  bool drives_alone(const Submission& own);
+  std::shared_ptr<Handle> new_handle();
+  void leave_off();
   Pause pause(bool moved, bool caller);
   void join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood);
+  void check_open() const;
+  void admit(Submission& submission);
   bool take_arrivals();
   void take(Arrival& arrival);
-  void take_named(Submission submission, ProcessSet& set);
-  void take_planned(Submission submission, ProcessSet& set);
-  void name_unnamed(Submission& submission, ProcessSet& set);
-  void tell(Submission submission, ProcessSet& set);
+  void take_named(Submission&& submission, ProcessSet& set);
+  void take_planned(Submission&& submission, ProcessSet& set);
+  void tell(Submission&& submission, ProcessSet& set);
   bool read_letters(ProcessSet& set);
   void met(ProcessSet& set, Letters::Meeting& meeting);
   void counted(ProcessSet& set, Letters::Meeting& meeting);
@@ -147,6 +155,7 @@ class Engine {
   template <class Act>
   void for_each_not_started(const Act& act);
   bool everyone_left() const;
+  bool stuck() const;
   void break_down(const Error& error);
   void take_receives_back();
   void wake();
@@ -163,10 +172,10 @@ class Engine {
 
   std::mutex mutex_;  // guards the next five, and what has_arrivals_ says
   std::condition_variable ended_;
-  std::deque<Arrival> arrivals_;
-  std::set<std::pair<int, std::string>> in_flight_;  // names, by process set
-  std::map<int, int> sizes_;                         // of the process sets, for validation
-  std::optional<Error> broken_;                      // nothing more is accepted
+  std::vector<Arrival> arrivals_;
+  NamesInFlight in_flight_;      // given by callers; those of unnamed calls are the process set's
+  std::map<int, int> sizes_;     // of the process sets, for validation
+  std::optional<Error> broken_;  // nothing more is accepted
   bool leaving_ = false;
   std::atomic<bool> has_arrivals_{false};
   std::atomic<bool> stop_{false};
@@ -178,8 +187,9 @@ class Engine {
 
   std::mutex drive_;  // guards all that follows
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
-  std::map<uint64_t, Submission> agreeing_;                               // by token
-  std::map<std::pair<int, std::string>, std::deque<Submission>> queued_;  // unnamed calls whose slot is taken
+  std::vector<Arrival> taken_;                                    // from arrivals_, while they are looked at
+  Slots<Submission> agreeing_;                                    // by token
+  std::map<std::pair<int, int>, std::deque<Submission>> queued_;  // unnamed calls whose slot is taken, by process set
   struct Start {
     Submission submission;
     uint64_t sequence;
@@ -190,11 +200,13 @@ class Engine {
   std::map<std::pair<int, int>, uint64_t> broken_lanes_;      // the first sequence that has failed, just now
   std::list<Operation> active_;
   std::list<Operation> parked_;  // failed with requests open: their memory must stay
-  uint64_t last_token_ = 0;
   bool left_ = false;
+  std::shared_ptr<Handle> last_handle_;  // of call()
+  static constexpr int kStill =
+      8;           // to read the clock takes as long as a turn, so a move's time is noted so many later
+  int still_ = 0;  // turns since anything moved
   Clock::time_point last_move_ = Clock::now(), last_check_ = Clock::now();
   std::chrono::microseconds pause_{0};
-  int still_ = 0;  // turns since anything moved
 
   Counters counters_;
 

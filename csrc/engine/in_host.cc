@@ -4,7 +4,6 @@
 #include <cstring>
 #include <utility>
 
-#include "agree/digest.h"
 #include "base/check.h"
 #include "engine/engine.h"
 #include "kernels/copy.h"
@@ -28,11 +27,11 @@ bool Engine::goes_through_shared_memory(const Submission& s) const {
   return s.kind == OpKind::allreduce && !chooser_.forces_messages() && !fits_letter(s) && size_ > 1;
 }
 
-void Engine::tell(Submission s, ProcessSet& set) {
+void Engine::tell(Submission&& s, ProcessSet& set) {
   s.handle->enter(Stage::agree);
   Letter letter;
   letter.topic = Letters::named;
-  letter.key = Digest().add(s.name).value();
+  letter.key = s.key;
   letter.signature = s.signature();
   letter.ticket = set.named++;
   std::byte scaled[Mail::kMostPayload];
@@ -48,9 +47,7 @@ void Engine::tell(Submission s, ProcessSet& set) {
     letter.bytes = sizeof mine;
     payload = &mine;
   }
-  const uint64_t token = ++last_token_;
-  agreeing_.emplace(token, std::move(s));
-  Letters::Meeting& meeting = set.letters->come(letter, payload, token);
+  Letters::Meeting& meeting = set.letters->come(letter, payload, agreeing_.add(std::move(s)));
   if (set.letters->lacks_one_that_left(meeting)) fail_what_lacks_one_that_left(set);
 }
 
@@ -66,9 +63,10 @@ bool Engine::read_letters(ProcessSet& set) {
 
 // All ranks have submitted it. The sequence is the first member's ticket: every rank reads the same.
 void Engine::met(ProcessSet& set, Letters::Meeting& meeting) {
-  auto node = agreeing_.extract(meeting.token);
-  RINGDP_CHECK(!node.empty());
-  Submission& s = node.mapped();
+  const uint64_t token = meeting.token;
+  Submission* found = agreeing_.find(token);
+  RINGDP_CHECK(found != nullptr);
+  Submission& s = *found;
   const uint64_t sequence = meeting.from[0].letter.ticket;
   const bool agreed = meeting.agreed();
   if (!agreed || !(fits_letter(s) || s.kind == OpKind::barrier)) {
@@ -76,12 +74,15 @@ void Engine::met(ProcessSet& set, Letters::Meeting& meeting) {
     if (goes_through_shared_memory(s)) told = told_in(meeting);
     set.letters->close(meeting);
     if (!agreed && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
-    return start(std::move(s), set, sequence, !agreed, std::move(told));
+    Submission starts = std::move(s);
+    agreeing_.erase(token);
+    return start(std::move(starts), set, sequence, !agreed, std::move(told));
   }
   if (s.kind == OpKind::allreduce) sum_letters(s, set, meeting);
   set.letters->close(meeting);
   release_name(s);  // before anybody hears of the end: who has waited for a name may use it again at once
-  s.handle->finish({});
+  s.handle->finish();
+  agreeing_.erase(token);
 }
 
 // Chunk by chunk in the order of the ring, i+1, i+2, …, i: so a tensor has the same sum whichever way it goes.
@@ -123,8 +124,9 @@ void Engine::counted(ProcessSet& set, Letters::Meeting& meeting) {
 void Engine::leave_by_letter(ProcessSet& set) {
   if (set.left) return;
   set.left = true;
-  for (auto& [token, s] : agreeing_)
+  agreeing_.for_each([&](uint64_t, Submission& s) {
     if (s.process_set == set.id) s.handle->give_up_memory(), s.handle->fail(closed_error());
+  });
   set.letters->leave();
 }
 
@@ -134,13 +136,14 @@ void Engine::fail_what_lacks_one_that_left(ProcessSet& set) {
     if (topic == Letters::named && set.letters->lacks_one_that_left(meeting)) lacking.push_back(&meeting);
   });
   for (Letters::Meeting* meeting : lacking) {
-    auto node = agreeing_.extract(meeting->token);
-    if (!node.empty() && goes_through_shared_memory(node.mapped()))
-      give_back(told_in(*meeting)[set.letters->me()], set);
+    const uint64_t token = meeting->token;
+    Submission* s = agreeing_.find(token);
+    if (s != nullptr && goes_through_shared_memory(*s)) give_back(told_in(*meeting)[set.letters->me()], set);
     set.letters->close(*meeting);
-    if (node.empty()) continue;
-    release_name(node.mapped());
-    node.mapped().handle->fail(peer_left(node.mapped(), set));
+    if (s == nullptr) continue;
+    release_name(*s);
+    s->handle->fail(peer_left(*s, set));
+    agreeing_.erase(token);
   }
 }
 

@@ -5,35 +5,44 @@
 namespace ringdp {
 
 void Handle::finish(Result result) {
-  {
-    std::lock_guard lock(mutex_);
-    if (done_) return;
-    result_ = std::move(result);
-    enter(Stage::done);
-    done_.store(true, std::memory_order_release);
-  }
-  changed_.notify_all();
+  if (done()) return;
+  result_ = std::move(result);
+  enter(Stage::done);
+  end();
 }
 
 void Handle::fail(const Error& error) {
-  {
-    std::lock_guard lock(mutex_);
-    if (done_) return;
-    error_ = error;
-    done_.store(true, std::memory_order_release);
-  }
-  changed_.notify_all();
+  if (done()) return;
+  error_ = error;
+  end();
+}
+
+void Handle::end() {
+  done_.store(true, std::memory_order_release);
+  ended_.ring();
 }
 
 void Handle::sleep_until(Clock::time_point until) {
-  std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, until, [this] { return done(); });
+  while (!done()) {
+    const uint32_t dozed = ended_.doze();
+    const auto left = std::chrono::duration_cast<std::chrono::microseconds>(until - Clock::now());
+    if (done() || left.count() <= 0) return ended_.stay_awake();
+    ended_.sleep(dozed, left);
+  }
 }
 
 Result& Handle::result() {
-  std::lock_guard lock(mutex_);
   if (error_) throw Error(*error_);
   return result_;
+}
+
+void Handle::renew() {
+  made_ = recently();
+  done_.store(false, std::memory_order_relaxed);
+  memory_in_use_.store(false, std::memory_order_relaxed);
+  enter(Stage::submit);
+  result_ = Result();
+  error_.reset();
 }
 
 }  // namespace ringdp

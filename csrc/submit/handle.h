@@ -1,18 +1,18 @@
-// What a submission gives back: poll it, wait for it, read its result. Shared by the caller's and the engine's thread.
+// What a submission gives back: poll it, wait for it, read its result. Shared by the caller's thread and by whoever takes
+// the engine's turns; that one alone ends it.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "base/deadline.h"
 #include "base/error.h"
 #include "engine/stage.h"
+#include "shared/bell.h"
 
 namespace ringdp {
 
@@ -32,6 +32,8 @@ class Handle {
   Stage stage() const { return stage_.load(std::memory_order_relaxed); }
   void enter(Stage stage) { stage_.store(stage, std::memory_order_relaxed); }
 
+  // The first end counts. By whoever takes the engine's turns, one at a time.
+  void finish() { finish(Result()); }
   void finish(Result result);
   void fail(const Error& error);
 
@@ -44,13 +46,17 @@ class Handle {
   // After done(): throws what went wrong, or gives the result.
   Result& result();
 
+  // As new, for another operation. Only when nobody else has it.
+  void renew();
+
  private:
-  const Clock::time_point made_ = Clock::now();
+  void end();
+
+  Clock::time_point made_ = recently();
   std::atomic<bool> done_{false}, memory_in_use_{false};
   std::atomic<Stage> stage_{Stage::submit};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  Result result_;
+  Bell ended_;
+  Result result_;  // this and the next are written before done_
   std::optional<Error> error_;
 };
 

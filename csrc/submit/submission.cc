@@ -42,10 +42,14 @@ uint64_t Submission::row_count() const {
   return shape.empty() ? 1 : std::accumulate(shape.begin() + 1, shape.end(), uint64_t{1}, std::multiplies<>());
 }
 
+// The first word says what follows: so what differs, differs in the words, too.
 uint64_t Submission::signature() const {
+  const bool scaled = prescale != 1 || postscale != 1;
   Digest digest;
-  digest.add(uint64_t(kind)).add(uint64_t(dtype)).add(uint64_t(op)).add(uint64_t(int64_t{root}));
-  digest.add(bits_of(prescale)).add(bits_of(postscale)).add(uint64_t{shape.size()}).add(text);
+  digest.add(uint64_t(kind) | uint64_t(dtype) << 8 | uint64_t(op) << 16 | uint64_t{scaled} << 24 |
+             uint64_t(uint32_t(root)) << 32);
+  if (scaled) digest.add(bits_of(prescale)).add(bits_of(postscale));
+  if (kind == OpKind::open_plan) digest.add(text);
   for (size_t i = first_may_differ() ? 1 : 0; i < shape.size(); ++i) digest.add(shape[i]);
   return digest.value();
 }

@@ -22,7 +22,9 @@ constexpr const char* name_of(OpKind kind) {
 
 struct Submission {
   OpKind kind = OpKind::allreduce;
-  std::string name;  // "" for an unnamed call: it gets the next automatic name of its process set
+  std::string name;  // "" for an unnamed call: it gets that of the next slot of its process set
+  uint64_t key = 0;  // digest of the name, from Engine::submit() on
+  int slot = -1;     // of an unnamed call
   int process_set = 0;
 
   // The tensor. `shape` is what the ranks compare; for all-gather and all-to-all its first entry may differ. The memory

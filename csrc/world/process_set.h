@@ -5,6 +5,7 @@
 // the sequence, so operations in flight at the same time never meet.
 #pragma once
 
+#include <bitset>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -18,6 +19,7 @@
 #include "collectives/choice.h"
 #include "collectives/levels.h"
 #include "shared/counts.h"
+#include "submit/names.h"
 #include "transport/transport.h"
 
 namespace ringdp {
@@ -81,9 +83,10 @@ struct ProcessSet {
   std::optional<Levels> levels;  // where there are several hosts that share memory each
   std::map<int, Lane> lanes;
   int next_lane = 1;
-  uint64_t unnamed = 0;  // calls without a name so far
-  uint64_t named = 0;    // operations that were told by letter
-  bool left = false;     // this rank has told the others that it submits nothing more
+  uint64_t unnamed = 0;                    // calls without a name so far
+  std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight
+  uint64_t named = 0;                      // operations that were told by letter
+  bool left = false;                       // this rank has told the others that it submits nothing more
 };
 
 }  // namespace ringdp

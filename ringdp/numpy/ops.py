@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ringdp import world
-from ringdp.constants import Dtype, ReduceOp
-from ringdp.ops import Operations, reduce_op
-from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.constants import Dtype
+from ringdp.ops import Operations
 
 # By name, so that bfloat16 of ml_dtypes is one of them without importing it. Native byte order is checked apart.
 DTYPES: dict[str, int] = {dtype.name: int(dtype) for dtype in Dtype}
@@ -24,6 +22,9 @@ def unsupported(dtype: Any) -> TypeError:
 
 class NumpyAdapter:
     """`ringdp.ops.Adapter` for `numpy.ndarray`, and for whatever `numpy.asarray` reads (inputs only)."""
+
+    direct = (np.ndarray,)
+    note_write = None
 
     def source(self, tensor: Any) -> NDArray[Any]:
         if type(tensor).__module__.split(".")[0] == "torch":
@@ -51,7 +52,7 @@ class NumpyAdapter:
         return np.empty(shape, like.dtype)
 
     def empty_like(self, like: NDArray[Any]) -> NDArray[Any]:
-        return np.empty_like(like)
+        return np.empty(like.shape, like.dtype)  # half as long as np.empty_like
 
     def from_bytes(self, data: Any, shape: Sequence[int], like: NDArray[Any]) -> NDArray[Any]:
         array: NDArray[Any] = np.asarray(data).view(like.dtype).reshape(shape)
@@ -69,68 +70,7 @@ class NumpyAdapter:
             raise unsupported(array.dtype)
 
 
-class NumpyOperations(Operations[NDArray[Any]]):
-    """`Operations`, with a short way for the blocking all-reduce of plain arrays: the core reads them by the buffer
-    protocol, and what it cannot read that way takes the general one.
-    """
-
-    def allreduce(
-        self,
-        tensor: Any,
-        average: bool | None = None,
-        name: str | None = None,
-        op: ReduceOp | None = None,
-        prescale_factor: float = 1.0,
-        postscale_factor: float = 1.0,
-        process_set: ProcessSet = global_process_set,
-    ) -> NDArray[Any]:
-        if type(tensor) is np.ndarray:
-            output = np.empty_like(tensor)
-            options = (average, name, op, prescale_factor, postscale_factor, process_set)
-            if self._by_buffers(tensor, output, *options):
-                return output
-        return super().allreduce(tensor, average, name, op, prescale_factor, postscale_factor, process_set)
-
-    def allreduce_(
-        self,
-        tensor: Any,
-        average: bool | None = None,
-        name: str | None = None,
-        op: ReduceOp | None = None,
-        prescale_factor: float = 1.0,
-        postscale_factor: float = 1.0,
-        process_set: ProcessSet = global_process_set,
-    ) -> Any:
-        options = (average, name, op, prescale_factor, postscale_factor, process_set)
-        if type(tensor) is np.ndarray and self._by_buffers(tensor, tensor, *options):
-            return tensor
-        return super().allreduce_(tensor, average, name, op, prescale_factor, postscale_factor, process_set)
-
-    @staticmethod
-    def _by_buffers(
-        source: NDArray[Any],
-        output: NDArray[Any],
-        average: bool | None,
-        name: str | None,
-        op: ReduceOp | None,
-        prescale: float,
-        postscale: float,
-        process_set: ProcessSet,
-    ) -> bool:
-        here = world.current()
-        return here.engine.allreduce_buffers(
-            name,
-            process_set.process_set_id,
-            source,
-            output,
-            op if type(op) is ReduceOp and average is None else reduce_op(op, average),
-            prescale,
-            postscale,
-            lambda core: here.hold(core, (source, output)),
-        )
-
-
-operations: Operations[NDArray[Any]] = NumpyOperations(NumpyAdapter())
+operations: Operations[NDArray[Any]] = Operations(NumpyAdapter())
 
 allreduce = operations.allreduce
 allreduce_ = operations.allreduce_

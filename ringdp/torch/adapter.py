@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from ringdp.constants import Dtype
 
 DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype in Dtype}
+TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
 
 
 def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
@@ -37,7 +39,7 @@ def is_plain(tensor: Any) -> bool:
     plain may still be exchanged, by a copy, or be refused with a reason.
     """
     return (
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        type(tensor) in TYPES
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.dtype in DTYPES
@@ -46,8 +48,20 @@ def is_plain(tensor: Any) -> bool:
     )
 
 
+def note_write(tensor: torch.Tensor) -> None:
+    """The core wrote behind autograd's back: who has saved this tensor for a backward pass must notice."""
+    try:
+        increment_version(tensor)
+    except RuntimeError:  # of some releases, for tensors of inference mode, which have no version
+        if not tensor.is_inference():
+            raise
+
+
 class TorchAdapter:
     """`ringdp.ops.Adapter` for `torch.Tensor`. Only addresses reach the core: autograd never sees the exchange."""
+
+    direct = TYPES if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else ()
+    note_write = staticmethod(note_write)
 
     def source(self, tensor: Any) -> torch.Tensor:
         if is_plain(tensor):
@@ -69,9 +83,7 @@ class TorchAdapter:
     def written(self, tensor: Any, target: torch.Tensor) -> None:
         own = tensor.detach() if target is not tensor else tensor  # shares the memory and the version counter
         if own is target or (own.data_ptr() == target.data_ptr() and own.stride() == target.stride()):
-            if not tensor.is_inference():
-                # The core wrote behind autograd's back: who has saved this tensor for a backward pass must notice.
-                torch.autograd.graph.increment_version(tensor)
+            note_write(tensor)
         else:
             with torch.no_grad():
                 own.copy_(target)

@@ -70,16 +70,16 @@ def allreduce(
             narrow, average, name, Compression.none, op, prescale_factor, postscale_factor, process_set
         )
         return compression.decompress(reduced, context)  # type: ignore[no-any-return]
-    options = {
-        "average": average,
-        "op": op,
-        "prescale_factor": prescale_factor,
-        "postscale_factor": postscale_factor,
-        "process_set": process_set,
-    }
     if autograd.wanted(tensor):
+        options = {
+            "average": average,
+            "op": op,
+            "prescale_factor": prescale_factor,
+            "postscale_factor": postscale_factor,
+            "process_set": process_set,
+        }
         return autograd.Allreduce.apply(tensor, operations, name, options)
-    return operations.allreduce(tensor, name=name, **options)  # type: ignore[arg-type]
+    return operations.allreduce(tensor, average, name, op, prescale_factor, postscale_factor, process_set)
 
 
 def allgather(
