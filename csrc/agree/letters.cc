@@ -1,6 +1,7 @@
 #include "agree/letters.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 
@@ -33,18 +34,18 @@ Letters::Letters(std::shared_ptr<Host> host, std::vector<int> members, int me, c
 }
 
 Letters::Meeting& Letters::meeting_about(const Subject& subject) {
-  std::unique_ptr<Meeting>& meeting = meetings_[subject];
-  if (!meeting) {
-    if (spare_.empty()) {
-      meeting = std::make_unique<Meeting>();
-      meeting->from.resize(members_.size());
-    } else {
-      meeting = std::move(spare_.back());
-      spare_.pop_back();
-    }
-    meeting->missing = static_cast<int>(members_.size());
+  auto found = meetings_.find(subject);
+  if (found != meetings_.end()) return *found->second;
+  if (spare_.empty()) {
+    found = meetings_.emplace(subject, std::make_unique<Meeting>()).first;
+    found->second->from.resize(members_.size());
+  } else {
+    spare_.back().key() = subject;
+    found = meetings_.insert(std::move(spare_.back())).position;
+    spare_.pop_back();
   }
-  return *meeting;
+  found->second->missing = static_cast<int>(members_.size());
+  return *found->second;
 }
 
 Letters::Meeting& Letters::come(const Letter& letter, const void* payload, uint64_t token) {
@@ -83,15 +84,13 @@ void Letters::take(Meeting& meeting, int member, const Letter& letter, const std
 }
 
 void Letters::close(Meeting& meeting) {
-  const auto node = meetings_.extract(subject_of(meeting.from[me_].letter));
+  Meetings::node_type node = meetings_.extract(subject_of(meeting.from[me_].letter));
   RINGDP_CHECK(!node.empty());
-  std::unique_ptr<Meeting> closed = std::move(const_cast<std::unique_ptr<Meeting>&>(node.mapped()));
   // Who came last may have seen that it is complete, and close it, before poll() has told of it.
-  complete_.erase(std::remove(complete_.begin(), complete_.end(), closed.get()), complete_.end());
-  const auto later = std::move(closed->later);
-  closed->later.clear();
-  for (Received& received : closed->from) received.here = false;
-  if (spare_.size() < kSpare) spare_.push_back(std::move(closed));
+  if (!complete_.empty()) complete_.erase(std::remove(complete_.begin(), complete_.end(), &meeting), complete_.end());
+  const auto later = std::exchange(meeting.later, {});
+  for (Received& received : meeting.from) received.here = false;
+  if (spare_.size() < kSpare) spare_.push_back(std::move(node));
   for (const auto& [member, next] : later) receive(member, next.letter, next.payload.data());
 }
 

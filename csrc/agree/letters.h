@@ -92,6 +92,7 @@ class Letters {
   struct Hash {
     size_t operator()(const Subject& s) const { return (s.key ^ s.lane << 8 ^ s.topic) * 0x9e3779b97f4a7c15ull; }
   };
+  using Meetings = std::unordered_map<Subject, std::unique_ptr<Meeting>, Hash>;
   static Subject subject_of(const Letter& l) { return {l.key, l.lane, l.topic}; }
   Meeting& meeting_about(const Subject& subject);
   void receive(int member, const Letter& letter, const std::byte* payload);
@@ -101,8 +102,8 @@ class Letters {
   const std::vector<int> members_, world_ranks_;
   const int me_;
   std::unique_ptr<Mail> mail_;
-  std::unordered_map<Subject, std::unique_ptr<Meeting>, Hash> meetings_;
-  std::vector<std::unique_ptr<Meeting>> spare_;  // with the memory of their payloads
+  Meetings meetings_;
+  std::vector<Meetings::node_type> spare_;  // with the memory of their payloads
   std::deque<Meeting*> complete_;
   std::vector<bool> has_left_;
   int left_count_ = 0;

@@ -49,14 +49,15 @@ struct ProcessSet {
   ProcessSet(int id, std::unique_ptr<Transport> data_transport, std::unique_ptr<Transport> control_transport,
              Chooser chooser)
       : id(id),
+        members(data_transport->size()),
         chooser(std::move(chooser)),
         data(std::move(data_transport)),
         control(std::move(control_transport)),
-        rounds(data->rank(), data->size()),
+        rounds(data->rank(), members),
         wire(*control, kRoundsTag) {}
 
   int rank() const { return data->rank(); }
-  int size() const { return data->size(); }
+  int size() const { return members; }
 
   // All ranks share memory (or there is one alone): they agree by letters, and the rounds are not used.
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
@@ -72,7 +73,7 @@ struct ProcessSet {
   static constexpr uint64_t kWindowInHost = 8;
   int max_lane() const { return data->max_tag() / kTags - 1; }
 
-  const int id;
+  const int id, members;
   const Chooser chooser;  // of algorithms; of shared memory only where this is one_host()
   std::unique_ptr<Transport> data, control;
   Rounds rounds;
