@@ -120,9 +120,9 @@ std::shared_ptr<Handle> Engine::new_handle() {
   return last_handle_;
 }
 
-// Turns are short then, and the order in which this thread has submitted is kept.
+// Its turns are short then, and the order in which this thread has submitted is kept.
 bool Engine::drives_alone(const Submission& own) {
-  if (has_arrivals_ || !active_.empty() || own.lane >= 0) return false;
+  if (has_arrivals_ || !active_.empty() || !agreeing_.empty() || own.lane >= 0 || !fits_letter(own)) return false;
   const auto set = sets_.find(own.process_set);
   return set != sets_.end() && set->second->one_host();
 }

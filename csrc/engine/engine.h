@@ -52,9 +52,9 @@ class Engine {
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
 
-  // submit(), and the beginning of wait() for a caller who waits for this alone. Where nothing else is under way and shared
-  // memory is all that the operation needs, the caller takes it and some turns at once, as long as spinning pays: then a
-  // small one is done on return, mostly. No lock is waited for, so this may be called with the GIL.
+  // submit(), and the beginning of wait() for a caller who waits for this alone. Where nothing else is under way, all ranks
+  // share memory and the tensor fits into a letter, the caller takes the operation itself, and turns for as long as spinning
+  // pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
   std::shared_ptr<Handle> call(Submission&& submission);
 
   // Who is about to submit something and wait for it says so first: then the thread need not wake up for it.

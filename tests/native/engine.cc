@@ -191,3 +191,67 @@ TEST(who_waits_for_a_rank_that_left_is_told) {
     CHECK(ranks[r].shutdown(kLong), "rank ", r);
   });
 }
+
+// Named and unnamed, by several threads, more than there are slots for unnamed ones: each caller drives, or another for it.
+TEST(callers_take_their_own_operations) {
+  constexpr int kThreads = 4, kCalls = 300;
+  Ranks ranks(1, 0);
+  Engine& engine = ranks[0];
+  std::vector<std::string> errors(kThreads);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      try {
+        for (int i = 0; i < kCalls; ++i) {
+          const Floats input = coded(t + i, 5);
+          Floats output(5, 77.f);
+          Submission s;
+          if (i % 3) s.name = "thread " + std::to_string(t);
+          s.input = input.data();
+          s.output = output.data();
+          s.shape = {5};
+          const Engine::Caller caller(engine);
+          const auto handle = engine.call(std::move(s));
+          CHECK(engine.wait(*handle, Deadline::in(Seconds(kLong)), nullptr), "thread ", t, ", call ", i);
+          handle->result();
+          CHECK(output == input, "thread ", t, ", call ", i);
+        }
+      } catch (const std::exception& error) {
+        errors[t] = error.what();
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& error : errors) CHECK(error.empty(), error);
+  ranks.leave();
+}
+
+TEST(a_call_is_refused_as_a_submission_is) {
+  for (const int size : {1, 2}) {
+    Ranks ranks(size, 0);
+    const Floats input = coded(0, 3);
+    Floats output(3);
+    const auto call = [&](const char* name) {
+      Submission s;
+      s.name = name;
+      s.input = input.data();
+      s.output = output.data();
+      s.shape = {3};
+      return ranks[0].call(std::move(s));
+    };
+    std::string error = ringdp::tests::error_of([&] { call("unnamed.3"); });
+    CHECK(error.find("names that begin with 'unnamed.' are those of unnamed calls") != std::string::npos, error);
+    for (int time = 0; time < 3; ++time) {  // the name is free again as soon as somebody hears of the end
+      const auto first = call("twice");
+      if (size > 1) {
+        error = ringdp::tests::error_of([&] { call("twice"); });
+        CHECK(error.find("'twice': an operation of this name is still in flight") != std::string::npos, error);
+        Floats other(3);
+        wait_for(allreduce(ranks[1], "twice", input, other));
+      }
+      wait_for(first);
+    }
+    ranks.leave();
+    error = ringdp::tests::error_of([&] { call("late"); });
+    CHECK(error.find("ringdp was shut down") != std::string::npos, error);
+  }
+}

@@ -67,3 +67,37 @@ def test_many_different_names_do_not_grow_without_bound():
         ]
         for i, handle in enumerate(handles):
             assert (handle.wait() == i).all()
+
+
+def test_blocking_and_asynchronous_unnamed_calls_keep_their_order():
+    rank, size = ringdp.rank(), ringdp.size()
+    ranks = size * (size - 1) // 2
+    for i in range(100):
+        small = ringdp.allreduce_async(np.full(3, i + rank), op=ringdp.Sum)
+        large = ringdp.allreduce_async(np.full(9000, 2 * i + rank), op=ringdp.Sum)
+        assert (ringdp.allreduce(np.full(2, 3 * i + rank), op=ringdp.Sum) == 3 * i * size + ranks).all()
+        assert (large.wait() == 2 * i * size + ranks).all()
+        own = np.full(5, 4 * i + rank)
+        assert ringdp.allreduce_(own, op=ringdp.Sum) is own and (own == 4 * i * size + ranks).all()
+        assert (small.wait() == i * size + ranks).all()
+
+
+def test_small_blocking_calls_from_several_threads():
+    rank, size = ringdp.rank(), ringdp.size()
+    here, wrong = world.current(), []
+
+    def work(thread):
+        with world.use(here):
+            x = np.empty(1)
+            for i in range(200):
+                x[0] = rank + thread + i
+                ringdp.allreduce_(x, name=f"small.{thread}", op=ringdp.Sum)
+                if x[0] != (thread + i) * size + size * (size - 1) // 2:
+                    wrong.append((thread, i))
+
+    threads = [threading.Thread(target=work, args=(t,)) for t in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -96,6 +96,8 @@ def test_wrong_arguments_are_refused_at_once():
         ringdp.allreduce(x, op=17)
     with pytest.raises(ringdp.UsageError, match="those of unnamed calls"):
         ringdp.allreduce(x, name="unnamed.3")
+    with pytest.raises(TypeError, match="must be a str"):
+        ringdp.allreduce(x, name=3)
     with pytest.raises(ringdp.UsageError, match="splits add up to"):
         ringdp.alltoall(x, splits=[1] * (ringdp.size() - 1) + [9])
     with pytest.raises(ringdp.UsageError, match="splits has"):

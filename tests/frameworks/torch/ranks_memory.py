@@ -74,6 +74,14 @@ def test_what_is_not_plain_in_memory_is_exchanged_as_well():
     negative = torch.complex(torch.zeros(3), torch.full((3,), value)).conj().imag
     assert negative.is_neg()
     assert torch.equal(ringdp.allreduce(negative.contiguous(), op=ringdp.Sum), torch.full((3,), -total))
+    scalar = torch.complex(torch.tensor(0.0), torch.tensor(value)).conj().imag
+    assert scalar.is_neg() and scalar.stride() == ()
+    assert ringdp.allreduce(scalar, op=ringdp.Sum) == -total
+    assert ringdp.allreduce_(scalar, op=ringdp.Sum) == -total and scalar == -total
+    row = torch.full((1, 1, 4), value)[:, :, :1]  # dense, whatever the strides of its single elements are
+    assert ringdp.allreduce_(row, op=ringdp.Sum) is row and row == total
+    for empty in (torch.zeros(0), torch.zeros(3, 0, 2)):
+        assert ringdp.allreduce(empty).shape == empty.shape
     parameter = torch.nn.Parameter(torch.full((3,), value))
     version = parameter._version
     ringdp.allreduce_(parameter, op=ringdp.Sum)
