@@ -173,7 +173,11 @@ void Engine::wake() {
 // `own`: what the caller who takes this turn has just submitted.
 bool Engine::look_at_everything(Submission* own) {
   bool moved = has_arrivals_.load(std::memory_order_acquire) && take_arrivals();
-  if (own) take_named(std::move(*own), process_set(own->process_set)), moved = true;
+  if (own) {
+    Counters::add(counters_.named);
+    take_named(std::move(*own), process_set(own->process_set));
+    moved = true;
+  }
   for (auto& [id, set] : sets_) {
     if (set->letters) moved |= read_letters(*set);
     if (!set->one_host()) {
