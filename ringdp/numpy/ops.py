@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ def unsupported(dtype: Any) -> TypeError:
 class NumpyAdapter:
     """`ringdp.ops.Adapter` for `numpy.ndarray`, and for whatever `numpy.asarray` reads (inputs only)."""
 
-    direct = (np.ndarray,)
-    note_write = None
+    direct: tuple[type, ...] = (np.ndarray,)
+    note_write: Callable[[Any], None] | None = None
 
     def source(self, tensor: Any) -> NDArray[Any]:
         if type(tensor).__module__.split(".")[0] == "torch":

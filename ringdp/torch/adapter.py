@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +60,8 @@ def note_write(tensor: torch.Tensor) -> None:
 class TorchAdapter:
     """`ringdp.ops.Adapter` for `torch.Tensor`. Only addresses reach the core: autograd never sees the exchange."""
 
-    direct = TYPES if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else ()
-    note_write = staticmethod(note_write)
+    direct: tuple[type, ...] = TYPES if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else ()
+    note_write: Callable[[Any], None] | None = staticmethod(note_write)
 
     def source(self, tensor: Any) -> torch.Tensor:
         if is_plain(tensor):
