@@ -171,14 +171,15 @@ bool Engine::drive_for(Handle& handle, Clock::time_point until) {
 void Engine::leave_off() { work_left_ = anything_active() || anything_pending(); }
 
 // Spin shortly, yield, then sleep. The engine's thread, beside which the user's code may compute, yields for 80 µs; a caller
-// has nothing else to do, and yields for longer. Where there are more ranks than cores nobody spins. What comes through shared memory rings the bell, so the pauses may
-// be long where that is all that is waited for; a transport must be looked at.
+// has nothing else to do, and yields for longer. Where there are more ranks than cores nobody spins. What comes through
+// shared memory rings the bell, so the pauses may be long where that is all that is waited for; a transport must be
+// looked at.
 Engine::Pause Engine::pause(bool moved, bool caller) {
   if (moved) {
     pause_ = std::chrono::microseconds(0);
     return {};
   }
-  if (still_ < kStill && !crowded_) return {};
+  if (still_ < kStill) return {crowded_ ? Pause::yield : Pause::none};
   const auto shortly = crowded_ ? Pause::yield : Pause::spin;
   if (still_ % 8 != 0 && pause_.count() == 0) return {shortly};
   const auto waited = std::chrono::duration<double, std::micro>(Clock::now() - last_move_).count();

@@ -52,9 +52,9 @@ class Engine {
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
 
-  // submit(), and the beginning of wait() for a caller who waits for this alone. Where nothing else is under way, all ranks
-  // share memory and the tensor fits into a letter, the caller takes the operation itself, and turns for as long as spinning
-  // pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
+  // submit() and the beginning of wait(), for a Caller (below) who waits for this alone. Where nothing else is under way,
+  // all ranks share memory and the tensor fits into a letter, it takes the operation itself, and turns for as long as
+  // spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
   std::shared_ptr<Handle> call(Submission&& submission);
 
   // Who is about to submit something and wait for it says so first: then the thread need not wake up for it.
@@ -202,8 +202,8 @@ class Engine {
   std::list<Operation> parked_;  // failed with requests open: their memory must stay
   bool left_ = false;
   std::shared_ptr<Handle> last_handle_;  // of call()
-  static constexpr int kStill =
-      8;           // to read the clock takes as long as a turn, so a move's time is noted so many later
+  // To read the clock takes as long as a turn: the time of a move is noted after so many turns that moved nothing.
+  static constexpr int kStill = 8;
   int still_ = 0;  // turns since anything moved
   Clock::time_point last_move_ = Clock::now(), last_check_ = Clock::now();
   std::chrono::microseconds pause_{0};
