@@ -295,8 +295,8 @@ void bind_engine(nb::module_& m) {
       .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,
            "op"_a, "prescale"_a, "postscale"_a, "world"_a, "source"_a, "target"_a)
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
-      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "parts"_a,
-           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
+      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "parts"_a, "dtype"_a,
+           "op"_a, "prescale"_a, "postscale"_a)
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(
           "add_process_set",
