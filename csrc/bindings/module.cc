@@ -173,23 +173,14 @@ std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string n
   return engine.submit(std::move(s));
 }
 
-// parts: (address, elements) of each place in which the bucket lies, in order.
 std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t digest,
-                                      const std::vector<std::pair<uint64_t, uint64_t>>& parts, int dtype, int op,
-                                      double prescale, double postscale) {
-  Submission s = on_tensor(OpKind::allreduce, process_set, nullptr, nullptr, static_cast<Dtype>(dtype), {0}, op,
+                                      uint64_t data, uint64_t count, int dtype, int op, double prescale,
+                                      double postscale) {
+  Submission s = on_tensor(OpKind::allreduce, process_set, at(data), at(data), static_cast<Dtype>(dtype), {count}, op,
                            prescale, postscale);
   s.lane = lane;
   s.bucket = bucket;
   s.plan_digest = digest;
-  for (const auto& [data, elements] : parts) {
-    s.shape[0] += elements;
-    if (elements > 0) s.parts.push_back({at(data), elements});
-  }
-  if (s.parts.size() == 1) {
-    s.input = s.output = s.parts[0].data;
-    s.parts.clear();
-  }
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
@@ -265,10 +256,6 @@ void bind_engine(nb::module_& m) {
             return name_of(e.chooser().choose(bytes, static_cast<Dtype>(dtype)));
           },
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
-      .def_prop_ro(
-          "shares_memory",
-          [](Engine& e) { return e.chooser().placement.shared_memory && !e.chooser().forces_messages(); },
-          "All-reduces among all ranks go through shared memory; the same on all ranks.")
       .def(
           "counters",
           [](Engine& e) {
@@ -295,8 +282,8 @@ void bind_engine(nb::module_& m) {
       .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,
            "op"_a, "prescale"_a, "postscale"_a, "world"_a, "source"_a, "target"_a)
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
-      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "parts"_a, "dtype"_a,
-           "op"_a, "prescale"_a, "postscale"_a)
+      .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
+           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(
           "add_process_set",

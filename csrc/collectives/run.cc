@@ -233,14 +233,14 @@ bool Run::post() {
     for (; may(in); moved = true) {
       const int32_t index = in.moves[in.next++];
       const Move& move = schedule_.moves[index];
-      in.posted.emplace_back(index, transport_.receive(in.peer, tag_, message_at(move.to, move.count), bytes_of(move)));
+      in.posted.emplace_back(index, transport_.receive(in.peer, tag_, at(move.to), bytes_of(move)));
     }
   }
   for (Outgoing& out : outgoing_) {
     for (; may(out); moved = true) {
       const int32_t index = out.moves[out.next++];
       const Move& move = schedule_.moves[index];
-      out.posted.emplace_back(index, transport_.send(out.peer, tag_, message_at(move.from, move.count), bytes_of(move)));
+      out.posted.emplace_back(index, transport_.send(out.peer, tag_, at(move.from), bytes_of(move)));
     }
   }
   return moved;
@@ -254,31 +254,20 @@ void Run::completed(int32_t index) {
   }
 }
 
-// Where element `done` of the region lies; `count` is lowered to how many lie there in a row.
-std::byte* Run::at(const Region& region, uint64_t done, uint64_t& count) {
-  const uint64_t offset = region.offset + done;
-  const size_t bytes = offset * size_of(elements_.dtype);
-  const bool own = region.place == Place::input || region.place == Place::output;
-  if (own && region.owner == Region::kOwn && !memory_.parts.empty()) return memory_.parts.at(offset, count);
+std::byte* Run::at(const Region& region) {
+  const size_t offset = region.offset * size_of(elements_.dtype);
   switch (region.place) {
     case Place::input:  // never written: the schedules' tests prove it
-      return const_cast<std::byte*>(static_cast<const std::byte*>(memory_.input)) + bytes;
+      return const_cast<std::byte*>(static_cast<const std::byte*>(memory_.input)) + offset;
     case Place::output:
-      if (region.owner != Region::kOwn) return shared_.of_rank(region.owner).output + bytes;
-      return static_cast<std::byte*>(memory_.output) + bytes;
+      if (region.owner != Region::kOwn) return shared_.of_rank(region.owner).output + offset;
+      return static_cast<std::byte*>(memory_.output) + offset;
     case Place::area:
-      return shared_.of_rank(region.owner).area + bytes;
+      return shared_.of_rank(region.owner).area + offset;
     case Place::scratch:
-      return scratch_.get() + bytes;
+      return scratch_.get() + offset;
   }
   fail(ErrorKind::internal, "no such place");
-}
-
-std::byte* Run::message_at(const Region& region, uint64_t count) {
-  uint64_t in_a_row = count;
-  std::byte* place = at(region, 0, in_a_row);
-  RINGDP_CHECK(in_a_row == count, "a message from several places");
-  return place;
 }
 
 void Run::execute(const Move& move) {
@@ -288,20 +277,23 @@ void Run::execute(const Move& move) {
     shared_.ring();
     return;
   }
+  std::byte *to = at(move.to), *from = at(move.from);
   const Dtype dtype = elements_.dtype;
-  for (uint64_t done = 0, count; done < move.count; done += count) {  // once, but where a tensor lies in parts
-    count = move.count - done;
-    std::byte* from = at(move.from, done, count);
-    std::byte* with = move.kind == Kind::reduce ? at(move.with, done, count) : nullptr;
-    std::byte* to = at(move.to, done, count);
-    if (move.kind == Kind::reduce)
-      kernels::reduce(dtype, elements_.op, to, from, with, count);
-    else if (move.kind == Kind::finish)
-      elements_.finish(to, from, count);
-    else if (move.prescale)
-      elements_.begin(to, from, count);
-    else if (to != from)
-      kernels::copy(to, from, count * size_of(dtype));
+  switch (move.kind) {
+    case Kind::reduce:
+      kernels::reduce(dtype, elements_.op, to, from, at(move.with), move.count);
+      return;
+    case Kind::copy:
+      if (move.prescale)
+        elements_.begin(to, from, move.count);
+      else if (to != from)
+        kernels::copy(to, from, bytes_of(move));
+      return;
+    case Kind::finish:
+      elements_.finish(to, from, move.count);
+      return;
+    default:
+      fail(ErrorKind::internal, "a move that is no arithmetic");
   }
 }
 

@@ -24,7 +24,6 @@
 
 #include "agree/header.h"
 #include "collectives/elements.h"
-#include "collectives/parts.h"
 #include "collectives/schedule.h"
 #include "shared/counts.h"
 #include "transport/transport.h"
@@ -34,7 +33,6 @@ namespace ringdp {
 struct Memory {
   const void* input = nullptr;
   void* output = nullptr;
-  Parts parts = {};  // not empty: these are input and output; nothing of them is sent, as a message lies in one place
 };
 
 // What the ranks of a host have mapped of each other for one operation: outputs, areas, and counts of progress (signals),
@@ -115,8 +113,7 @@ class Run {
   void fail_with(const std::string& why);
   void completed(int32_t move);
   void execute(const Move& move);
-  std::byte* at(const Region& region, uint64_t done, uint64_t& count);
-  std::byte* message_at(const Region& region, uint64_t count);
+  std::byte* at(const Region& region);
   size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
   bool starts_by_itself(int32_t move) const {  // when nothing holds it up: not a message, nor what waits for others
     const Kind kind = schedule_.moves[move].kind;

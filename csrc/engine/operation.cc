@@ -77,18 +77,7 @@ void Operation::begin() {
   }
   if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
   const Elements e = elements_of(submission_, set_.size());
-  start_run(fixed_schedule(e), memory(true), e, 1);
-}
-
-// A message lies in one place.
-Memory Operation::memory(bool of_messages) {
-  const Submission& s = submission_;
-  if (s.parts.empty()) return {s.input, s.output};
-  Parts parts(s.parts, size_of(s.dtype));
-  if (!of_messages) return {nullptr, nullptr, std::move(parts)};
-  gathered_.reset(new std::byte[s.count() * size_of(s.dtype)]);
-  parts.gather(gathered_.get());
-  return {gathered_.get(), gathered_.get()};
+  start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
 }
 
 // The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
@@ -124,7 +113,7 @@ void Operation::met() {
   const std::string why = "another rank of this host means another operation, or has given up";
   if (!set_.one_host()) {  // the other hosts must hear of it
     const Elements e = elements_of(submission_, set_.size());
-    start_run({}, {}, e, 1);
+    start_run({}, {submission_.input, submission_.output}, e, 1);
     return run_->poison(why);
   }
   done_ = true;
@@ -135,10 +124,10 @@ void Operation::met() {
 // Where some rank has no shared memory left, all of the host see it, and take messages, which give the same bits.
 void Operation::run_in_host() {
   const Elements e = elements_of(submission_, set_.size());
+  const Memory memory{submission_.input, submission_.output};
   const InHost way = set_.one_host() || chosen() == Algorithm::two_level ? way_of(told_) : InHost::messages;
   Schedule schedule = in_host_schedule(way, {e.prescale != 1, e.divide != 1 || e.postscale != 1});
-  const bool of_messages = way == InHost::messages || !set_.one_host();
-  start_run(std::move(schedule), memory(of_messages), e, 1, way == InHost::messages ? Shared{} : shared());
+  start_run(std::move(schedule), memory, e, 1, way == InHost::messages ? Shared{} : shared());
 }
 
 Schedule Operation::in_host_schedule(InHost way, Arithmetic arithmetic) const {
@@ -232,7 +221,7 @@ Schedule Operation::fixed_schedule(const Elements& e) const {
   const uint64_t count = s.count();
   const int ranks = set_.size(), rank = set_.rank();
   const Arithmetic arithmetic{e.prescale != 1, e.divide != 1 || e.postscale != 1};
-  const bool in_place = s.input == s.output;  // also where it lies in parts
+  const bool in_place = s.input == s.output;
   switch (s.kind) {
     case OpKind::allreduce:
       return row().schedule(ranks, rank, count, pipeline_of(row().algorithm), arithmetic, in_place);
@@ -353,7 +342,6 @@ void Operation::run_finished() {
 
 void Operation::finish() {
   done_ = true;
-  if (gathered_) Parts(submission_.parts, size_of(submission_.dtype)).scatter(gathered_.get());
   if (explain_) error_ = Error(ErrorKind::mismatch, disagreement());
 }
 

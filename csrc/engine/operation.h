@@ -62,7 +62,6 @@ class Operation {
   Pipeline pipeline_of(Algorithm algorithm) const;
   std::vector<int> partners() const;
   Header header(const Elements& elements, uint32_t part) const;
-  Memory memory(bool of_messages);
   Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const {
     return cut_for_messages(chunk_elements, dtype, options_);
   }
@@ -83,7 +82,6 @@ class Operation {
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Letters::Meeting* meeting_ = nullptr;
-  std::unique_ptr<std::byte[]> gathered_;  // what lies in parts, where it goes by messages
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool sizes_known_ = false, begun_ = false, done_ = false;
   std::optional<Error> error_;

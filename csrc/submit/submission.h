@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "base/dtype.h"
-#include "collectives/parts.h"
 #include "submit/handle.h"
 
 namespace ringdp {
@@ -34,7 +33,6 @@ struct Submission {
   void* output = nullptr;
   Dtype dtype = Dtype::float32;
   std::vector<uint64_t> shape;
-  std::vector<Part> parts;  // of a bucket that lies in several places, in place: instead of input and output
 
   ReduceOp op = ReduceOp::sum;
   double prescale = 1, postscale = 1;

@@ -1,9 +1,4 @@
-"""Buckets: gradients that are exchanged together.
-
-Where the ranks share memory, a bucket is the list of its gradients: they pass through the core's staging areas, and
-nothing is kept twice. What goes by messages lies in one place, and so does what is cast to 16 bits: there the bucket has
-memory of its own, and the gradients have places in it.
-"""
+"""Buckets: flat memory, and the places in it of the parameters' gradients."""
 
 from __future__ import annotations
 
@@ -17,26 +12,16 @@ from ringdp.torch.slot import Slot
 
 
 class Bucket:
-    """One bucket of a plan. Of its memory, if it has any, the elements between the parameters stay zero."""
+    """The memory of one bucket of a plan. Elements between the parameters stay zero."""
 
-    def __init__(self, index: int, plan: BucketPlan, members: Sequence[Slot], shares_memory: bool) -> None:
-        """shares_memory: of all ranks, as `engine.shares_memory` says."""
+    def __init__(self, index: int, plan: BucketPlan, members: Sequence[Slot]) -> None:
         self.index = index
         self.slots = [members[i] for i in plan.members]
-        self.dtype = plan.dtype
-        self.bytes = plan.count * plan.dtype.itemsize
+        self.flat = bucket_memory(plan.count, plan.dtype)
         self.waiting = 0  # gradients that have not come in this pass
-        casts = any(slot.planned_as.dtype != plan.dtype for slot in self.slots)
-        self.flat = None if shares_memory and not casts else bucket_memory(plan.count, plan.dtype)
         for slot, offset in zip(self.slots, plan.offsets, strict=True):
             entry = slot.planned_as
-            slot.join(
-                self, None if self.flat is None else self.flat.as_strided(entry.shape, entry.strides, offset)
-            )
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Where it lies, in order."""
-        return [slot.memory() for slot in self.slots] if self.flat is None else [self.flat]
+            slot.join(self, self.flat.as_strided(entry.shape, entry.strides, offset))
 
     def complete(self, window: int) -> bool:
         """Every gradient came in this window."""
@@ -56,8 +41,8 @@ class Bucket:
         return complete
 
     def came_back(self, window: int) -> None:
-        """It is reduced."""
-        torch.autograd.graph.increment_version(self.tensors())  # the core wrote behind autograd's back
+        """The places hold the reduced gradients."""
+        torch.autograd.graph.increment_version(self.flat)  # the core wrote behind autograd's back
         for slot in self.slots:
             if slot.window == window:
                 slot.came_back()

@@ -46,9 +46,9 @@ def bucket_memory(count: int, dtype: torch.dtype) -> torch.Tensor:
     return empty(count, dtype=dtype).zero_()
 
 
-def passes_caches(place: torch.Tensor, bucket_bytes: int) -> bool:
+def passes_caches(place: torch.Tensor, flat: torch.Tensor) -> bool:
     """True if gradients should be written into this place of a bucket by `copy_past_caches`."""
-    return place.nbytes >= LARGE_GRADIENT and bucket_bytes >= BEYOND_CACHES
+    return place.nbytes >= LARGE_GRADIENT and flat.nbytes >= BEYOND_CACHES
 
 
 def copy_past_caches(place: torch.Tensor, grad: torch.Tensor) -> None:

@@ -91,8 +91,7 @@ class Plans:
         """The plan has memory from now on: not before it is needed, so that the last plan's may be gone by then."""
         assert self.plan is not None
         if len(self.buckets) != len(self.plan.buckets):
-            shares = self.wire.shares_memory
-            self.buckets = [Bucket(i, b, self._members, shares) for i, b in enumerate(self.plan.buckets)]
+            self.buckets = [Bucket(i, b, self._members) for i, b in enumerate(self.plan.buckets)]
 
     def out_of_date(self) -> bool:
         """There is no plan, or it is of a world that is gone: `shutdown()` and `init()` were called."""

@@ -18,14 +18,10 @@ if TYPE_CHECKING:
 class Slot:
     """One parameter. The tensors named here are what tells old gradients from new ones.
 
-    The *view* is where its reduced gradient will be. There are three ways:
-
-    * The bucket has memory, and this parameter a *place* in it of its dtype: that is the view. A gradient is copied
-      into it once, and `param.grad` becomes the view.
-    * `apart`: the bucket is the list of its gradients, where autograd has put them. The view is the tensor that autograd
-      handed over, until it is dropped.
-    * `apart` and `casts`: the place has 16 bits. The view as before; it is cast into the place before the bucket
-      leaves (`pack`), and back when the bucket has come back.
+    Its gradient travels in its *place* in the bucket. Where the place has the parameter's dtype, it is the gradient
+    too: the *view*, which `param.grad` becomes when a gradient was copied in. Where the wire has 16 bits, `casts`,
+    the gradient stays the tensor that autograd handed over: that is the view then, until it is dropped. It is cast
+    into its place before the bucket leaves (`pack`) and back when the bucket has come back.
     """
 
     def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
@@ -36,7 +32,6 @@ class Slot:
         self.bucket: Bucket | None = None
         self.place: torch.Tensor | None = None  # in the bucket
         self.view: torch.Tensor | None = None  # where the reduced gradient will be
-        self.apart = False  # the view is not in the bucket's memory
         self.casts = False  # the place has another dtype than the gradient
         self.passes_caches = False  # gradients are written into the place past the caches
         self.packed = -1  # casts: the version of the view that was cast into the place
@@ -59,7 +54,7 @@ class Slot:
         """The gradient was dropped."""
         self.reduced = self.carry = self.base = None
         self.late = False
-        if self.apart:
+        if self.casts:
             self.view = None
 
     def enter_plan(self) -> None:
@@ -67,17 +62,16 @@ class Slot:
         self.planned = True
         self.planned_as = self.entry()
 
-    def join(self, bucket: Bucket, place: torch.Tensor | None) -> None:
-        """The plan begins to be used. `place`: in the parameter's shape and strides, if the bucket has memory."""
+    def join(self, bucket: Bucket, place: torch.Tensor) -> None:
+        """The plan has memory: `place`, in the parameter's shape and strides."""
         self.bucket, self.place = bucket, place
-        self.casts = place is not None and place.dtype != self.planned_as.dtype
-        self.apart = place is None or self.casts
-        self.view = None if self.apart else place
-        self.passes_caches = place is not None and not self.casts and passes_caches(place, bucket.bytes)
+        self.casts = place.dtype != self.planned_as.dtype
+        self.view = None if self.casts else place
+        self.passes_caches = not self.casts and passes_caches(place, bucket.flat)
 
     def leave_plan(self) -> None:
         """The plan holds no more: the view's memory may be in other hands."""
-        self.planned = self.apart = self.casts = False
+        self.planned = self.casts = False
         self.bucket = self.place = self.view = None
 
     def fits(self) -> bool:
@@ -94,7 +88,7 @@ class Slot:
         )
 
     def memory(self) -> torch.Tensor:
-        """The view, to be written; a gradient apart, which has none, gets memory of its own."""
+        """The view, to be written; a gradient that is cast, and has none, gets memory of its own."""
         if self.view is None:
             entry = self.planned_as
             self.view = torch.empty_strided(entry.shape, entry.strides, dtype=entry.dtype)
@@ -102,12 +96,12 @@ class Slot:
         return self.view
 
     def take(self, grad: torch.Tensor, is_ours: bool = True) -> None:
-        """Copy a gradient into the view, which becomes `param.grad`. One that stays apart becomes the view itself,
+        """Copy a gradient into the view, which becomes `param.grad`. One that is cast becomes the view itself,
         if it `is_ours`: nobody else has it. (With create_graph, autograd may have saved it.)"""
         if self.carry is not None:
             self.keep_carry()
-        if self.apart and not self.in_view(grad):
-            self.view = grad if is_ours and not grad.requires_grad and self.can_stay(grad) else None
+        if self.casts and not self.in_view(grad):
+            self.view = grad if is_ours and not grad.requires_grad else None
             self.packed = -1
         if grad.requires_grad:
             if not self.in_view(grad):
@@ -120,12 +114,6 @@ class Slot:
         elif grad is not view:
             view.copy_(grad)
         self.param.grad = view
-
-    def can_stay(self, grad: torch.Tensor) -> bool:
-        """Its memory is as all ranks' is; a cast does not mind."""
-        planned = self.planned_as
-        plain = type(grad) is torch.Tensor and grad.shape == planned.shape and not grad.is_neg()
-        return self.casts or (plain and view_strides(grad.shape, grad.stride()) == planned.strides)
 
     def pack(self) -> None:
         """The place holds the gradient as it is now."""
@@ -151,10 +139,9 @@ class Slot:
     def fill(self, grad: torch.Tensor | None, window: int) -> bool:
         """The bucket leaves, and nothing came for this parameter from autograd: what lies in `param.grad`
         counts if it is new, and zeros do otherwise. False if there is no gradient."""
+        assert self.place is not None
         if grad is None or self.late or not self.fits():
-            if self.place is None:
-                self.view = None  # it may be what `late` stands beside
-            (self.memory() if self.place is None else self.place).zero_()
+            self.place.zero_()
             self.carry, self.window = None, -1
             return False
         self.window = window
@@ -167,7 +154,7 @@ class Slot:
         return True
 
     def came_back(self) -> None:
-        """The bucket is reduced: let the view have its part."""
+        """The place holds the reduced gradient: let the view have it."""
         view = self.memory()
         if self.casts:
             assert self.place is not None
@@ -181,7 +168,7 @@ class Slot:
             self.reduced = self.param.grad
 
     def adopt(self) -> None:
-        """The bucket brought a reduced gradient to which this rank has added nothing: let the parameter have it."""
+        """The place holds a reduced gradient to which this rank has added nothing: let the parameter have it."""
         if self.casts:
             assert self.place is not None
             self.view = None
@@ -207,7 +194,7 @@ class Slot:
         """The view is about to be written: a carry that lies in it and the view part."""
         if self.carry is None or not self.in_view(self.carry):
             return
-        if self.apart:
+        if self.casts:
             self.view = None
         else:
             self.carry = self.carry.detach().clone()

@@ -67,29 +67,24 @@ class Wire:
         )
         self._opening = Handle(core, None, lambda core: int(core.lane()), self.world)
 
-    @property
-    def shares_memory(self) -> bool:
-        """The ranks' all-reduces go through shared memory; the same on all ranks."""
-        return bool(self.world.engine.shares_memory)
-
     def _lane(self) -> int:
         assert self._opening is not None
         return self._opening.wait()
 
     def submit(self, bucket: Bucket) -> Handle[None]:
         """Reduce a bucket in place. Its memory must not be touched until the handle was waited for."""
-        tensors = bucket.tensors()
         core = self.world.engine.submit_bucket(
             self.options.process_set.process_set_id,
             self._lane(),
             bucket.index,
             self._digest,
-            [(tensor.data_ptr(), tensor.numel()) for tensor in tensors],
-            int(DTYPES[bucket.dtype]),
+            bucket.flat.data_ptr(),
+            bucket.flat.numel(),
+            int(DTYPES[bucket.flat.dtype]),
             int(self.options.op),
             *self.options.scale,
         )
-        return Handle(core, tensors, lambda _: None, self.world)
+        return Handle(core, bucket.flat, lambda _: None, self.world)
 
     def vote(self, step: int, submitted: int, in_plan: bool, complete: bool) -> Vote:
         """What all ranks say together.

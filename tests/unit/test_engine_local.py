@@ -393,7 +393,7 @@ def test_a_rank_without_memory_for_its_output_fails_with_its_peers_and_the_other
 def bucket(engine: Any, lane: int, index: int, data: np.ndarray, digest: int = 5, **how: Any) -> Pending:
     count, dtype, op = how.get("count", data.size), how.get("dtype", Dtype[data.dtype.name]), how.get("op", 1)
     scale = how.get("scale", 1.0)
-    handle = engine.submit_bucket(0, lane, index, digest, [(data.ctypes.data, count)], dtype, op, scale, 1.0)
+    handle = engine.submit_bucket(0, lane, index, digest, data.ctypes.data, count, dtype, op, scale, 1.0)
     return Pending(handle, data, data)
 
 
