@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ringdp import _core
+from ringdp import _core, world
 from ringdp.numpy.memory import shared_bytes
 
 # A bucket beyond these many bytes leaves the caches before it is exchanged, so gradients need not enter them on their
@@ -39,6 +39,14 @@ def empty(*size: Any, dtype: torch.dtype | None = None, requires_grad: bool = Fa
     element = dtype if dtype is not None else torch.get_default_dtype()
     flat = torch.from_numpy(shared_bytes(shape.numel() * element.itemsize))
     return flat.view(element).view(shape).requires_grad_(requires_grad)
+
+
+def passing(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A row-major tensor of the same shape, with anything in it, for what lives as long as one operation."""
+    block = world.current().lender.passing(like.numel() * dtype.itemsize) if world.is_initialized() else None
+    if block is None:
+        return torch.empty(like.shape, dtype=dtype)
+    return torch.from_numpy(block).view(dtype).view(like.shape)
 
 
 def bucket_memory(count: int, dtype: torch.dtype) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ringdp.ops import Operations
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch import autograd
 from ringdp.torch.adapter import TorchAdapter
-from ringdp.torch.compression import Compression, check
+from ringdp.torch.compression import NAMES, Compression, check
 
 operations: Operations[torch.Tensor] = Operations(TorchAdapter())
 
@@ -65,10 +65,12 @@ def allreduce(
         UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
     """
     if compression is not Compression.none:
+        how = (op, prescale_factor, postscale_factor, process_set)
         narrow, context = check(compression).compress(tensor)
-        reduced = allreduce(
-            narrow, average, name, Compression.none, op, prescale_factor, postscale_factor, process_set
-        )
+        if narrow is tensor or compression not in NAMES or autograd.wanted(narrow):
+            reduced = allreduce(narrow, average, name, Compression.none, *how)
+        else:  # nobody else has it
+            reduced = operations.allreduce_(narrow, average, name, *how)
         return compression.decompress(reduced, context)  # type: ignore[no-any-return]
     if autograd.wanted(tensor):
         options = {

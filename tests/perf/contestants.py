@@ -84,7 +84,7 @@ def _filled_tensor(values: np.ndarray, dtype: str) -> Any:
 
 
 class RingdpOnTheWire(RingdpTorch):
-    """float32 tensors, cast to 16 bits for the wire: Compression.bf16 or .fp16. Out of place, as it is offered."""
+    """float32 tensors, cast to 16 bits for the wire by Compression.bf16 or .fp16, reduced, and cast back in place."""
 
     def __init__(self, compression: str) -> None:
         super().__init__()
@@ -95,8 +95,11 @@ class RingdpOnTheWire(RingdpTorch):
         return self.tensor(values, "float32")
 
     def call(self, x: Any, op: str) -> Callable[[], object]:
-        module = self._module
-        return partial(module.allreduce, x, op=getattr(module, self._OPS[op]), compression=self._compression)
+        return partial(self._exchange, x, getattr(self._module, self._OPS[op]))
+
+    def _exchange(self, x: Any, op: Any) -> Any:
+        narrow, _ = self._compression.compress(x)
+        return x.copy_(self._module.allreduce_(narrow, op=op))
 
     def allreduce_(self, x: Any, op: str) -> Any:
         return self.call(x, op)()
