@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import Random
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -70,16 +71,20 @@ def take_turns(
 ) -> list[list[float]]:
     """Seconds on this rank of each iteration of each call, all ranks calling alike.
 
-    The calls take turns, so that whatever else the machine does hits all of them alike; each begins with a barrier.
+    The calls take turns, so that whatever else the machine does hits all of them alike; each begins with a barrier. The
+    order is drawn anew for each turn: who comes after a call that leaves the caches full or threads awake is at a
+    disadvantage, and it must not always be the same one.
     """
     taken: list[list[float]] = [[] for _ in calls]
+    order, draw = list(range(len(calls))), Random(0)  # the same on all ranks
     for iteration in range(warmup + iterations):
-        for mine, call in zip(taken, calls, strict=True):
+        draw.shuffle(order)
+        for i in order:
             barrier(comm)
             start = perf_counter()
-            call()
+            calls[i]()
             if iteration >= warmup:
-                mine.append(perf_counter() - start)
+                taken[i].append(perf_counter() - start)
     return taken
 
 
