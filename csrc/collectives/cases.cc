@@ -95,7 +95,7 @@ void check_shape(const Case& c) {
 
 // In turn, so that the hosts of a mixed case differ.
 Schedule two_level_of(const Case& c, int r) {
-  const std::optional<Levels> levels = c.host_of.empty() ? std::nullopt : levels_of(c.host_of, r);
+  const std::optional<Levels> levels = levels_of(c.host_of, r);
   if (!levels) fail(ErrorKind::usage, describe(c), ": needs several hosts with as many ranks each, and more than one");
   Sharing way = c.sharing;
   if (way == Sharing::two_level_mixed) {

@@ -12,9 +12,10 @@ std::optional<Levels> levels_of(const std::vector<int>& host_of, int rank) {
     if (place == hosts.size()) hosts.emplace_back();
     hosts[place].push_back(static_cast<int>(r));
   }
+  if (hosts.size() < 2) return std::nullopt;
   Levels levels;
   for (size_t h = 0; h < hosts.size(); ++h) {
-    if (hosts.size() < 2 || hosts[h].size() < 2 || hosts[h].size() != hosts[0].size()) return std::nullopt;
+    if (hosts[h].size() < 2 || hosts[h].size() != hosts[0].size()) return std::nullopt;
     for (size_t place = 0; place < hosts[h].size(); ++place) {
       if (hosts[h][place] != rank) continue;
       levels.mates = hosts[h];

@@ -12,7 +12,7 @@ struct Levels {
   int me = 0, host = 0;    // this rank's place in each
 };
 
-// host_of: by rank, any numbers. Nothing unless there are several hosts, with as many ranks on each, and more than one.
+// host_of: by rank, any numbers; empty: each rank on its own. Nothing unless there are several hosts, with as many ranks on each, and more than one.
 std::optional<Levels> levels_of(const std::vector<int>& host_of, int rank);
 
 }  // namespace ringdp

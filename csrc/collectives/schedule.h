@@ -108,7 +108,7 @@ constexpr Chunk chunk_of(uint64_t count, int ranks, int i) {
 // in_place says that input and output are the same memory.
 Schedule ring_allreduce(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
 
-// All-reduce of ranks that share memory. `direct`: the outputs lie in shared memory, and it is in place: rank r sums chunk
+// All-reduce of two or more ranks that share memory. `direct`: the outputs lie in shared memory, and it is in place: rank r sums chunk
 // r of all outputs and writes it to all, so nothing is copied. `staged`: tensors that lie anywhere pass through the areas.
 // Both add in the order of the ring, so all three give the same bits.
 Schedule shared_allreduce_direct(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);

@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "collectives/cases.h"
+#include "collectives/levels.h"
 #include "collectives/moves.h"
 
 using namespace ringdp;
@@ -132,6 +133,14 @@ std::vector<Schedule> hasty(int rank, Kind kind, int which) {
 }
 
 }  // namespace
+
+TEST(levels_are_there_for_several_hosts_with_as_many_ranks) {
+  for (const std::vector<int>& none : {std::vector<int>{}, {0}, {0, 0, 0}, {0, 1, 2}, {0, 0, 1}, {0, 1, 0, 1, 2}})
+    for (int rank = 0; rank < static_cast<int>(none.size()) + 1; ++rank) CHECK(!levels_of(none, rank));
+  const auto levels = levels_of({7, 3, 7, 3, 3, 7}, 4);
+  CHECK(levels && levels->mates == std::vector<int>({1, 3, 4}) && levels->ring == std::vector<int>({5, 4}));
+  CHECK(levels->me == 2 && levels->host == 1);
+}
 
 TEST(messages_and_tokens_go_together) {
   for (const std::vector<int>& host_of : {kHostOf, {0, 0, 0, 0}, {3, 2, 1}, {0, 0, 1, 1}, {7}})
