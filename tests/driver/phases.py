@@ -67,7 +67,7 @@ def types(_: Selection) -> list[Command]:
 
 
 def unit(selection: Selection) -> list[Command]:
-    return [plain("unit", "unit", selection, 300)]
+    return [plain("unit", "unit", selection, 600)]
 
 
 def native(selection: Selection) -> list[Command]:
@@ -121,7 +121,7 @@ def frameworks(selection: Selection) -> list[Command]:
 
 
 def cluster(selection: Selection) -> list[Command]:
-    return [plain("cluster", "cluster", selection, 400)]
+    return [plain("cluster", "cluster", selection, 600)]
 
 
 def examples(selection: Selection) -> list[Command]:
