@@ -39,6 +39,7 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t sequence, 
       description_(explain ? submission_.description() : ""),
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
+      chosen_(set.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype)),
       told_(std::move(told)) {}
 
 std::string Operation::label() const {
@@ -85,7 +86,7 @@ void Operation::begin() {
 bool Operation::uses_shared_memory() const {
   if (submission_.kind != OpKind::allreduce || !set_.letters || set_.chooser.forces_messages()) return false;
   if (set_.one_host()) return set_.size() > 1;
-  return set_.levels && (chosen() == Algorithm::two_level || !all_choose_the_same());
+  return set_.levels && (chosen_ == Algorithm::two_level || !all_choose_the_same());
 }
 
 // The ranks of the host have not told each other all that is needed, when they agreed on a name: now they do.
@@ -125,7 +126,7 @@ void Operation::met() {
 void Operation::run_in_host() {
   const Elements e = elements_of(submission_, set_.size());
   const Memory memory{submission_.input, submission_.output};
-  const InHost way = set_.one_host() || chosen() == Algorithm::two_level ? way_of(told_) : InHost::messages;
+  const InHost way = set_.one_host() || chosen_ == Algorithm::two_level ? way_of(told_) : InHost::messages;
   Schedule schedule = in_host_schedule(way, {e.prescale != 1, e.divide != 1 || e.postscale != 1});
   start_run(std::move(schedule), memory, e, 1, way == InHost::messages ? Shared{} : shared());
 }
@@ -137,7 +138,7 @@ Schedule Operation::in_host_schedule(InHost way, Arithmetic arithmetic) const {
     const Pipeline cut = cut_for_shared_memory(dtype, options_);
     if (way == InHost::direct) return shared_allreduce_direct(set_.size(), set_.rank(), count, cut, arithmetic);
     if (way == InHost::staged) return shared_allreduce_staged(set_.size(), set_.rank(), count, cut, arithmetic);
-  } else if (chosen() == Algorithm::two_level) {
+  } else if (chosen_ == Algorithm::two_level) {
     const Pipeline cut = cut_for_two_levels(*set_.levels, count, dtype, options_);
     if (way == InHost::direct) return two_level_direct(*set_.levels, count, cut, arithmetic);
     if (way == InHost::staged) return two_level_staged(*set_.levels, count, cut, arithmetic);
@@ -168,20 +169,14 @@ Shared Operation::shared() const {
 // still to see it: they are not used again.
 void Operation::leave_memory() {
   if (told_.empty()) return;
-  Whereabouts& mine = told_[set_.letters->me()];
-  if (run_ && !run_->error().empty()) mine.counts = Heap::kNowhere;
-  give_back(mine, set_);
+  const bool has_failed = run_ && !run_->error().empty();
+  give_back(told_[set_.letters->me()], set_, !has_failed);
   told_.clear();
-}
-
-// All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
-Algorithm Operation::chosen() const {
-  return set_.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype);
 }
 
 // Of messages alone: what shared memory cannot do, for lack of it, the ring does, and gives the same bits.
 const AlgorithmRow& Operation::row() const {
-  const AlgorithmRow& row = row_of(chosen());
+  const AlgorithmRow& row = row_of(chosen_);
   return row.schedule ? row : row_of(Algorithm::ring);
 }
 
@@ -193,7 +188,7 @@ bool Operation::all_choose_the_same() const { return lane_ == 0 || set_.chooser.
 std::vector<int> Operation::partners() const {
   std::vector<int> all;
   if (explain_ || submission_.kind != OpKind::allreduce) return all;
-  const auto may_choose = [&](Algorithm algorithm) { return !all_choose_the_same() || algorithm == chosen(); };
+  const auto may_choose = [&](Algorithm algorithm) { return !all_choose_the_same() || algorithm == chosen_; };
   for (const AlgorithmRow& row : algorithm_table()) {
     if (row.partners == nullptr || !may_choose(row.algorithm)) continue;
     const std::vector<int> some = row.partners(set_.size(), set_.rank());
@@ -290,7 +285,7 @@ void Operation::run_variable_data() {
 void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part, Shared shared) {
   const OpKind kind = submission_.kind;
   const bool in_host = set_.one_host() && !shared.mates.empty();  // then there are no messages
-  const bool in_two_levels = kind == OpKind::allreduce && chosen() == Algorithm::two_level && all_choose_the_same();
+  const bool in_two_levels = kind == OpKind::allreduce && chosen_ == Algorithm::two_level && all_choose_the_same();
   const Neighbours neighbours = explain_                    ? Neighbours::ring
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual

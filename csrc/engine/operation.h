@@ -56,7 +56,6 @@ class Operation {
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
   void finish();
   Schedule fixed_schedule(const Elements& elements) const;
-  Algorithm chosen() const;
   bool all_choose_the_same() const;
   const AlgorithmRow& row() const;
   Pipeline pipeline_of(Algorithm algorithm) const;
@@ -79,6 +78,8 @@ class Operation {
   const Deadline deadline_;
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
+  // All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
+  const Algorithm chosen_;
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Letters::Meeting* meeting_ = nullptr;

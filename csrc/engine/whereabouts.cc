@@ -40,11 +40,11 @@ void take_memory(Whereabouts& mine, ProcessSet& set, const Submission& s, const 
   if (block) mine.area = heap.offset_of(block, bytes);
 }
 
-void give_back(Whereabouts& mine, ProcessSet& set) {
+void give_back(Whereabouts& mine, ProcessSet& set, bool counts_too) {
   Heap& heap = set.letters->host()->heap();
   if (mine.area != Heap::kNowhere) heap.free(heap.at(mine.area));
   if (mine.counts != Heap::kNowhere) {
-    set.counts->give_back(mine.counts);
+    if (counts_too) set.counts->give_back(mine.counts);
     --set.with_memory;
   }
   mine = {};

@@ -32,7 +32,8 @@ InHost way_of(const std::vector<Whereabouts>& told);
 // What cannot be had stays nowhere.
 void take_memory(Whereabouts& mine, ProcessSet& set, const Submission& submission, const Options& options,
                  bool area_in_any_case);
-void give_back(Whereabouts& mine, ProcessSet& set);
+// counts_too: false where others have still to see what stands in them.
+void give_back(Whereabouts& mine, ProcessSet& set, bool counts_too = true);
 
 // What the letters of a meeting say, by member.
 std::vector<Whereabouts> told_in(const Letters::Meeting& meeting);
