@@ -263,7 +263,8 @@ void bind_engine(nb::module_& m) {
             nb::dict counted;
             counted["named"] = c.named.load();
             counted["buckets"] = c.buckets.load();
-            counted["rounds"] = c.rounds.load();
+            counted["places"] = c.places.load();
+            counted["own"] = c.own.load();
             counted["votes"] = c.votes.load();
             return counted;
           },

@@ -10,8 +10,9 @@ namespace ringdp {
 struct Counters {
   std::atomic<uint64_t> named{0};    // named operations that were submitted here
   std::atomic<uint64_t> buckets{0};  // of plans
-  std::atomic<uint64_t> rounds{0};   // of the agreement on names that this rank entered; none where all share memory
   std::atomic<uint64_t> votes{0};    // that this rank gave
+  std::atomic<uint64_t> places{0};   // operations whose memory the ranks of the host had to tell each other by itself
+  std::atomic<uint64_t> own{0};      // named operations that their caller took, instead of the engine's thread
 
   static void add(std::atomic<uint64_t>& counter) {  // one writer at a time: no read-modify-write is needed
     counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);

@@ -101,6 +101,7 @@ std::shared_ptr<Handle> Engine::call(Submission&& submission) {
     std::lock_guard lock(mutex_);
     admit(submission);
   }
+  Counters::add(counters_.own);
   bool moved = turn(&submission);
   while (!handle->done() && active_.empty() && !stop_) {
     const Pause rest = pause(moved, true);
@@ -122,9 +123,9 @@ std::shared_ptr<Handle> Engine::new_handle() {
 
 // Its turns are short then, and the order in which this thread has submitted is kept.
 bool Engine::drives_alone(const Submission& own) {
-  if (has_arrivals_ || !active_.empty() || !agreeing_.empty() || own.lane >= 0 || !fits_letter(own)) return false;
+  if (has_arrivals_ || !active_.empty() || !agreeing_.empty() || own.lane >= 0) return false;
   const auto set = sets_.find(own.process_set);
-  return set != sets_.end() && set->second->one_host();
+  return set != sets_.end() && fits_note(own, *set->second);
 }
 
 bool Engine::wait(Handle& handle, Deadline deadline, const std::function<void()>& look) {

@@ -77,8 +77,8 @@ void Engine::fail_votes(Lane& lane, const Error& error) {
 void Engine::check_departures() {
   const auto stuck_since = Clock::now() - kGraceAfterDeparture;
   for (auto& [id, set] : sets_) {
-    const int gone = set->left_rank();
-    if (gone < 0 || gone == rank_) continue;
+    const int gone = set->meetings().first_left();
+    if (gone < 0) continue;
     const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this step cannot complete: rank " +
                                            std::to_string(gone) + " has shut ringdp down");
     for (auto it = active_.begin(); it != active_.end();) {
@@ -123,17 +123,13 @@ bool Engine::stuck() const { return still_ >= kStill && Clock::now() - last_move
 // All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
 bool Engine::everyone_left() const {
   return left_ && ((active_.empty() && !anything_waiting()) || stuck()) &&
-         std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->closed(); });
+         std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->meetings().all_left(); });
 }
 
 // Other ranks may still be there, and what they send must not arrive in memory that is no longer ours.
 void Engine::take_receives_back() {
   for (Operation& operation : active_) operation.give_up(closed_error());
-  for (auto& [id, set] : sets_) {
-    set->wire.cancel();
-    for (auto& [lane_id, lane] : set->lanes)
-      if (lane.ballot) lane.ballot->cancel();
-  }
+  for (auto& [id, set] : sets_) set->doubling.cancel();
 }
 
 // Nothing more is accepted, and whoever waits is told why.

@@ -11,10 +11,6 @@ namespace ringdp {
 
 namespace {
 
-void take_smaller(std::vector<uint64_t>& mine, const std::vector<uint64_t>& theirs) {
-  for (size_t i = 0; i < mine.size(); ++i) mine[i] = std::min(mine[i], theirs[i]);
-}
-
 Placement with(Placement placement, const Neighbourhood& neighbourhood, const std::vector<int>& sharing) {
   placement.shared_memory = static_cast<int>(neighbourhood.members.size()) == placement.ranks;
   placement.two_levels = levels_of(sharing, 0).has_value();
@@ -23,9 +19,10 @@ Placement with(Placement placement, const Neighbourhood& neighbourhood, const st
 
 }  // namespace
 
-Error peer_left(const Submission& s, const ProcessSet& set) {
+Error peer_left(const Submission& s, ProcessSet& set) {
   return {ErrorKind::peer, "rank " + std::to_string(set.rank()) + ": " + name_of(s.kind) + " '" + s.name +
-                               "' cannot complete: rank " + std::to_string(set.left_rank()) + " has shut ringdp down"};
+                               "' cannot complete: rank " + std::to_string(set.meetings().first_left()) +
+                               " has shut ringdp down"};
 }
 
 // --- the callers' side ---------------------------------------------------------------------------------------------
@@ -44,13 +41,20 @@ Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> 
                sysconf(_SC_NPROCESSORS_ONLN)),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
   sizes_[0] = size_;
-  sets_[0] = std::make_unique<ProcessSet>(0, std::move(data), std::move(control), chooser_);
+  sets_[0] = new_set(0, std::move(data), std::move(control), chooser_);
   join_neighbours(*sets_[0], neighbourhood);
   if (sets_[0]->letters) sets_[0]->levels = levels_of(sharing, rank_);
   thread_ = std::thread([this] { main(); });
 }
 
-// The ranks of this host that are in the set agree by letters, or at least tell each other their places.
+std::unique_ptr<ProcessSet> Engine::new_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
+                                            Chooser chooser) {
+  return std::make_unique<ProcessSet>(id, std::move(data), std::move(control), std::move(chooser),
+                                      [this](const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs,
+                                             bool mine_is_left) { merge(meeting, mine, theirs, mine_is_left); });
+}
+
+// The ranks of this host that are in the set meet by letters, or at least tell each other their places.
 void Engine::join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood) {
   std::vector<int> members = neighbourhood.members;
   if (set.size() == 1) members = {rank_};
@@ -61,7 +65,7 @@ void Engine::join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood
     if (members[m] == rank_) me = static_cast<int>(m);
     if (members.size() > 1) parts.push_back(host_->at(members[m], neighbourhood.mail_offsets[m]));
   }
-  set.letters = std::make_unique<Letters>(host_, members, me, parts, members);
+  set.letters = std::make_unique<Letters>(host_, members, me, parts);
   if (host_) set.counts = std::make_unique<Counts>(host_->heap());
 }
 
@@ -132,7 +136,7 @@ void Engine::add_process_set(int id, std::unique_ptr<Transport> data, std::uniqu
     chooser.placement.ranks_per_host = std::min(chooser.placement.ranks_per_host, data->size());
     chooser.placement.shared_memory = chooser.placement.two_levels = false;
     arrivals_.push_back({});
-    arrivals_.back().new_set = std::make_unique<ProcessSet>(id, std::move(data), std::move(control), chooser);
+    arrivals_.back().new_set = new_set(id, std::move(data), std::move(control), std::move(chooser));
     has_arrivals_ = true;
   }
   wake();
@@ -178,13 +182,7 @@ bool Engine::look_at_everything(Submission* own) {
     take_named(std::move(*own), process_set(own->process_set));
     moved = true;
   }
-  for (auto& [id, set] : sets_) {
-    if (set->letters) moved |= read_letters(*set);
-    if (!set->one_host()) {
-      moved |= agree(*set);
-      moved |= count_votes(*set);
-    }
-  }
+  for (auto& [id, set] : sets_) moved |= listen(*set);
   if (!active_.empty() || !waiting_.empty()) moved |= advance_operations();
   if (moved) {
     still_ = 0;
@@ -212,7 +210,7 @@ bool Engine::take_arrivals() {
   taken_.clear();
   left_ |= leaving;  // what has been agreed on or belongs to a plan still runs: other ranks may count on it
   for (auto& [id, set] : sets_)
-    if (left_ && set->one_host()) leave_by_letter(*set);
+    if (left_) leave(*set);
   return any;
 }
 
@@ -256,15 +254,12 @@ void Engine::take_named(Submission&& s, ProcessSet& set) {
     s.handle->fail(closed_error());
     return;
   }
-  if (set.one_host()) return tell(std::move(s), set);
-  if (set.rounds.left_rank() >= 0) {
+  if (set.meetings().first_left() >= 0) {
     release_name(s);
     s.handle->fail(peer_left(s, set));
     return;
   }
-  s.handle->enter(Stage::agree);
-  const uint64_t key = s.key, signature = s.signature();
-  set.rounds.submit(key, signature, agreeing_.add(std::move(s)));
+  tell(std::move(s), set);
 }
 
 void Engine::take_planned(Submission&& s, ProcessSet& set) {
@@ -273,62 +268,21 @@ void Engine::take_planned(Submission&& s, ProcessSet& set) {
   start(std::move(s), set, sequence, false);
 }
 
-// One look at the agreement of a process set: enter an instance if there is reason to, carry it on, act on its result.
-bool Engine::agree(ProcessSet& set) {
-  Rounds& rounds = set.rounds;
-  Dissemination& wire = set.wire;
-  if (rounds.closed()) return false;
-  if (!wire.running()) {
-    if (!wire.armed()) wire.arm(rounds.words());
-    if (left_ && rounds.between_rounds()) leave(set);
-    if (!rounds.wants_to_enter() && !wire.heard()) return false;
-    Counters::add(counters_.rounds);
-    Rounds::Words mine = rounds.contribution();
-    wire.enter(std::move(mine), [&rounds](auto& a, const auto& b) { rounds.merge(a, b); });
-  }
-  if (!wire.progress()) return wire.moved();
-  for (const Rounds::Decision& decision : rounds.complete(wire.result())) decide(set, decision);
-  return true;
-}
-
-// This rank submits nothing more to the set; what is still being agreed fails here and, through the rounds, elsewhere.
-void Engine::leave(ProcessSet& set) {
-  if (set.left) return;
-  set.left = true;
-  agreeing_.for_each([&](uint64_t token, Submission& s) {
-    if (s.process_set != set.id) return;
-    s.handle->fail(closed_error());
-    agreeing_.erase(token);
-  });
-  set.rounds.leave();
-}
-
-void Engine::decide(ProcessSet& set, const Rounds::Decision& decision) {
-  Submission* found = agreeing_.find(decision.token);
-  RINGDP_CHECK(found != nullptr);
-  Submission s = std::move(*found);
-  agreeing_.erase(decision.token);
-  if (decision.kind == Rounds::Decision::peer_left) {
-    release_name(s);
-    s.handle->fail(peer_left(s, set));
-    return;
-  }
-  start(std::move(s), set, decision.sequence, decision.kind == Rounds::Decision::mismatch);
-}
-
-// Operations of a lane start in the order of their sequence, within the window of its tags.
-void Engine::start(Submission s, ProcessSet& set, uint64_t sequence, bool explain, std::vector<Whereabouts> told) {
+// Operations start within the window of their lane, counted from the earliest that has not ended. Named ones may come in
+// another order on each rank, but the earliest that all have come to starts at once on every rank.
+void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, bool explain, std::vector<Whereabouts> told) {
   const int lane_id = std::max(s.lane, 0);
+  const uint64_t sequence = Tickets::sequence_of(ticket);
   Lane& lane = set.lanes[lane_id];
   auto& waiting = waiting_[{set.id, lane_id}];
   if (!lane.may_start(sequence, set.window())) {
-    const auto later = [&](const Start& other) { return other.sequence > sequence; };
+    const auto later = [&](const Start& other) { return Tickets::sequence_of(other.ticket) > sequence; };
     const auto place = std::find_if(waiting.begin(), waiting.end(), later);
-    waiting.insert(place, Start{std::move(s), sequence, explain, std::move(told)});
+    waiting.insert(place, Start{std::move(s), ticket, explain, std::move(told)});
     return;
   }
   lane.started.insert(sequence);
-  active_.emplace_back(std::move(s), set, sequence, generation_, options_, explain, std::move(told));
+  active_.emplace_back(std::move(s), set, ticket, generation_, options_, explain, std::move(told), counters_);
 }
 
 bool Engine::start_waiting() {
@@ -336,12 +290,10 @@ bool Engine::start_waiting() {
   for (auto& [key, waiting] : waiting_) {
     ProcessSet& set = process_set(key.first);
     Lane& lane = set.lanes[key.second];
-    while (!waiting.empty() && lane.may_start(waiting.front().sequence, set.window())) {
+    while (!waiting.empty() && lane.may_start(Tickets::sequence_of(waiting.front().ticket), set.window())) {
       Start next = std::move(waiting.front());
       waiting.pop_front();
-      lane.started.insert(next.sequence);
-      active_.emplace_back(std::move(next.submission), set, next.sequence, generation_, options_, next.explain,
-                           std::move(next.told));
+      start(std::move(next.submission), set, next.ticket, next.explain, std::move(next.told));
       moved = true;
     }
   }
@@ -369,8 +321,15 @@ void Engine::finished(Operation& operation) {
     lane.broken = true;
     broken_lanes_.emplace(std::pair(operation.process_set(), operation.lane()), operation.sequence());
   }
-  release_name(operation.submission());
+  ended(operation.submission(), process_set(operation.process_set()), operation.sequence());
   operation.deliver();
+}
+
+// Its name and, on the first rank, its ticket are free again.
+void Engine::ended(const Submission& s, ProcessSet& set, uint64_t ticket) {
+  if (s.lane >= 0) return;
+  if (set.rank() == 0) set.tickets.give_back(Tickets::sequence_of(ticket));
+  release_name(s);
 }
 
 void Engine::release_name(const Submission& s) {
@@ -392,38 +351,6 @@ void Engine::release_name(const Submission& s) {
   take_named(std::move(next), set);
 }
 
-void Engine::begin_vote(ProcessSet& set, int lane_id) {
-  Lane& lane = set.lanes[lane_id];
-  Counters::add(counters_.votes);
-  const std::vector<uint64_t>& words = lane.votes.front().words;
-  if (set.one_host()) {
-    Letter letter;
-    letter.topic = Letters::vote;
-    letter.lane = static_cast<uint32_t>(lane_id);
-    letter.key = lane.votes_begun++;
-    letter.bytes = static_cast<uint32_t>(words.size() * sizeof words[0]);
-    set.letters->come(letter, words.data(), static_cast<uint64_t>(lane_id));
-    return;
-  }
-  lane.ballot->enter(words, take_smaller);
-}
-
-bool Engine::count_votes(ProcessSet& set) {
-  bool moved = false;
-  for (auto& [id, lane] : set.lanes) {
-    if (lane.votes.empty()) continue;
-    const bool ended = lane.ballot->progress();
-    moved |= ended || lane.ballot->moved();
-    if (!ended) continue;
-    Result result;
-    result.words = lane.ballot->result();
-    lane.votes.front().handle->finish(std::move(result));
-    lane.votes.pop_front();
-    if (!lane.votes.empty()) begin_vote(set, id);
-  }
-  return moved;
-}
-
 bool Engine::anything_active() const {
   if (!active_.empty()) return true;
   for (const auto& [id, set] : sets_)
@@ -437,9 +364,8 @@ bool Engine::anything_waiting() const {
 }
 
 bool Engine::anything_pending() const {
-  return !agreeing_.empty() || std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) {
-    return entry.second->rounds.pending() || entry.second->wire.running();
-  });
+  return !agreeing_.empty() ||
+         std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->meetings().busy(); });
 }
 
 ProcessSet& Engine::process_set(int id) { return *sets_.at(id); }

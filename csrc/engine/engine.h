@@ -2,8 +2,8 @@
 //
 // A *turn* looks at everything once and never blocks. Whoever holds the lock `drive_` may take turns: the engine's own
 // thread, or a caller who waits for a result and has nothing better to do; a peer cannot tell who it was. The thread
-// keeps off while a caller drives. It sleeps when there is nothing to do, but for some looks a second, so that other
-// ranks' rounds go on.
+// keeps off while a caller drives. It sleeps when there is nothing to do, but for some looks a second, so that it hears
+// which ranks leave.
 #pragma once
 
 #include <atomic>
@@ -52,9 +52,8 @@ class Engine {
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
 
-  // submit() and the beginning of wait(), for a Caller (below) who waits for this alone. Where nothing else is under way,
-  // all ranks share memory and the tensor fits into a letter, it takes the operation itself, and turns for as long as
-  // spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
+  // submit() and the beginning of wait(), for a Caller (below) who waits for this alone. Where nothing else is under way
+  // and the tensor goes along with the note, it takes the operation itself, and turns for as long as spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
   std::shared_ptr<Handle> call(Submission&& submission);
 
   // Who is about to submit something and wait for it says so first: then the thread need not wake up for it.
@@ -115,6 +114,8 @@ class Engine {
   std::shared_ptr<Handle> new_handle();
   void leave_off();
   Pause pause(bool moved, bool caller);
+  std::unique_ptr<ProcessSet> new_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
+                                      Chooser chooser);
   void join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood);
   void check_open() const;
   void admit(Submission& submission);
@@ -122,21 +123,19 @@ class Engine {
   void take(Arrival& arrival);
   void take_named(Submission&& submission, ProcessSet& set);
   void take_planned(Submission&& submission, ProcessSet& set);
+  bool fits_note(const Submission& submission, const ProcessSet& set) const;
+  bool tells_places(const Submission& submission, const ProcessSet& set) const;
   void tell(Submission&& submission, ProcessSet& set);
-  bool read_letters(ProcessSet& set);
-  void met(ProcessSet& set, Letters::Meeting& meeting);
-  void counted(ProcessSet& set, Letters::Meeting& meeting);
-  static void sum_letters(const Submission& submission, const ProcessSet& set, const Letters::Meeting& meeting);
-  bool fits_letter(const Submission& submission) const;
-  bool goes_through_shared_memory(const Submission& submission) const;
-  void leave_by_letter(ProcessSet& set);
-  void fail_what_lacks_one_that_left(ProcessSet& set);
-  void look_for_dead();
-  bool agree(ProcessSet& set);
-  void decide(ProcessSet& set, const Rounds::Decision& decision);
+  void begin_vote(ProcessSet& set, int lane_id);
+  void merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left);
+  bool listen(ProcessSet& set);
+  void met(ProcessSet& set, Meetings::Meeting& meeting);
+  static void sum_letters(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
+  static void take_sum(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
+  void counted(ProcessSet& set, Meetings::Meeting& meeting);
   void leave(ProcessSet& set);
-  void start(Submission submission, ProcessSet& set, uint64_t sequence, bool explain,
-             std::vector<Whereabouts> told = {});
+  void look_for_dead();
+  void start(Submission submission, ProcessSet& set, uint64_t ticket, bool explain, std::vector<Whereabouts> told = {});
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
@@ -144,10 +143,9 @@ class Engine {
   void break_lane(ProcessSet& set, int lane_id, uint64_t failed);
   void check_votes(ProcessSet& set);
   static void fail_votes(Lane& lane, const Error& error);
-  bool count_votes(ProcessSet& set);
-  void begin_vote(ProcessSet& set, int lane_id);
   void check_deadlines();
   void check_departures();
+  void ended(const Submission& submission, ProcessSet& set, uint64_t ticket);
   void release_name(const Submission& submission);
   bool anything_active() const;
   bool anything_waiting() const;
@@ -192,7 +190,7 @@ class Engine {
   std::map<std::pair<int, int>, std::deque<Submission>> queued_;  // unnamed calls whose slot is taken, by process set
   struct Start {
     Submission submission;
-    uint64_t sequence;
+    uint64_t ticket;
     bool explain;
     std::vector<Whereabouts> told;
   };
@@ -215,6 +213,6 @@ class Engine {
 
 // What is said to whoever waits for an engine that has ended, or for a rank that has left.
 Error closed_error();
-Error peer_left(const Submission& submission, const ProcessSet& set);
+Error peer_left(const Submission& submission, ProcessSet& set);
 
 }  // namespace ringdp

@@ -28,14 +28,15 @@ Elements elements_of(const Submission& s, int ranks) {
   return e;
 }
 
-Operation::Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation,
-                     const Options& options, bool explain, std::vector<Whereabouts> told)
+Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, uint32_t generation,
+                     const Options& options, bool explain, std::vector<Whereabouts> told, Counters& counters)
     : submission_(std::move(submission)),
       set_(set),
-      sequence_(sequence),
+      ticket_(ticket),
       generation_(generation),
       options_(options),
       explain_(explain),
+      counters_(counters),
       description_(explain ? submission_.description() : ""),
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
@@ -52,7 +53,7 @@ bool Operation::progress() {
   if (done_) return false;
   bool moved = !begun_;
   if (!begun_) begin();
-  if (meeting_ && meeting_->complete()) met();
+  if (meeting_ && meeting_->complete) met();
   if (run_) moved |= run_->progress();
   if (run_ && run_->done()) {
     run_finished();
@@ -68,12 +69,11 @@ void Operation::begin() {
   if (explain_ || submission_.first_may_differ()) return run_sizes();
   if (submission_.kind == OpKind::barrier) return finish();
   if (submission_.kind == OpKind::open_plan) {
-    result_.lane = set_.next_lane++;
+    result_.lane = Tickets::lane_of(ticket_);
     if (result_.lane > set_.max_lane())
       return give_up(
           Error(ErrorKind::usage, "this MPI's tags allow only " + std::to_string(set_.max_lane()) + " plans"));
-    set_.lanes[result_.lane].ballot =
-        std::make_unique<Dissemination>(*set_.control, ProcessSet::vote_tag(result_.lane));
+    set_.lanes[result_.lane];
     return finish();
   }
   if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
@@ -96,17 +96,18 @@ void Operation::meet() {
   told_.resize(set_.letters->members().size());
   Whereabouts& mine = told_[set_.letters->me()];
   take_memory(mine, set_, s, options_, has_told || lane_ > 0);
-  Letter letter;
-  letter.topic = Letters::place;
-  letter.lane = static_cast<uint32_t>(lane_);
-  letter.key = sequence_;
-  letter.bytes = sizeof mine;
-  letter.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
-  meeting_ = &set_.letters->come(letter, &mine, 0);
+  Note note;
+  note.topic = Meetings::place;
+  note.lane = static_cast<uint32_t>(lane_);
+  note.key = sequence();
+  note.bytes = sizeof mine;
+  note.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
+  Counters::add(counters_.places);
+  meeting_ = &set_.letters->come(note, &mine, 0);
 }
 
 void Operation::met() {
-  const bool agreed = meeting_->agreed();
+  const bool agreed = meeting_->agreed;
   if (agreed) told_ = told_in(*meeting_);
   set_.letters->close(*meeting_);
   meeting_ = nullptr;
@@ -153,13 +154,10 @@ Shared Operation::shared() const {
   Shared shared;
   shared.me = static_cast<size_t>(letters.me());
   for (size_t member = 0; member < told_.size(); ++member) {
-    const int world_rank = letters.world_rank(static_cast<int>(member));
-    const auto mapped = [&](uint64_t offset) {
-      return offset == Heap::kNowhere ? nullptr : host.at(world_rank, offset);
-    };
+    const int rank = letters.members()[member];
+    const auto mapped = [&](uint64_t offset) { return offset == Heap::kNowhere ? nullptr : host.at(rank, offset); };
     const Whereabouts& told = told_[member];
-    shared.mates.push_back({letters.members()[member], mapped(told.output), mapped(told.area),
-                            &Counts::at(mapped(told.counts)), told.base});
+    shared.mates.push_back({rank, mapped(told.output), mapped(told.area), &Counts::at(mapped(told.counts)), told.base});
   }
   shared.ring = [&letters] { letters.ring(); };
   return shared;
@@ -290,7 +288,7 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
-  run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), ProcessSet::tag(lane_, sequence_),
+  run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()),
                                kLongestMessage, in_host || in_two_levels ? Neighbours::of_schedule : neighbours,
                                in_host ? std::vector<int>() : partners(), *set_.data, std::move(shared));
 }
@@ -305,7 +303,7 @@ Header Operation::header(const Elements& e, uint32_t part) const {
   h.process_set = static_cast<uint32_t>(set_.id);
   h.root = s.root;
   h.digest = s.lane >= 0 ? s.plan_digest : Digest().add(s.name).value();
-  h.sequence = sequence_;
+  h.sequence = sequence();
   h.count = explain_ ? 0 : s.first_may_differ() ? s.row_count() : s.count();
   h.scale = Digest().add(scale[0]).add(scale[1]).value();
   h.bucket = s.bucket;

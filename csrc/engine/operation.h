@@ -9,6 +9,7 @@
 #include "base/deadline.h"
 #include "base/options.h"
 #include "collectives/run.h"
+#include "engine/counters.h"
 #include "engine/cut.h"
 #include "engine/whereabouts.h"
 #include "submit/submission.h"
@@ -23,8 +24,9 @@ class Operation {
  public:
   // `explain`: the ranks disagree about this operation; exchange descriptions and fail with a table of them.
   // `told`: what the ranks of the host have told of their memory already, by member.
-  Operation(Submission submission, ProcessSet& set, uint64_t sequence, uint32_t generation, const Options& options,
-            bool explain, std::vector<Whereabouts> told);
+  // `ticket`: for a bucket, its place in the lane.
+  Operation(Submission submission, ProcessSet& set, uint64_t ticket, uint32_t generation, const Options& options,
+            bool explain, std::vector<Whereabouts> told, Counters& counters);
 
   bool progress();  // true if anything was done
   bool done() const { return done_; }
@@ -32,7 +34,7 @@ class Operation {
   void deliver();  // after done(): hands result or error to whoever waits
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }
-  uint64_t sequence() const { return sequence_; }
+  uint64_t sequence() const { return Tickets::sequence_of(ticket_); }
   bool overdue() const { return deadline_.passed(); }
   Clock::time_point last_move() const { return last_move_; }
 
@@ -69,10 +71,11 @@ class Operation {
 
   Submission submission_;
   ProcessSet& set_;
-  const uint64_t sequence_;
+  const uint64_t ticket_;
   const uint32_t generation_;
   const Options& options_;
   const bool explain_;
+  Counters& counters_;
   const std::string description_;
   const int lane_;
   const Deadline deadline_;
@@ -82,7 +85,7 @@ class Operation {
   const Algorithm chosen_;
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
-  Letters::Meeting* meeting_ = nullptr;
+  Meetings::Meeting* meeting_ = nullptr;
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool sizes_known_ = false, begun_ = false, done_ = false;
   std::optional<Error> error_;

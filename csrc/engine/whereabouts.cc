@@ -50,7 +50,7 @@ void give_back(Whereabouts& mine, ProcessSet& set, bool counts_too) {
   mine = {};
 }
 
-std::vector<Whereabouts> told_in(const Letters::Meeting& meeting) {
+std::vector<Whereabouts> told_in(const Meetings::Meeting& meeting) {
   std::vector<Whereabouts> told(meeting.from.size());
   for (size_t member = 0; member < told.size(); ++member) {
     const std::vector<std::byte>& payload = meeting.from[member].payload;

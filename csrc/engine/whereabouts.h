@@ -36,6 +36,6 @@ void take_memory(Whereabouts& mine, ProcessSet& set, const Submission& submissio
 void give_back(Whereabouts& mine, ProcessSet& set, bool counts_too = true);
 
 // What the letters of a meeting say, by member.
-std::vector<Whereabouts> told_in(const Letters::Meeting& meeting);
+std::vector<Whereabouts> told_in(const Meetings::Meeting& meeting);
 
 }  // namespace ringdp

@@ -34,16 +34,16 @@ Mail::Mail(int me, const std::vector<std::byte*>& parts) {
   }
 }
 
-void Mail::post(const Letter& letter, const void* payload) {
-  RINGDP_CHECK(letter.bytes <= kMostPayload);
-  if (overflow_.empty() && write(letter, payload)) return;
+void Mail::post(const Note& note, const void* payload) {
+  RINGDP_CHECK(note.bytes <= kMostPayload);
+  if (overflow_.empty() && write(note, payload)) return;
   const auto* bytes = static_cast<const std::byte*>(payload);
-  overflow_.push_back({letter, {bytes, bytes + letter.bytes}});
+  overflow_.push_back({note, {bytes, bytes + note.bytes}});
 }
 
 bool Mail::post_overflow() {
   bool moved = false;
-  while (!overflow_.empty() && write(overflow_.front().letter, overflow_.front().payload.data())) {
+  while (!overflow_.empty() && write(overflow_.front().note, overflow_.front().payload.data())) {
     overflow_.pop_front();
     moved = true;
   }
@@ -51,21 +51,21 @@ bool Mail::post_overflow() {
 }
 
 // A letter and its payload lie in one piece: a gap fills what is left at the end of the ring if that is too short.
-bool Mail::write(const Letter& letter, const void* payload) {
-  const uint64_t lines = lines_of(letter.bytes), left = kLines - at_ % kLines;
+bool Mail::write(const Note& note, const void* payload) {
+  const uint64_t lines = lines_of(note.bytes), left = kLines - at_ % kLines;
   const uint64_t gap = lines > left ? left : 0;
   if (!has_room(gap + lines)) return false;
   if (gap > 0) {
     Letter& filler = lines_[at_ % kLines];
-    filler.flags = Letter::kGap;
+    filler.flags = Note::kGap;
     filler.ticket = gap;
     filler.stamp.store(at_ + secret_, std::memory_order_release);
     at_ += gap;
   }
   Letter& line = lines_[at_ % kLines];
-  line = letter;
-  if (letter.bytes > 0)
-    std::memcpy(letter.bytes <= Letter::kInLine ? static_cast<void*>(line.in_line) : &line + 1, payload, letter.bytes);
+  static_cast<Note&>(line) = note;
+  if (note.bytes > 0)
+    std::memcpy(note.bytes <= Letter::kInLine ? static_cast<void*>(line.in_line) : &line + 1, payload, note.bytes);
   line.stamp.store(at_ + secret_, std::memory_order_release);
   at_ += lines;
   return true;

@@ -12,30 +12,15 @@
 #include <deque>
 #include <vector>
 
+#include "agree/note.h"
+
 namespace ringdp {
 
-struct alignas(64) Letter {
+struct alignas(64) Letter : Note {
   static constexpr uint32_t kInLine = 16;
-  enum Flags : uint32_t { kGap = 1, kPoison = 2 };
 
   std::atomic<uint64_t> stamp{0};
-  uint64_t key = 0;
-  uint64_t signature = 0;  // digest of all that must be the same on every rank
-  uint64_t ticket = 0;
-  uint32_t lane = 0;
-  uint32_t topic = 0;  // with lane and key: what it is about
-  uint32_t flags = 0;
-  uint32_t bytes = 0;  // of the payload
   std::byte in_line[kInLine] = {};
-
-  Letter() = default;
-  Letter(const Letter& o) { *this = o; }
-  Letter& operator=(const Letter& o) {
-    key = o.key, signature = o.signature, ticket = o.ticket, lane = o.lane, topic = o.topic, flags = o.flags,
-    bytes = o.bytes;
-    std::memcpy(in_line, o.in_line, kInLine);
-    return *this;
-  }
 };
 static_assert(sizeof(Letter) == 64, "a letter is one cache line");
 
@@ -49,16 +34,16 @@ class Mail {
   Mail(int me, const std::vector<std::byte*>& parts);
 
   // To all other members. Waits in this process's memory where the outbox is full: poll() carries it on.
-  void post(const Letter& letter, const void* payload);
+  void post(const Note& note, const void* payload);
 
-  // Calls take(member, letter, payload) for each letter that has come; the memory is valid during the call only.
+  // Calls take(member, note, payload) for each letter that has come; the memory is valid during the call only.
   template <class Take>
   bool poll(Take&& take) {
     bool moved = !overflow_.empty() && post_overflow();
     for (Inbox& in : inboxes_) {
       while (const Letter* letter = next(in)) {
         moved = true;
-        if (!(letter->flags & Letter::kGap)) take(in.member, *letter, payload_of(*letter));
+        if (!(letter->flags & Note::kGap)) take(in.member, *letter, payload_of(*letter));
         done_with(in, *letter);
       }
     }
@@ -97,10 +82,10 @@ class Mail {
     return letter.stamp.load(std::memory_order_acquire) == in.at + in.secret ? &letter : nullptr;
   }
   void done_with(Inbox& in, const Letter& letter) {
-    in.at += (letter.flags & Letter::kGap) ? letter.ticket : lines_of(letter.bytes);
+    in.at += (letter.flags & Note::kGap) ? letter.ticket : lines_of(letter.bytes);
     in.cursor->read.store(in.at, std::memory_order_release);
   }
-  bool write(const Letter& letter, const void* payload);
+  bool write(const Note& note, const void* payload);
   bool has_room(uint64_t lines);
   bool post_overflow();
 
@@ -109,7 +94,7 @@ class Mail {
   std::vector<Inbox> inboxes_;
   uint64_t secret_ = 0, at_ = 0, room_until_ = kLines;
   struct Waiting {
-    Letter letter;
+    Note note;
     std::vector<std::byte> payload;
   };
   std::deque<Waiting> overflow_;

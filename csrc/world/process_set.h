@@ -1,10 +1,11 @@
 // A set of ranks that exchange: its communicators, its agreement, its lanes. Used by the engine's thread alone.
 //
-// A *lane* is a sequence of operations that all ranks start in the same order: lane 0 holds the named operations
-// (ordered by the rounds), every plan opens one more for its buckets. A message's tag is the lane and the low bits of
-// the sequence, so operations in flight at the same time never meet.
+// A *lane* is a sequence of operations: lane 0 holds the named operations, which each rank starts as soon as all have come
+// to them (agree/meetings.h), every plan opens one more for its buckets, which all ranks start in the same order. A
+// message's tag is the lane and the low bits of the sequence, so operations in flight at the same time never meet.
 #pragma once
 
+#include <algorithm>
 #include <bitset>
 #include <cstdint>
 #include <deque>
@@ -13,9 +14,8 @@
 #include <optional>
 #include <set>
 
-#include "agree/dissemination.h"
+#include "agree/doubling.h"
 #include "agree/letters.h"
-#include "agree/rounds.h"
 #include "collectives/choice.h"
 #include "collectives/levels.h"
 #include "shared/counts.h"
@@ -40,53 +40,79 @@ struct Lane {
     return started.empty() || sequence < *started.begin() + window;
   }
   static constexpr int kTags = 256, kWindow = kTags / 2;
-  std::unique_ptr<Dissemination> ballot;  // for the votes of this lane's steps
-  std::deque<Vote> votes;                 // the first one is running
+  std::deque<Vote> votes;  // of this lane's steps; the first one is running
   uint64_t votes_begun = 0;
+};
+
+// The places of named operations in the order of a process set: drawn by the first rank, told to the others with its note.
+// A plan's lane is drawn with it, so that all ranks give it the same number.
+class Tickets {
+ public:
+  explicit Tickets(int tags) : taken_(static_cast<size_t>(tags), false) {}
+
+  // No two operations that have not ended here have the same tag; none if there are as many as tags.
+  std::optional<uint64_t> draw(bool opens_lane) {
+    for (size_t tries = 0; taken_[next_ % taken_.size()]; ++next_)
+      if (++tries > taken_.size()) return std::nullopt;
+    taken_[next_ % taken_.size()] = true;
+    return next_++ | (opens_lane ? next_lane_++ : 0) << kLaneAt;
+  }
+  void give_back(uint64_t sequence) { taken_[sequence % taken_.size()] = false; }
+
+  static uint64_t sequence_of(uint64_t ticket) { return ticket & ((uint64_t{1} << kLaneAt) - 1); }
+  static int lane_of(uint64_t ticket) { return static_cast<int>(ticket >> kLaneAt); }
+
+ private:
+  static constexpr int kLaneAt = 40;
+  std::vector<bool> taken_;
+  uint64_t next_ = 0, next_lane_ = 1;
 };
 
 struct ProcessSet {
   ProcessSet(int id, std::unique_ptr<Transport> data_transport, std::unique_ptr<Transport> control_transport,
-             Chooser chooser)
+             Chooser chooser, Doubling::Merge merge)
       : id(id),
         members(data_transport->size()),
         chooser(std::move(chooser)),
         data(std::move(data_transport)),
         control(std::move(control_transport)),
-        rounds(data->rank(), members),
-        wire(*control, kRoundsTag) {}
+        doubling(*control, kMeetingsTag, std::move(merge)),
+        tickets(named_tags()) {}
 
   int rank() const { return data->rank(); }
   int size() const { return members; }
 
-  // All ranks share memory (or there is one alone): they agree by letters, and the rounds are not used.
+  // All ranks share memory (or there is one alone): they meet by letters. Those of several hosts send messages.
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
-  int left_rank() const { return one_host() ? letters->first_left() : rounds.left_rank(); }  // -1: none
-  bool closed() const { return one_host() ? left && letters->left() == size() - 1 : rounds.closed(); }
+  Meetings& meetings() { return one_host() ? static_cast<Meetings&>(*letters) : doubling; }
 
-  // Sequences wrap in the tag after kTags operations.
-  static constexpr int kRoundsTag = 0, kTags = Lane::kTags;
-  static int tag(int lane, uint64_t sequence) { return lane * kTags + static_cast<int>(sequence % kTags); }
-  static int vote_tag(int lane) { return kRoundsTag + 1 + lane; }
+  // Tags: those of the plans' lanes from below, kTags each; those of named operations, of which more may wait for other
+  // ranks, above.
+  static constexpr int kMeetingsTag = 0;  // of the control communicator: its only one
+  static constexpr int kMostNamedTags = 1 << 20;
+  int named_tags() const { return std::min(data->max_tag() / 2, kMostNamedTags); }
+  int max_lane() const { return (data->max_tag() - named_tags()) / Lane::kTags; }
+  int tag(int lane, uint64_t sequence) const {
+    if (lane == 0) return data->max_tag() - static_cast<int>(sequence % static_cast<uint64_t>(named_tags()));
+    return (lane - 1) * Lane::kTags + static_cast<int>(sequence % Lane::kTags);
+  }
+
   // In a host an operation under way holds shared memory: fewer at a time are fast enough.
   uint64_t window() const { return one_host() || levels ? kWindowInHost : Lane::kWindow; }
   static constexpr uint64_t kWindowInHost = 8;
-  int max_lane() const { return data->max_tag() / kTags - 1; }
 
   const int id, members;
   const Chooser chooser;  // of algorithms; of shared memory only where this is one_host()
   std::unique_ptr<Transport> data, control;
-  Rounds rounds;
-  Dissemination wire;                // carries the rounds
+  Doubling doubling;
   std::unique_ptr<Letters> letters;  // with the ranks of this host; none where nothing is shared
   std::unique_ptr<Counts> counts;
   int with_memory = 0;           // operations that hold counts of progress, and perhaps an area
   std::optional<Levels> levels;  // where there are several hosts that share memory each
   std::map<int, Lane> lanes;
-  int next_lane = 1;
+  Tickets tickets;                         // the first rank's
   uint64_t unnamed = 0;                    // calls without a name so far
   std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight
-  uint64_t named = 0;                      // operations that were told by letter
   bool left = false;                       // this rank has told the others that it submits nothing more
 };
 

@@ -73,7 +73,7 @@ def planned(cluster: Cluster, workload: Workload, ranks: int) -> Step:
         workload.compute,
         compute,
         max(0.0, end - compute),
-        _agree(cluster, ranks),
+        _vote(cluster, ranks),
         _last(buckets, times),
     )
 
@@ -114,6 +114,12 @@ def _negotiate(
         copies = 2 * group.bytes / how.copy_bandwidth if ranks > 1 else 0.0
         end = max(end, agreed) + exchange.seconds + copies
     return end
+
+
+def _vote(cluster: Cluster, ranks: int) -> float:
+    """Recursive doubling: log2 N exchanges, two more where N is no power of two (csrc/agree/doubling.h)."""
+    levels = ranks.bit_length() - 1
+    return cluster.control * (levels if ranks == 1 << levels else levels + 2)
 
 
 def _agree(cluster: Cluster, ranks: int) -> float:

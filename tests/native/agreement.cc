@@ -1,31 +1,13 @@
-// What the ranks agree on: digests, headers, and the rounds of the named operations.
+// What travels to say what an operation is: digests and headers.
 #include <cstring>
 #include <string>
 
 #include "agree/digest.h"
-#include "agree/explore.h"
 #include "agree/header.h"
 #include "base/dtype.h"
 #include "check.h"
 
 using namespace ringdp;
-using explore::Broken;
-using explore::Outcome;
-using explore::Scenario;
-
-namespace {
-
-constexpr uint64_t kMostStates = 10'000'000;
-
-Outcome proved(const Scenario& scenario) {
-  const Outcome outcome = explore::explore(scenario, kMostStates);
-  CHECK(outcome.violation.empty(), outcome.violation);
-  CHECK(outcome.ends > 0);
-  return outcome;
-}
-
-}  // namespace
-
 // They travel: numbers that another machine would not compute would make every operation a mismatch.
 TEST(digests_are_the_same_numbers_on_every_machine) {
   CHECK(Digest().value() == 0xefd01f60ba992926u);
@@ -65,25 +47,4 @@ TEST(headers_that_differ_say_in_what) {
         difference(mine, theirs, 3));
   theirs.magic = 0;
   CHECK(difference(mine, theirs, 3) == "the message from rank 3 is no header");
-}
-
-TEST(two_names_on_three_ranks_are_agreed_on_in_every_order) {
-  const Outcome outcome = proved({3, 2, 2});
-  CHECK(outcome.states > 1000, outcome.states);
-  CHECK(outcome.runs > 0 && outcome.mismatches == 0 && outcome.peers_left == 0);
-}
-
-TEST(a_rank_that_differs_or_leaves_fails_what_it_must) {
-  Scenario scenario{3, 2, 1, 1};
-  scenario.leave_early = {1};
-  scenario.different = {{0, 1}};
-  const Outcome outcome = proved(scenario);
-  CHECK(outcome.mismatches > 0 && outcome.peers_left > 0);
-}
-
-TEST(rounds_without_one_of_their_rules_are_caught) {
-  Scenario scenario{3, 2, 2, 1};
-  scenario.broken = Broken::keeps_reused_id;
-  const Outcome outcome = explore::explore(scenario, kMostStates);
-  CHECK(outcome.violation.find("deadlock") != std::string::npos, outcome.violation);
 }

@@ -44,15 +44,16 @@ struct Neighbours {
   Letters letters(int rank) const {
     std::vector<int> members(hosts.size());
     std::iota(members.begin(), members.end(), 0);
-    return Letters(hosts[rank], members, rank, parts(rank), members);
+    return Letters(hosts[rank], members, rank, parts(rank));
   }
 
   std::vector<std::shared_ptr<Host>> hosts;
   std::vector<uint64_t> offsets;
 };
 
-void read(Letters& letters) {
-  letters.poll([](Letters::Topic, Letters::Meeting&) {});
+Meetings::Meeting* read(Letters& letters) {
+  letters.poll();
+  return letters.next_complete();
 }
 
 int files_of_ours() {
@@ -75,7 +76,7 @@ TEST(letters_that_find_the_outbox_full_come_later_in_their_order) {
   const auto bytes_of = [](int i) { return static_cast<uint32_t>(i * 997 % Mail::kMostPayload); };
   size_t posted = 0;
   for (int i = 0; i < kLetters; ++i) {
-    Letter letter;
+    Note letter;
     letter.ticket = static_cast<uint64_t>(i);
     letter.bytes = bytes_of(i);
     const std::vector<std::byte> payload(letter.bytes, static_cast<std::byte>(i));
@@ -85,12 +86,12 @@ TEST(letters_that_find_the_outbox_full_come_later_in_their_order) {
   CHECK(posted > Mail::part_bytes(3) && !writer.all_posted());
   int read_by[2] = {};
   for (int turn = 0; turn < 10 * kLetters && (read_by[0] < kLetters || read_by[1] < kLetters); ++turn) {
-    writer.poll([](int, const Letter&, const void*) { CHECK(false, "nobody has written to the writer"); });
+    writer.poll([](int, const Note&, const void*) { CHECK(false, "nobody has written to the writer"); });
     int reader = 0;
     for (Mail* mail : {&quick, &slow}) {
       int& next = read_by[reader];
       if (reader++ == 0 || turn % 7 == 0)
-        mail->poll([&](int member, const Letter& letter, const void* payload) {
+        mail->poll([&](int member, const Note& letter, const void* payload) {
           CHECK(member == 0 && letter.ticket == static_cast<uint64_t>(next) && letter.bytes == bytes_of(next));
           for (uint32_t b = 0; b < letter.bytes; ++b)
             CHECK(static_cast<const std::byte*>(payload)[b] == static_cast<std::byte>(next));
@@ -107,31 +108,46 @@ TEST(who_hears_of_a_follower_first_names_the_one_that_left_first) {
   Letters zero = n.letters(0), one = n.letters(1), two = n.letters(2);
   two.leave();
   read(zero);
-  CHECK(zero.first_left() == 2 && zero.left() == 1);
+  CHECK(zero.first_left() == 2 && zero.has_left(2) && !zero.has_left(1));
   zero.leave();
   read(one);
-  CHECK(one.left() == 2 && one.has_left(0) && one.has_left(2));
+  CHECK(one.has_left(0) && one.has_left(2) && !one.all_left());
   CHECK(one.first_left() == 2, one.first_left());
+  one.leave();
+  CHECK(one.all_left() && !zero.all_left());
 }
 
 // Its memory serves the next meeting, which nobody has come to but this rank.
 TEST(a_meeting_that_is_closed_before_poll_told_of_it_is_not_told_of_any_more) {
   const Neighbours n(2);
   Letters zero = n.letters(0), one = n.letters(1);
-  Letter first, second;
-  first.topic = Letters::place, first.key = 1;
-  second.topic = Letters::named, second.key = 2;
+  Note first, second;
+  first.topic = Meetings::place, first.key = 1;
+  second.topic = Meetings::named, second.key = 2;
   one.come(first, nullptr, 0);
   read(zero);
-  Letters::Meeting& meeting = zero.come(first, nullptr, 0);
-  CHECK(meeting.complete());
+  Meetings::Meeting& meeting = zero.come(first, nullptr, 0);
+  CHECK(meeting.complete);
   zero.close(meeting);
-  CHECK(!zero.come(second, nullptr, 7).complete());
-  zero.poll([](Letters::Topic, Letters::Meeting&) { CHECK(false, "rank 1 has not come"); });
+  CHECK(!zero.come(second, nullptr, 7).complete);
+  CHECK(read(zero) == nullptr, "rank 1 has not come");
   one.come(second, nullptr, 0);
-  uint64_t told = 0;
-  zero.poll([&](Letters::Topic, Letters::Meeting& complete) { told = complete.token; });
-  CHECK(told == 7);
+  const Meetings::Meeting* complete = read(zero);
+  CHECK(complete != nullptr && complete->token == 7);
+}
+
+// Rank 1 has come to `first` and waits; rank 0 leaves without; so does rank 2, which has heard of it.
+TEST(what_lacks_a_rank_that_has_left_ends_with_its_number) {
+  const Neighbours n(3);
+  Letters zero = n.letters(0), one = n.letters(1), two = n.letters(2);
+  Note first;
+  first.topic = Meetings::named, first.key = 1;
+  one.come(first, nullptr, 5);
+  zero.leave();
+  CHECK(read(two) == nullptr && two.first_left() == 0);
+  const Meetings::Meeting* ended = read(one);
+  for (int turn = 0; turn < 3 && ended == nullptr; ++turn) read(zero), read(two), ended = read(one);
+  CHECK(ended != nullptr && ended->token == 5 && ended->left == 0 && !ended->agreed);
 }
 
 TEST(a_heap_gives_each_block_memory_of_its_own_and_takes_it_back) {

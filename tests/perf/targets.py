@@ -97,7 +97,7 @@ def _control_messages(results: Results) -> Number:
     counters = results.job("step")["counters"]
     if counters is None:
         raise Missing("skipped: ringdp took no part in the step")
-    return Number((sum(counters[one] for one in ("votes", "rounds", "named")),))
+    return Number((sum(counters[one] for one in ("votes", "named")),))
 
 
 def _any(size: int) -> bool:
@@ -160,7 +160,7 @@ TARGETS = [
     Target("its peak memory (Pss): more than plain, a rank", 32, True, "MiB", "step", _added_memory),
     Target("one rank: what the wrapper adds to a step", 1, True, "%", "step", _wrapper),
     Target("idle engine: of a core", 0.5, True, "%", "idle", _idle),
-    Target("control messages of a rank in a step: votes, rounds, names", 1, True, "", "step", _control_messages),
+    Target("control messages of a rank in a step: votes, names", 1, True, "", "step", _control_messages),
     Target("four ranks on two cores, 4 B to 64 MiB: not slower than MPI_Allreduce, at the worst size",
            1, False, "×", "four", _both_four),
 ]  # fmt: skip

@@ -120,10 +120,10 @@ def test_a_step_of_two_ranks_by_hand() -> None:
     assert step.seconds == pytest.approx(8 * MS + second + third, rel=1e-9)
 
 
-def test_the_vote_costs_a_latency_for_each_doubling_of_the_ranks() -> None:
+def test_the_vote_costs_a_latency_for_each_doubling_of_the_ranks_and_two_for_what_is_left() -> None:
     work = Workload.even("w", 0.1, 1000, 4, 10)
-    for ranks, rounds in ((2, 1), (3, 2), (64, 6), (65, 7)):
-        assert planned(cluster(), work, ranks).control == rounds * 5e-6
+    for ranks, exchanges in ((1, 0), (2, 1), (3, 3), (64, 6), (65, 8)):
+        assert planned(cluster(), work, ranks).control == exchanges * 5e-6
 
 
 def test_negotiation_waits_half_a_cycle_and_an_agreement() -> None:

@@ -1,0 +1,258 @@
+#include "agree/doubling.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "collectives/power.h"
+
+namespace ringdp {
+
+Doubling::Doubling(Transport& transport, int tag, Merge merge)
+    : Meetings(transport.rank()), transport_(transport), tag_(tag), merge_(std::move(merge)) {
+  const int rank = transport.rank();
+  const PowerOfTwo power(transport.size(), rank);
+  if (power.hands_over()) {
+    stages_.push_back({rank + 1, true, true, false, true});
+  } else {
+    stands_in_ = power.stands_in();
+    if (stands_in_) stages_.push_back({rank - 1, false, true, false, false});
+    for (int level = 0; level < power.levels(); ++level)
+      stages_.push_back({power.partner(level), true, true, power.is_lower(level), false});
+    if (stands_in_) stages_.push_back({rank - 1, true, false, false, false});
+  }
+  for (size_t s = 0; s < stages_.size(); ++s) {
+    if (!stages_[s].receives) continue;
+    inboxes_.emplace_back();
+    inboxes_.back().stage = s;
+  }
+  news_missing_ = inboxes_.size();
+}
+
+Doubling::~Doubling() = default;
+
+// --- coming --------------------------------------------------------------------------------------------------------
+
+Doubling::Gathering& Doubling::at(const Subject& subject) {
+  Gathering& meeting = meetings_.at(subject);
+  meeting.waiting.resize(stages_.size());
+  return meeting;
+}
+
+Meetings::Meeting& Doubling::come(const Note& note, const void* payload, uint64_t token) {
+  Gathering& meeting = at(subject_of(note));
+  RINGDP_CHECK(!meeting.here, "this rank has come to this meeting before");
+  meeting.token = token;
+  begin(meeting, note, payload);
+  return meeting;
+}
+
+void Doubling::come_with_mark(const Subject& subject, Gathering& meeting) {
+  meeting.for_nobody = true;
+  begin(meeting, mark(subject), nullptr);
+}
+
+void Doubling::begin(Gathering& meeting, const Note& note, const void* payload) {
+  RINGDP_CHECK(note.bytes <= kMostPayload);
+  const auto* bytes = static_cast<const std::byte*>(payload);
+  meeting.here = true;
+  meeting.mine = meeting.heard = note;
+  meeting.merged.clear();
+  if (bytes != nullptr) meeting.merged.assign(bytes, bytes + note.bytes);
+  meeting.stage = 0;
+  ++open_;
+  enter(meeting);
+  go_on(meeting);
+}
+
+void Doubling::close(Meeting& closed) {
+  auto& meeting = static_cast<Gathering&>(closed);
+  RINGDP_CHECK(meeting.complete);
+  is_complete_no_more(meeting);  // who came last may have seen that it is complete before it was told
+  const Subject subject = subject_of(meeting.mine);
+  meeting.here = meeting.complete = meeting.for_nobody = false;
+  meeting.left = -1;
+  for (const auto& some : meeting.waiting) {
+    if (some.empty()) continue;
+    if (marks(subject.topic)) come_with_mark(subject, meeting);
+    return;  // the next meeting about the same thing has begun
+  }
+  meetings_.release(subject);
+}
+
+// --- the exchanges -------------------------------------------------------------------------------------------------
+
+// What this rank has heard so far goes out at the beginning of an exchange.
+void Doubling::enter(Gathering& meeting) {
+  if (meeting.stage < stages_.size() && stages_[meeting.stage].sends)
+    send(stages_[meeting.stage].peer, meeting.heard, meeting.merged.data());
+}
+
+void Doubling::go_on(Gathering& meeting) {
+  while (meeting.stage < stages_.size()) {
+    if (stages_[meeting.stage].receives) {
+      auto& waiting = meeting.waiting[meeting.stage];
+      if (waiting.empty() && !lacks_partner(meeting)) return;
+      Received received;
+      if (waiting.empty()) {
+        received.note = mark(subject_of(meeting.mine));
+      } else {
+        received = std::move(waiting.front());
+        waiting.pop_front();
+      }
+      merge(meeting, received.note, received.payload.data());
+    }
+    ++meeting.stage;
+    enter(meeting);
+  }
+  const Note& heard = meeting.heard;
+  meeting.complete = true;
+  meeting.left = heard.flags & Note::kLeft ? static_cast<int>(heard.ticket) : -1;
+  meeting.agreed = !(heard.flags & (Note::kLeft | Note::kPoison));
+  meeting.ticket = heard.ticket;
+  --open_;
+  if (meeting.mine.topic == leaving)
+    all_left_ = true;
+  else
+    is_complete(meeting);
+}
+
+void Doubling::take(size_t stage, const Note& note, const std::byte* payload) {
+  if (note.topic == news) return take_news(stage, note);
+  const Subject subject = subject_of(note);
+  Gathering& meeting = at(subject);
+  if (stages_[stage].is_result && !meeting.here) return meetings_.release(subject);  // it has ended without this rank,
+  if (stages_[stage].is_result && meeting.complete) return;                          // or the one after it has
+  if (meeting.here && !meeting.complete && meeting.stage == stage) {  // its turn, and none came before it
+    merge(meeting, note, payload);
+    ++meeting.stage;
+    enter(meeting);
+    return go_on(meeting);
+  }
+  Received received;
+  received.note = note;
+  received.payload.assign(payload, payload + note.bytes);
+  meeting.waiting[stage].push_back(std::move(received));
+  if (!meeting.here && marks(subject.topic)) come_with_mark(subject, meeting);
+}
+
+void Doubling::merge(Gathering& meeting, const Note& note, const std::byte* payload) {
+  const Stage& stage = stages_[meeting.stage];
+  Note& heard = meeting.heard;
+  if (stage.is_result) {
+    heard = note;
+    meeting.merged.assign(payload, payload + note.bytes);
+    return;
+  }
+  const uint32_t left = (heard.flags ^ note.flags) & Note::kLeft;  // a mark on one side only: its ticket is what counts
+  heard.ticket = left == 0                   ? std::min(heard.ticket, note.ticket)
+                 : heard.flags & Note::kLeft ? heard.ticket
+                                             : note.ticket;
+  heard.flags |= note.flags;
+  if (heard.signature != note.signature || heard.bytes != note.bytes) heard.flags |= Note::kPoison;
+  if (heard.flags & (Note::kPoison | Note::kLeft)) {
+    heard.bytes = 0;
+    meeting.merged.clear();
+  } else if (heard.bytes > 0) {
+    merge_(meeting, meeting.merged.data(), payload, stage.mine_is_left);
+  }
+}
+
+// --- messages ------------------------------------------------------------------------------------------------------
+
+void Doubling::send(int peer, const Note& note, const void* payload) {
+  if (spare_.empty()) spare_.emplace_back();
+  sending_.splice(sending_.end(), spare_, spare_.begin());
+  Sending& message = sending_.back();
+  Envelope envelope;
+  envelope.note = note;
+  message.data.resize(sizeof envelope + note.bytes);
+  std::memcpy(message.data.data(), &envelope, sizeof envelope);
+  if (payload != nullptr) std::memcpy(message.data.data() + sizeof envelope, payload, note.bytes);
+  message.request = transport_.send(peer, tag_, message.data.data(), message.data.size());
+}
+
+bool Doubling::poll() {
+  bool moved = false;
+  const auto post = [this](Inbox& in) {
+    in.request = transport_.receive(stages_[in.stage].peer, tag_, in.buffer.data(), in.buffer.size());
+  };
+  if (!armed_) {
+    for (Inbox& in : inboxes_) {
+      in.buffer.resize(sizeof(Envelope) + kMostPayload);
+      post(in);
+    }
+    armed_ = true;
+  }
+  for (Inbox& in : inboxes_) {
+    size_t length = 0;
+    while (in.request.pending() && transport_.test(in.request, &length)) {
+      Envelope envelope;
+      std::memcpy(&envelope, in.buffer.data(), sizeof envelope);
+      const int peer = stages_[in.stage].peer;
+      if (length < sizeof envelope || envelope.magic != Envelope::kMagic || envelope.version != Envelope::kVersion ||
+          length != sizeof envelope + envelope.note.bytes)
+        fail(ErrorKind::transport, "rank ", rank(), ": rank ", peer,
+             " sent a message that this version of ringdp does not know: install the same one on all hosts");
+      take(in.stage, envelope.note, in.buffer.data() + sizeof envelope);
+      post(in);
+      moved = true;
+    }
+  }
+  for (auto message = sending_.begin(); message != sending_.end();) {
+    const auto here = message++;
+    if (!transport_.test(here->request)) continue;
+    spare_.splice(spare_.end(), sending_, here);
+    moved = true;
+  }
+  return moved;
+}
+
+void Doubling::cancel() {
+  for (Inbox& in : inboxes_)
+    if (in.request.pending()) transport_.cancel(in.request);
+}
+
+// --- leaving -------------------------------------------------------------------------------------------------------
+
+void Doubling::tell_news() {
+  if (std::exchange(told_, true)) return;
+  Note note;
+  note.topic = news;
+  note.ticket = static_cast<uint64_t>(first_left() >= 0 ? first_left() : rank());
+  for (const Inbox& in : inboxes_) send(stages_[in.stage].peer, note, nullptr);
+}
+
+void Doubling::take_news(size_t stage, const Note& note) {
+  --news_missing_;
+  heard_of_leaving(static_cast<int>(note.ticket));
+  tell_news();
+  if (!stands_in_ || stage != 0) return;
+  partner_ended_ = true;
+  meetings_.for_each([this](const Subject&, Gathering& meeting) {
+    if (meeting.here && !meeting.complete) go_on(meeting);
+  });
+}
+
+// A rank that hands its tensor over hears of nothing that it has not come to, so it cannot come with a mark. But what it has
+// come to it told at once, and what it has not told before its news it never will.
+bool Doubling::lacks_partner(const Gathering& meeting) const {
+  return partner_ended_ && meeting.stage == 0 && meeting.mine.topic == named;
+}
+
+void Doubling::tell_of_leaving() {
+  tell_news();
+  Note note;
+  note.topic = leaving;
+  Gathering& meeting = at(subject_of(note));
+  begin(meeting, note, nullptr);
+}
+
+void Doubling::mark_open() {
+  meetings_.for_each([this](const Subject& subject, Gathering& meeting) {
+    if (!meeting.here && marks(subject.topic)) come_with_mark(subject, meeting);
+  });
+}
+
+}  // namespace ringdp

@@ -1,0 +1,43 @@
+#include "agree/meetings.h"
+
+#include <algorithm>
+
+namespace ringdp {
+
+Meetings::Meeting* Meetings::next_complete() {
+  while (!complete_.empty()) {
+    Meeting* meeting = complete_.front();
+    complete_.pop_front();
+    if (meeting->left >= 0) heard_of_leaving(meeting->left);
+    if (!meeting->for_nobody) return meeting;
+    close(*meeting);
+  }
+  return nullptr;
+}
+
+void Meetings::is_complete_no_more(Meeting& meeting) {
+  if (!complete_.empty()) complete_.erase(std::remove(complete_.begin(), complete_.end(), &meeting), complete_.end());
+}
+
+void Meetings::leave() {
+  if (left_) return;
+  left_ = true;
+  tell_of_leaving();
+  mark_open();
+}
+
+void Meetings::heard_of_leaving(int rank) {
+  if (first_left_ >= 0 || rank == rank_) return;
+  first_left_ = rank;
+  if (!left_) mark_open();
+}
+
+Note Meetings::mark(const Subject& subject) const {
+  Note note;
+  note.key = subject.key, note.lane = subject.lane, note.topic = subject.topic;
+  note.flags = Note::kLeft;
+  note.ticket = static_cast<uint64_t>(first_left_ >= 0 ? first_left_ : rank_);
+  return note;
+}
+
+}  // namespace ringdp

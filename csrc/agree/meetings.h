@@ -1,0 +1,133 @@
+// How the ranks of a process set hear of each other before anything is done.
+//
+// A *meeting* is about one thing, the same on every rank: a named operation, the places of an operation's memory, a vote. A
+// rank *comes* to it with a note, whose payload may be the data itself; the meeting is *complete* on a rank when it has
+// heard of all. Each submits in its own order, so what comes about a thing that this rank has not come to yet waits. The
+// k-th note of a rank about a thing belongs to its k-th meeting.
+//
+// Once complete, every rank knows the same: whether all mean the same, and the first rank's ticket, by which named
+// operations are ordered. Nobody is asked twice, nobody is the master, and no rank waits for another to decide.
+//
+// How ranks hear of each other is the carrier's: by letters through shared memory (agree/letters.h), or by messages
+// (agree/doubling.h).
+//
+// Leaving: a rank that leaves comes to nothing more, and all others soon hear that somebody has. Whoever has left, or has
+// heard of it, comes to each named operation that it hears of, and has not come to, with a mark. So all meetings that lack
+// somebody end, on all ranks, with the mark.
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "agree/note.h"
+
+namespace ringdp {
+
+class Meetings {
+ public:
+  enum Topic : uint32_t { named, place, vote, leaving, news };
+
+  struct Received {
+    bool here = false;
+    Note note;
+    std::vector<std::byte> payload;
+  };
+  struct Meeting {
+    Note mine;
+    bool here = false;        // this rank has come
+    bool for_nobody = false;  // it came with the mark only, and nobody waits
+    uint64_t token = 0;       // the caller's
+    // Once complete, the same on all ranks:
+    bool complete = false;
+    bool agreed = false;  // all signatures are the same, nobody sent poison, nobody has left
+    int left = -1;        // a rank that had left
+    uint64_t ticket = Note::kNoTicket;
+    // The payloads: by member where each hears every other itself, or merged into one where they do not.
+    std::vector<Received> from;
+    std::vector<std::byte> merged;
+
+    virtual ~Meeting() = default;
+  };
+
+  explicit Meetings(int rank) : rank_(rank) {}
+  virtual ~Meetings() = default;
+  Meetings(const Meetings&) = delete;
+  Meetings& operator=(const Meetings&) = delete;
+
+  // This rank comes. The meeting stays valid until it is closed. Not after leave().
+  virtual Meeting& come(const Note& note, const void* payload, uint64_t token) = 0;
+  virtual void close(Meeting& meeting) = 0;  // once complete
+
+  // Takes what has come; true if there was anything. What is complete then: next_complete(), until it gives none.
+  virtual bool poll() = 0;
+  Meeting* next_complete();
+
+  void leave();
+  int first_left() const { return first_left_; }  // of the others, as far as this rank has heard; -1: none has
+  virtual bool all_left() const = 0;              // this rank as well, and nothing is under way any more
+  virtual bool busy() const = 0;                  // something is under way that needs polling
+
+ protected:
+  struct Subject {
+    uint64_t key;
+    uint32_t lane, topic;
+    bool operator==(const Subject& o) const { return key == o.key && lane == o.lane && topic == o.topic; }
+  };
+  static Subject subject_of(const Note& n) { return {n.key, n.lane, n.topic}; }
+
+  // Meetings by subject. Those that have ended are used again, with the memory of their payloads.
+  template <class M>
+  class Table {
+   public:
+    M& at(const Subject& subject) {
+      const auto found = meetings_.find(subject);
+      if (found != meetings_.end()) return *found->second;
+      if (spare_.empty()) return *meetings_.emplace(subject, std::make_unique<M>()).first->second;
+      spare_.back().key() = subject;
+      const auto place = meetings_.insert(std::move(spare_.back())).position;
+      spare_.pop_back();
+      return *place->second;
+    }
+    void release(const Subject& subject) {
+      auto node = meetings_.extract(subject);
+      if (!node.empty() && spare_.size() < kSpare) spare_.push_back(std::move(node));
+    }
+    template <class Act>
+    void for_each(const Act& act) {  // act(subject, meeting) may not add any
+      for (auto& [subject, meeting] : meetings_) act(subject, *meeting);
+    }
+
+   private:
+    static constexpr size_t kSpare = 64;
+    struct Hash {
+      size_t operator()(const Subject& s) const { return (s.key ^ s.lane << 8 ^ s.topic) * 0x9e3779b97f4a7c15ull; }
+    };
+    using Map = std::unordered_map<Subject, std::unique_ptr<M>, Hash>;
+    Map meetings_;
+    std::vector<typename Map::node_type> spare_;
+  };
+
+  void heard_of_leaving(int rank);
+  void is_complete(Meeting& meeting) { complete_.push_back(&meeting); }
+  void is_complete_no_more(Meeting& meeting);  // it is closed before next_complete() gave it
+  // Whether this rank comes with the mark to what it hears of: to named operations, once somebody has left.
+  bool marks(uint32_t topic) const { return topic == named && (left_ || first_left_ >= 0); }
+  Note mark(const Subject& subject) const;
+  bool has_left() const { return left_; }
+  int rank() const { return rank_; }
+
+  virtual void tell_of_leaving() = 0;  // this rank leaves: the others must hear of it
+  virtual void mark_open() = 0;        // comes with the mark to all that it has heard of
+
+ private:
+  const int rank_;
+  std::deque<Meeting*> complete_;
+  bool left_ = false;
+  int first_left_ = -1;
+};
+
+}  // namespace ringdp

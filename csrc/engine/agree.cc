@@ -1,0 +1,216 @@
+// How ranks agree: each comes to a meeting (agree/meetings.h) with what was submitted to it. A small tensor goes along, and
+// then nothing else is exchanged; in a host, of a large one goes along where it is (engine/whereabouts.h).
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "engine/engine.h"
+#include "kernels/copy.h"
+#include "kernels/kernels.h"
+
+namespace ringdp {
+
+namespace {
+
+// Operations that may hold shared memory before all have come to them; those beyond take it when they start.
+constexpr int kMostWithMemory = ProcessSet::kWindowInHost;
+
+// A vote's words: the smaller one of each.
+void merge_votes(std::byte* mine, const std::byte* theirs, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += sizeof(uint64_t)) {
+    uint64_t a, b;
+    std::memcpy(&a, mine + at, sizeof a);
+    std::memcpy(&b, theirs + at, sizeof b);
+    if (b < a) std::memcpy(mine + at, &b, sizeof b);
+  }
+}
+
+}  // namespace
+
+// --- coming to a meeting -------------------------------------------------------------------------------------------
+
+// Between hosts, where the tensor would be exchanged in the same way, and added in the same order, after the meeting.
+bool Engine::fits_note(const Submission& s, const ProcessSet& set) const {
+  const uint64_t bytes = s.count() * size_of(s.dtype);
+  if (s.kind != OpKind::allreduce || bytes > options_.letter_bytes) return false;
+  return set.one_host() ? !set.chooser.forces_messages()
+                        : set.chooser.choose(bytes, s.dtype) == Algorithm::recursive_doubling;
+}
+
+bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
+  return s.kind == OpKind::allreduce && set.one_host() && set.size() > 1 && !set.chooser.forces_messages() &&
+         !fits_note(s, set);
+}
+
+void Engine::tell(Submission&& s, ProcessSet& set) {
+  s.handle->enter(Stage::agree);
+  Note note;
+  note.topic = Meetings::named;
+  note.key = s.key;
+  note.signature = s.signature();
+  if (set.rank() == 0) {
+    const auto ticket = set.tickets.draw(s.kind == OpKind::open_plan);
+    if (!ticket) {
+      release_name(s);
+      return s.handle->fail(Error(ErrorKind::usage, "rank 0: " + std::to_string(set.named_tags()) +
+                                                        " named operations are in flight, and this MPI's tags allow no "
+                                                        "more; wait for some first"));
+    }
+    note.ticket = *ticket;
+  }
+  std::byte scaled[Mail::kMostPayload];
+  const void* payload = s.input;
+  if (fits_note(s, set)) {
+    const Elements e = elements_of(s, set.size());
+    note.bytes = static_cast<uint32_t>(s.count() * size_of(s.dtype));
+    if (e.prescale != 1) e.begin(scaled, s.input, s.count()), payload = scaled;
+  }
+  Whereabouts mine;
+  if (tells_places(s, set) && set.with_memory < kMostWithMemory) {
+    take_memory(mine, set, s, options_, false);
+    note.bytes = sizeof mine;
+    payload = &mine;
+  }
+  set.meetings().come(note, payload, agreeing_.add(std::move(s)));
+}
+
+void Engine::begin_vote(ProcessSet& set, int lane_id) {
+  Lane& lane = set.lanes[lane_id];
+  Counters::add(counters_.votes);
+  const std::vector<uint64_t>& words = lane.votes.front().words;
+  Note note;
+  note.topic = Meetings::vote;
+  note.lane = static_cast<uint32_t>(lane_id);
+  note.key = lane.votes_begun++;
+  note.signature = note.bytes = static_cast<uint32_t>(words.size() * sizeof words[0]);
+  set.meetings().come(note, words.data(), static_cast<uint64_t>(lane_id));
+}
+
+// Two payloads of a meeting on their way to all.
+void Engine::merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left) {
+  if (meeting.mine.topic == Meetings::vote) return merge_votes(mine, theirs, meeting.mine.bytes);
+  const Submission* s = agreeing_.find(meeting.token);
+  RINGDP_CHECK(s != nullptr);
+  kernels::reduce(s->dtype, s->op, mine, mine_is_left ? mine : theirs, mine_is_left ? theirs : mine, s->count());
+}
+
+// --- when all have come --------------------------------------------------------------------------------------------
+
+bool Engine::listen(ProcessSet& set) {
+  bool moved = set.letters && set.letters->poll();
+  if (!set.one_host()) moved |= set.doubling.poll();
+  Meetings& meetings = set.meetings();
+  while (Meetings::Meeting* meeting = meetings.next_complete()) {
+    moved = true;
+    if (meeting->mine.topic == Meetings::named) met(set, *meeting);
+    if (meeting->mine.topic == Meetings::vote) counted(set, *meeting);
+  }
+  return moved;
+}
+
+void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
+  const uint64_t token = meeting.token, ticket = meeting.ticket, drawn = meeting.mine.ticket;
+  const bool agreed = meeting.agreed, somebody_left = meeting.left >= 0;
+  Submission* found = agreeing_.find(token);
+  RINGDP_CHECK(found != nullptr);
+  Submission& s = *found;
+  if (agreed && (fits_note(s, set) || s.kind == OpKind::barrier)) {
+    if (s.kind == OpKind::allreduce) set.one_host() ? sum_letters(s, set, meeting) : take_sum(s, set, meeting);
+    set.meetings().close(meeting);
+    ended(s, set, drawn);  // before anybody hears of the end: who has waited for a name may use it again at once
+    s.handle->finish();
+    agreeing_.erase(token);
+    return;
+  }
+  std::vector<Whereabouts> told;
+  if (tells_places(s, set)) told = told_in(meeting);
+  set.meetings().close(meeting);
+  if (!agreed && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
+  if (somebody_left) {
+    ended(s, set, drawn);
+    s.handle->fail(peer_left(s, set));
+    agreeing_.erase(token);
+    return;
+  }
+  Submission starts = std::move(s);
+  agreeing_.erase(token);
+  start(std::move(starts), set, ticket, !agreed, std::move(told));
+}
+
+// Chunk by chunk in the order of the ring, i+1, i+2, …, i: so a tensor has the same sum whichever way it goes in a host.
+void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Meetings::Meeting& meeting) {
+  const int ranks = set.size();
+  const size_t item = size_of(s.dtype);
+  for (int chunk = 0; chunk < ranks; ++chunk) {
+    const auto [begin, end] = chunk_of(s.count(), ranks, chunk);
+    if (begin == end) continue;
+    const auto from = [&, at = begin * item](int rank) { return meeting.from[rank % ranks].payload.data() + at; };
+    std::byte* to = static_cast<std::byte*>(s.output) + begin * item;
+    const std::byte* sum = from(chunk + 1);
+    for (int next = 2; next <= ranks; ++next, sum = to)
+      kernels::reduce(s.dtype, s.op, to, from(chunk + next), sum, end - begin);
+    if (sum != to) kernels::copy(to, sum, (end - begin) * item);
+  }
+  elements_of(s, ranks).finish(s.output, s.output, s.count());
+}
+
+void Engine::take_sum(const Submission& s, const ProcessSet& set, const Meetings::Meeting& meeting) {
+  kernels::copy(s.output, meeting.merged.data(), meeting.merged.size());
+  elements_of(s, set.size()).finish(s.output, s.output, s.count());
+}
+
+void Engine::counted(ProcessSet& set, Meetings::Meeting& meeting) {
+  const int lane_id = static_cast<int>(meeting.token);
+  Lane& lane = set.lanes[lane_id];
+  const bool agreed = meeting.agreed;
+  std::vector<std::byte> merged = std::move(meeting.merged);
+  for (const Meetings::Received& one : meeting.from) {
+    if (merged.empty()) merged = one.payload;
+    if (agreed) merge_votes(merged.data(), one.payload.data(), merged.size());
+  }
+  set.meetings().close(meeting);
+  if (lane.votes.empty()) return;  // given up here
+  if (!agreed)
+    return fail_votes(lane,
+                      Error(ErrorKind::mismatch, "rank " + std::to_string(rank_) + ": the votes of plan " +
+                                                     std::to_string(lane_id) + " have other lengths on other ranks"));
+  Result result;
+  result.words.resize(merged.size() / sizeof(uint64_t));
+  std::memcpy(result.words.data(), merged.data(), merged.size());
+  lane.votes.front().handle->finish(std::move(result));
+  lane.votes.pop_front();
+  if (!lane.votes.empty()) begin_vote(set, lane_id);
+}
+
+// --- leaving -------------------------------------------------------------------------------------------------------
+
+// What others wait for here goes on without its caller: they may have counted on it already.
+void Engine::leave(ProcessSet& set) {
+  if (set.left) return;
+  set.left = true;
+  agreeing_.for_each([&](uint64_t, Submission& s) {
+    if (s.process_set == set.id) s.handle->give_up_memory(), s.handle->fail(closed_error());
+  });
+  set.meetings().leave();
+  if (set.letters && !set.one_host()) set.letters->leave();
+}
+
+// A process that has ended without leaving takes everything along: its ranks' memory may be half written.
+void Engine::look_for_dead() {
+  if (!host_) return;
+  for (const Host::Dead& dead : host_->find_dead()) {
+    bool has_left = true;
+    for (auto& [id, set] : sets_) {
+      if (!set->letters) continue;
+      listen(*set);  // it may have said so just before
+      has_left &= set->letters->has_left(dead.rank);
+    }
+    if (has_left || left_) continue;
+    throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": rank " + std::to_string(dead.rank) +
+                                     " (process " + std::to_string(dead.pid) +
+                                     " on this host) has ended without ringdp.shutdown()");
+  }
+}
+
+}  // namespace ringdp

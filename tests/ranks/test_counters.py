@@ -1,0 +1,40 @@
+"""How many exchanges an operation takes, and who serves it: what no result shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ringdp
+from ringdp import world
+from ringdp.constants import Dtype
+
+
+def counted(act, times: int = 20) -> dict[str, int]:
+    counters = world.current().engine.counters
+    ringdp.barrier()
+    before = counters()
+    for _ in range(times):
+        act()
+    return {what: count - before[what] for what, count in counters().items()}
+
+
+def chosen(array: np.ndarray) -> str:
+    return world.current().engine.algorithm(array.nbytes, int(Dtype[array.dtype.name]))
+
+
+def test_an_operation_among_ranks_that_share_memory_meets_once() -> None:
+    array = np.ones(1 << 17, np.float32)
+    if chosen(array) != "shared_memory":
+        pytest.skip("not all ranks share memory")
+    done = counted(lambda: ringdp.allreduce_(array, op=ringdp.Min, name="large"))
+    assert done["named"] == 20 and done["places"] == 0
+
+
+def test_a_small_blocking_call_is_mostly_served_by_its_caller() -> None:
+    array = np.ones(100, np.float32)
+    if ringdp.size() > 1 and chosen(array) not in ("shared_memory", "recursive_doubling"):
+        pytest.skip("it does not go along with its name")
+    done = counted(lambda: ringdp.allreduce_(array, op=ringdp.Min), 200)
+    assert done["named"] == 200
+    assert done["own"] >= 100  # the engine's thread may be taking a turn just then
