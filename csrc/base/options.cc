@@ -14,7 +14,7 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_SHARED_SEGMENT_BYTES", "131072",
        "bytes of a chunk summed at a time in shared memory; the same on all ranks (*speed*)"},
       {"RINGDP_LETTER_BYTES", "16384",
-       "all-reduces of one host's ranks up to so many bytes (at most 32768) go by letter; the same on all ranks"},
+       "all-reduces up to so many bytes (at most 32768) go along with their name; the same on all ranks"},
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
       {"RINGDP_DEPTH", "16", "segments that a rank receives ahead (*speed*)"},

@@ -1,8 +1,7 @@
 // The names of operations: those of unnamed calls, and those that are in flight on this rank.
 //
 // Unnamed calls are matched by their order: the k-th of each rank with the k-th of all others. Their names repeat after so
-// many calls, so that the agreed ids and signatures of a loop are found again; a call whose predecessor in the slot is
-// still in flight waits for it.
+// many calls, and are made once; a call whose predecessor in the slot is still in flight waits for it.
 #pragma once
 
 #include <cstdint>
