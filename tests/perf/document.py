@@ -48,6 +48,8 @@ def document(families: ByFamily, notes: dict[str, str], pictures: Iterable[str] 
         "## Four ranks on two cores", *tables.per_size(families, "four small"),
         *tables.per_size(families, "four"), notes.get("four", ""),
         "## Several hosts, links of 1 Gbit/s", picture("line-rate.svg"), *tables.links(families), notes.get("link", ""),
+        "### Small messages between two hosts, calls back to back",
+        *tables.per_size(families, "link small 2x1"), notes.get("link small", ""),
         "## A training step", picture("step-time.svg"), *tables.steps(families), notes.get("step", ""),
         "## An idle engine", *tables.idle(families), notes.get("idle", ""),
     ]  # fmt: skip

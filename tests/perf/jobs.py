@@ -110,7 +110,10 @@ SCENARIOS: dict[str, list[Job]] = {
             quick_sizes=[256 * KIB, 16 * MIB],
         ),
     ],
-    "link": [_link(2, 1), _link(4, 1), _link(2, 2)],
+    "link": [
+        _link(2, 1), _link(4, 1), _link(2, 2),
+        _allreduce("link small 2x1", 2, [4, 1 * KIB, 16 * KIB], "ringdp mpi mpi-out", "loop", 0.4, hosts=2),
+    ],
     "step": [
         Job("step", "job_step.py", 2, _STEP, {"rounds": 3, "iterations": 5}),
         Job("step alone", "job_step.py", 1, _ALONE, {"rounds": 5, "iterations": 8}),
