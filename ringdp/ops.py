@@ -464,8 +464,7 @@ class Operations(Generic[T]):
     def barrier(self, process_set: ProcessSet = global_process_set) -> None:
         """Wait until all ranks have come here."""
         here = world.current()
-        handle = self._core_submit(here, OpKind.barrier, None, process_set, 0, 0, 1, [0])
-        Handle(handle, None, lambda _: None, here).wait()
+        here.engine.barrier(process_set.process_set_id, here)
 
     def poll(self, handle: Handle[Any]) -> bool:
         """True once the operation has completed or failed: `synchronize` will not block."""

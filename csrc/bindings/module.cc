@@ -164,6 +164,14 @@ void allreduce_at(Engine& engine, nb::handle name, int process_set, uint64_t inp
            name, world, source, target);
 }
 
+void barrier(Engine& engine, int process_set, nb::handle world) {
+  Submission s;
+  s.kind = OpKind::barrier;
+  s.dtype = Dtype::uint8;
+  s.process_set = process_set;
+  wait_for(engine, std::move(s), nb::none(), world, nb::none(), nb::none());
+}
+
 std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string name, std::string text) {
   Submission s;
   s.kind = OpKind::open_plan;
@@ -282,6 +290,7 @@ void bind_engine(nb::module_& m) {
            "postscale"_a, "world"_a)
       .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,
            "op"_a, "prescale"_a, "postscale"_a, "world"_a, "source"_a, "target"_a)
+      .def("barrier", &barrier, "process_set"_a, "world"_a, "Waits until all ranks of the set have come here.")
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
            "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)

@@ -38,6 +38,10 @@ bool Engine::fits_note(const Submission& s, const ProcessSet& set) const {
                         : set.chooser.choose(bytes, s.dtype) == Algorithm::recursive_doubling;
 }
 
+bool Engine::ends_with_meeting(const Submission& s, const ProcessSet& set) const {
+  return s.kind == OpKind::barrier || fits_note(s, set);
+}
+
 bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
   return s.kind == OpKind::allreduce && set.one_host() && set.size() > 1 && !set.chooser.forces_messages() &&
          !fits_note(s, set);
@@ -115,7 +119,7 @@ void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   Submission* found = agreeing_.find(token);
   RINGDP_CHECK(found != nullptr);
   Submission& s = *found;
-  if (agreed && (fits_note(s, set) || s.kind == OpKind::barrier)) {
+  if (agreed && ends_with_meeting(s, set)) {
     if (s.kind == OpKind::allreduce) set.one_host() ? sum_letters(s, set, meeting) : take_sum(s, set, meeting);
     set.meetings().close(meeting);
     ended(s, set, drawn);  // before anybody hears of the end: who has waited for a name may use it again at once

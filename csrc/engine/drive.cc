@@ -125,7 +125,7 @@ std::shared_ptr<Handle> Engine::new_handle() {
 bool Engine::drives_alone(const Submission& own) {
   if (has_arrivals_ || !active_.empty() || !agreeing_.empty() || own.lane >= 0) return false;
   const auto set = sets_.find(own.process_set);
-  return set != sets_.end() && fits_note(own, *set->second);
+  return set != sets_.end() && ends_with_meeting(own, *set->second);
 }
 
 bool Engine::wait(Handle& handle, Deadline deadline, const std::function<void()>& look) {

@@ -53,7 +53,7 @@ class Engine {
   std::shared_ptr<Handle> submit(Submission submission);
 
   // submit() and the beginning of wait(), for a Caller (below) who waits for this alone. Where nothing else is under way
-  // and the tensor goes along with the note, it takes the operation itself, and turns for as long as spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
+  // and the operation ends with its meeting, it takes the operation itself, and turns for as long as spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
   std::shared_ptr<Handle> call(Submission&& submission);
 
   // Who is about to submit something and wait for it says so first: then the thread need not wake up for it.
@@ -124,6 +124,7 @@ class Engine {
   void take_named(Submission&& submission, ProcessSet& set);
   void take_planned(Submission&& submission, ProcessSet& set);
   bool fits_note(const Submission& submission, const ProcessSet& set) const;
+  bool ends_with_meeting(const Submission& submission, const ProcessSet& set) const;
   bool tells_places(const Submission& submission, const ProcessSet& set) const;
   void tell(Submission&& submission, ProcessSet& set);
   void begin_vote(ProcessSet& set, int lane_id);

@@ -38,3 +38,8 @@ def test_a_small_blocking_call_is_mostly_served_by_its_caller() -> None:
     done = counted(lambda: ringdp.allreduce_(array, op=ringdp.Min), 200)
     assert done["named"] == 200
     assert done["own"] >= 100  # the engine's thread may be taking a turn just then
+
+
+def test_a_barrier_is_mostly_served_by_its_caller() -> None:
+    done = counted(ringdp.barrier, 200)
+    assert done["named"] == 200 and done["own"] >= 100
