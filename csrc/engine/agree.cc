@@ -43,8 +43,7 @@ bool Engine::ends_with_meeting(const Submission& s, const ProcessSet& set) const
 }
 
 bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
-  return s.kind == OpKind::allreduce && set.one_host() && set.size() > 1 && !set.chooser.forces_messages() &&
-         !fits_note(s, set);
+  return s.kind == OpKind::allreduce && set.reduces_in_shared_memory() && !fits_note(s, set);
 }
 
 void Engine::tell(Submission&& s, ProcessSet& set) {
@@ -115,7 +114,8 @@ bool Engine::listen(ProcessSet& set) {
 
 void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   const uint64_t token = meeting.token, ticket = meeting.ticket, drawn = meeting.mine.ticket;
-  const bool agreed = meeting.agreed, somebody_left = meeting.left >= 0;
+  const int left = meeting.left;
+  const bool agreed = meeting.agreed;
   Submission* found = agreeing_.find(token);
   RINGDP_CHECK(found != nullptr);
   Submission& s = *found;
@@ -131,9 +131,9 @@ void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   if (tells_places(s, set)) told = told_in(meeting);
   set.meetings().close(meeting);
   if (!agreed && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
-  if (somebody_left) {
+  if (left >= 0) {
     ended(s, set, drawn);
-    s.handle->fail(peer_left(s, set));
+    s.handle->fail(peer_left(s, set.rank(), left));
     agreeing_.erase(token);
     return;
   }

@@ -214,6 +214,6 @@ class Engine {
 
 // What is said to whoever waits for an engine that has ended, or for a rank that has left.
 Error closed_error();
-Error peer_left(const Submission& submission, ProcessSet& set);
+Error peer_left(const Submission& submission, int rank, int left);
 
 }  // namespace ringdp

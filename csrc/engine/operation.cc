@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <new>
-#include <sstream>
 
 #include "agree/digest.h"
 #include "base/check.h"
 #include "collectives/ring.h"
+#include "submit/differences.h"
 
 namespace ringdp {
 
@@ -84,8 +83,8 @@ void Operation::begin() {
 // The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
 // letters show it.
 bool Operation::uses_shared_memory() const {
-  if (submission_.kind != OpKind::allreduce || !set_.letters || set_.chooser.forces_messages()) return false;
-  if (set_.one_host()) return set_.size() > 1;
+  if (submission_.kind != OpKind::allreduce) return false;
+  if (set_.one_host() || set_.chooser.forces_messages()) return set_.reduces_in_shared_memory();
   return set_.levels && (chosen_ == Algorithm::two_level || !all_choose_the_same());
 }
 
@@ -352,51 +351,16 @@ void Operation::give_up(const Error& error) {
   submission_.handle->give_up_memory();
 }
 
-namespace {
-
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
-
-std::string ranks_text(const std::vector<int>& ranks) {
-  constexpr size_t kMost = 8;
-  std::ostringstream out;
-  out << (ranks.size() == 1 ? "rank " : "ranks ");
-  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) out << (i ? ", " : "") << ranks[i];
-  if (ranks.size() > kMost) out << " and " << ranks.size() - kMost << " more";
-  return out.str();
-}
-
-}  // namespace
-
-// What each group of ranks submitted under the name: the first line in which the descriptions differ.
+// What every rank has submitted, in words, as they have come.
 std::string Operation::disagreement() const {
   const char* text = reinterpret_cast<const char*>(result_.output.get());
-  std::vector<std::vector<std::string>> of_rank;
+  std::vector<std::string> descriptions;
   for (const uint64_t length : result_.rows) {
-    of_rank.push_back(lines_of(std::string(text, length)));
+    descriptions.emplace_back(text, length);
     text += length;
   }
-  const auto line = [&](size_t rank, size_t i) {
-    return i < of_rank[rank].size() ? of_rank[rank][i] : std::string("(nothing more)");
-  };
-  size_t longest = 0, differs = 0;
-  for (const auto& lines : of_rank) longest = std::max(longest, lines.size());
-  while (differs < longest && [&] {
-    for (size_t r = 1; r < of_rank.size(); ++r)
-      if (line(r, differs) != line(0, differs)) return false;
-    return true;
-  }())
-    ++differs;
-  std::map<std::string, std::vector<int>> groups;
-  for (size_t r = 0; r < of_rank.size(); ++r) groups[line(r, differs)].push_back(static_cast<int>(r));
-  std::ostringstream out;
-  out << "rank " << set_.rank() << ": '" << submission_.name << "' differs between ranks; nothing was exchanged:";
-  for (const auto& [what, ranks] : groups) out << "\n  " << ranks_text(ranks) << ": " << what;
-  return out.str();
+  return "rank " + std::to_string(set_.rank()) + ": '" + submission_.name +
+         "' differs between ranks; nothing was exchanged:" + differences(descriptions);
 }
 
 }  // namespace ringdp

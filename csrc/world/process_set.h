@@ -84,6 +84,7 @@ struct ProcessSet {
 
   // All ranks share memory (or there is one alone): they meet by letters. Those of several hosts send messages.
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
+  bool reduces_in_shared_memory() const { return one_host() && size() > 1 && !chooser.forces_messages(); }
   Meetings& meetings() { return one_host() ? static_cast<Meetings&>(*letters) : doubling; }
 
   // Tags: those of the plans' lanes from below, kTags each; those of named operations, of which more may wait for other
