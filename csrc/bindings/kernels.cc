@@ -54,6 +54,14 @@ void divide(int dtype, uintptr_t to, uintptr_t from, int ranks, size_t count) {
   kernels::divide(t, pointer(to), pointer(from), ranks, count);
 }
 
+void narrow(int narrow, uintptr_t to, int wide, uintptr_t from, size_t count) {
+  kernels::narrow(dtype_of(narrow), pointer(to), dtype_of(wide), pointer(from), count);
+}
+
+void widen(int wide, uintptr_t to, int narrow, uintptr_t from, size_t count) {
+  kernels::widen(dtype_of(wide), pointer(to), dtype_of(narrow), pointer(from), count);
+}
+
 void copy(uintptr_t to, uintptr_t from, size_t bytes) { kernels::copy(pointer(to), pointer(from), bytes); }
 void stream(uintptr_t to, uintptr_t from, size_t bytes) { kernels::stream(pointer(to), pointer(from), bytes); }
 
@@ -82,6 +90,12 @@ void bind_kernels(nb::module_& m) {
         "to[i] = from[i] * factor for i < count. `to` may be `from`. ValueError for bool.");
   k.def("divide", &divide, "dtype"_a, "to"_a, "from_"_a, "ranks"_a, "count"_a,
         "to[i] = from[i] / ranks for i < count: the end of an average. ValueError for bool or ranks < 1.");
+  k.def(
+      "narrow", &narrow, "narrow"_a, "to"_a, "wide"_a, "from_"_a, "count"_a,
+      "to[i] = from[i] for i < count: dtype `wide` (float32, float64) rounded to `narrow` (float16, bfloat16), float64 "
+      "by way of float32. No overlap. RingdpError for other dtypes.");
+  k.def("widen", &widen, "wide"_a, "to"_a, "narrow"_a, "from_"_a, "count"_a,
+        "to[i] = from[i] for i < count, from `narrow` to `wide`, exactly. No overlap. RingdpError for other dtypes.");
   k.def("copy", &copy, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
         "Copy memory, addresses given; no overlap.");
   k.def("stream", &stream, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),

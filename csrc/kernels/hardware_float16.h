@@ -70,12 +70,44 @@ inline void divide_lanes(void* to, const void* from, int ranks, size_t count) {
   map_lanes(to, from, count, [n](Floats x) { return x / n; });
 }
 
+// --- casts: kLanes wide elements at a time ------------------------------------------------------------------------------
+using Doubles = double __attribute__((vector_size(kLanes * sizeof(double))));
+
+template <class Value, class Vector>
+void narrow_lanes(void* to_, const void* from_, size_t count) {
+  auto* to = elements<uint16_t>(to_);
+  auto* from = elements<Value>(from_);
+  const auto cast = [&](size_t i, size_t lanes) {
+    Vector x{};
+    std::memcpy(&x, from + i, lanes * sizeof *from);
+    store(to + i, __builtin_convertvector(x, Floats), lanes);
+  };
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) cast(i, kLanes);
+  if (i < count) cast(i, count - i);
+}
+
+template <class Value, class Vector>
+void widen_lanes(void* to_, const void* from_, size_t count) {
+  auto* to = elements<Value>(to_);
+  auto* from = elements<uint16_t>(from_);
+  const auto cast = [&](size_t i, size_t lanes) {
+    const auto x = __builtin_convertvector(canonical(load(from + i, lanes)), Vector);
+    std::memcpy(to + i, &x, lanes * sizeof *to);
+  };
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) cast(i, kLanes);
+  if (i < count) cast(i, count - i);
+}
+
 constexpr Row hardware_float16_row() {
   constexpr Reduce sum = reduce_lanes<Add>;
   return {{sum, sum, reduce_loop<uint16_t, FloatMin<Float16>>, reduce_loop<uint16_t, FloatMax<Float16>>,
            reduce_lanes<Multiply>},
           scale_lanes,
-          divide_lanes};
+          divide_lanes,
+          {narrow_lanes<float, Floats>, widen_lanes<float, Floats>},
+          {narrow_lanes<double, Doubles>, widen_lanes<double, Doubles>}};
 }
 
 }  // namespace

@@ -24,6 +24,13 @@ std::atomic<const Variant*>& chosen() {
 
 const Row& row(Dtype dtype) { return chosen().load(std::memory_order_relaxed)->table->rows[static_cast<int>(dtype)]; }
 
+const Casts& casts(Dtype narrow, Dtype wide) {
+  RINGDP_CHECK(wide == Dtype::float32 || wide == Dtype::float64, name_of(wide), " is not cast");
+  const Casts& found = wide == Dtype::float32 ? row(narrow).float32 : row(narrow).float64;
+  RINGDP_CHECK(found.narrow != nullptr, name_of(narrow), " is no 16-bit float");
+  return found;
+}
+
 }  // namespace
 
 void reduce(Dtype dtype, ReduceOp op, void* to, const void* a, const void* b, size_t count) {
@@ -43,6 +50,14 @@ void divide(Dtype dtype, void* to, const void* from, int ranks, size_t count) {
   RINGDP_CHECK(f != nullptr, name_of(dtype), " has no average");
   RINGDP_CHECK(ranks >= 1, ranks, " ranks");
   f(to, from, ranks, count);
+}
+
+void narrow(Dtype narrow, void* to, Dtype wide, const void* from, size_t count) {
+  casts(narrow, wide).narrow(to, from, count);
+}
+
+void widen(Dtype wide, void* to, Dtype narrow, const void* from, size_t count) {
+  casts(narrow, wide).widen(to, from, count);
 }
 
 const char* variant() { return chosen().load(std::memory_order_relaxed)->name; }

@@ -1,4 +1,4 @@
-// What is done to elements: reduce, scale and finish. Every variant (portable, AVX2, AVX-512, NEON)
+// What is done to elements: reduce, scale, finish and cast. Every variant (portable, AVX2, AVX-512, NEON)
 // gives the same bits; which one runs is chosen once, at run time, in kernels/simd.h.
 //
 // Semantics (docs/reductions.md has the table, tests/unit/test_kernels.py checks it row by row):
@@ -27,6 +27,12 @@ void scale(Dtype dtype, void* to, const void* from, double factor, size_t count)
 
 // to[i] = from[i] / ranks: the end of an average (see above). `to` may be `from`.
 void divide(Dtype dtype, void* to, const void* from, int ranks, size_t count);
+
+// to[i] = from[i] in the other format: of `narrow` (float16, bfloat16) and `wide` (float32, float64). float64 goes through
+// float32, and is rounded to nearest even twice, as torch does it; what is too large becomes infinite, any NaN the
+// canonical one. Widening is exact. No overlap.
+void narrow(Dtype narrow, void* to, Dtype wide, const void* from, size_t count);
+void widen(Dtype wide, void* to, Dtype narrow, const void* from, size_t count);
 
 // Which variant runs on this CPU ("avx512", "avx2", "neon", "portable"), and a way for tests to force one.
 const char* variant();

@@ -80,13 +80,35 @@ void divide_halves(void* to, const void* from, int ranks, size_t count) {
   map_loop<uint16_t>(to, from, count, [n](uint16_t x) { return narrow(Format{}, widen(Format{}, x) / n); });
 }
 
+// --- casts ----------------------------------------------------------------------------------------------------
+template <class Format, class Value>
+void narrow_loop(void* to_, const void* from_, size_t count) {
+  auto* to = elements<uint16_t>(to_);
+  auto* from = elements<Value>(from_);
+  RINGDP_INDEPENDENT
+  for (size_t i = 0; i < count; ++i) to[i].value = narrow(Format{}, static_cast<float>(from[i].value));
+}
+template <class Format, class Value>
+void widen_loop(void* to_, const void* from_, size_t count) {
+  auto* to = elements<Value>(to_);
+  auto* from = elements<uint16_t>(from_);
+  RINGDP_INDEPENDENT
+  for (size_t i = 0; i < count; ++i) to[i].value = canonical(widen(Format{}, from[i].value));
+}
+template <class Format, class Value>
+constexpr Casts casts_of() {
+  return {narrow_loop<Format, Value>, widen_loop<Format, Value>};
+}
+
 // --- rows of the table: Average (which adds), Sum, Min, Max, Product; scale; divide --------------------------------
 template <class T>
 constexpr Row integer_row() {
   constexpr Reduce sum = reduce_loop<T, IntegerSum<T>>;
   return {{sum, sum, reduce_loop<T, IntegerMin<T>>, reduce_loop<T, IntegerMax<T>>, reduce_loop<T, IntegerProduct<T>>},
           scale_integers<T>,
-          divide_integers<T>};
+          divide_integers<T>,
+          {},
+          {}};
 }
 
 template <class Format>
@@ -97,7 +119,9 @@ constexpr Row float_row() {
   return {{sum, sum, reduce_loop<Bits, FloatMin<Format>>, reduce_loop<Bits, FloatMax<Format>>,
            reduce_loop<Value, Canonical<Value, Multiply>>},
           scale_floats<Value>,
-          divide_floats<Value>};
+          divide_floats<Value>,
+          {},
+          {}};
 }
 
 template <class Format>
@@ -105,12 +129,14 @@ constexpr Row halves_row(Reduce sum = reduce_loop<uint16_t, Widened<Format, Add>
   return {{sum, sum, reduce_loop<uint16_t, FloatMin<Format>>, reduce_loop<uint16_t, FloatMax<Format>>,
            reduce_loop<uint16_t, Widened<Format, Multiply>>},
           scale_halves<Format>,
-          divide_halves<Format>};
+          divide_halves<Format>,
+          casts_of<Format, float>(),
+          casts_of<Format, double>()};
 }
 
 constexpr Row bool_row() {
   constexpr Reduce either = reduce_loop<uint8_t, Or>, both = reduce_loop<uint8_t, And>;
-  return {{nullptr, either, both, either, both}, nullptr, nullptr};
+  return {{nullptr, either, both, either, both}, nullptr, nullptr, {}, {}};
 }
 
 }  // namespace

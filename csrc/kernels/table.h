@@ -17,11 +17,18 @@ namespace ringdp::kernels {
 using Reduce = void (*)(void* to, const void* a, const void* b, size_t count);
 using Scale = void (*)(void* to, const void* from, double factor, size_t count);
 using Divide = void (*)(void* to, const void* from, int ranks, size_t count);
+using Cast = void (*)(void* to, const void* from, size_t count);
+
+// Between a 16-bit float and a wide one.
+struct Casts {
+  Cast narrow, widen;
+};
 
 struct Row {
   Reduce reduce[kReduceOps];  // indexed by ReduceOp; nullptr: the dtype lacks this operation
   Scale scale;
   Divide divide;
+  Casts float32, float64;  // of 16-bit floats: from these and to these
 };
 
 struct Table {

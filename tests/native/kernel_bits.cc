@@ -92,6 +92,20 @@ struct Inputs {
   }
 };
 
+void all_casts(Dtype narrow, const std::function<void(const std::string& what, const Bytes& result)>& use) {
+  for (const Dtype wide : {Dtype::float32, Dtype::float64}) {
+    const std::string between = std::string(name_of(narrow)) + " and " + name_of(wide);
+    Bytes from(1), to(1 + 2 * kRandom);
+    const Bytes numbers = patterns(wide, kRandom, 4);
+    from.insert(from.end(), numbers.begin(), numbers.end());
+    kernels::narrow(narrow, to.data() + 1, wide, from.data() + 1, kRandom);
+    use("narrow, " + between, to);
+    Bytes back(from.size());
+    kernels::widen(wide, back.data() + 1, narrow, to.data() + 1, kRandom);
+    use("widen, " + between, back);
+  }
+}
+
 }  // namespace
 
 Bytes patterns(Dtype dtype, size_t count, uint64_t seed) {
@@ -126,6 +140,7 @@ void all_results(Dtype dtype, const std::function<void(const std::string& what, 
     kernels::divide(dtype, to, a, ranks, in.count);
     use(name + " divide by " + std::to_string(ranks), out);
   }
+  if (is_float(dtype) && size_of(dtype) == 2) all_casts(dtype, use);
 }
 
 uint64_t digest_of_kernels() {

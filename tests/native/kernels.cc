@@ -116,9 +116,39 @@ void check_rounds(Dtype dtype, double factor, int wanted, const char* variant) {
   const uint16_t one = dtype == Dtype::float16 ? 0x3c00 : 0x3f80;
   uint16_t from[kCount], to[kCount];
   for (uint16_t& x : from) x = one;
+  const auto check = [&](const char* how) {
+    for (const uint16_t got : to)
+      CHECK(got == wanted, variant, ", ", how, ": ", factor, " to ", name_of(dtype), " gave ", got, ", expected ",
+            wanted);
+  };
   kernels::scale(dtype, to, from, factor, kCount);
-  for (const uint16_t got : to)
-    CHECK(got == wanted, variant, ": ", factor, " to ", name_of(dtype), " gave ", got, ", expected ", wanted);
+  check("scaled");
+  const std::vector<float> float32(kCount, static_cast<float>(factor));
+  kernels::narrow(dtype, to, Dtype::float32, float32.data(), kCount);
+  check("from float32");
+  const std::vector<double> float64(kCount, factor);
+  kernels::narrow(dtype, to, Dtype::float64, float64.data(), kCount);
+  check("from float64");
+}
+
+// All patterns of the dtype, widened: those of finite numbers mean the same, infinities and NaNs stay, and all come back.
+template <class Value>
+void check_widens(Dtype dtype, Dtype wide, unsigned infinity, unsigned quiet, const char* variant) {
+  std::vector<uint16_t> all(65536), back(65536);
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint16_t>(i);
+  std::vector<Value> widened(all.size());
+  kernels::widen(wide, widened.data(), dtype, all.data(), all.size());
+  kernels::narrow(dtype, back.data(), wide, widened.data(), all.size());
+  for (const uint16_t bits : all) {
+    const unsigned magnitude = bits & 0x7fffu;
+    const double got = static_cast<double>(widened[bits]), sign = bits == magnitude ? 1 : -1;
+    const double number = magnitude == infinity ? INFINITY : meaning(dtype, static_cast<int>(magnitude));
+    const bool is_nan = magnitude > infinity;
+    CHECK(is_nan ? std::isnan(got) : got == sign * number && std::signbit(got) == (sign < 0), variant, ": ",
+          name_of(dtype), " ", bits, " became ", got);
+    CHECK(back[bits] == (is_nan ? quiet : bits), variant, ": ", name_of(dtype), " ", bits, " came back as ",
+          back[bits]);
+  }
 }
 
 }  // namespace
@@ -127,7 +157,8 @@ TEST(every_variant_gives_the_same_bits) {
   for (int d = 0; d < kDtypes; ++d) {
     const auto dtype = static_cast<Dtype>(d);
     const std::vector<Bytes> wanted = portable_results(dtype);
-    CHECK(wanted.size() == (dtype == Dtype::boolean ? 4u : 25u), wanted.size());
+    const bool has_casts = dtype == Dtype::float16 || dtype == Dtype::bfloat16;
+    CHECK(wanted.size() == (dtype == Dtype::boolean ? 4u : has_casts ? 29u : 25u), wanted.size());
     under_each_variant([&](const char* variant) {
       size_t i = 0;
       all_results(dtype, [&](const std::string& what, const Bytes& result) {
@@ -209,6 +240,8 @@ TEST(every_16_bit_pattern_survives_widening) {
       kernels::scale(dtype, to.data(), all.data(), 1.0, all.size());
       for (size_t i = 0; i < all.size(); ++i)
         CHECK(to[i] == ((i & 0x7fff) > infinity ? quiet : i), variant, ": ", name_of(dtype), " ", i, " became ", to[i]);
+      check_widens<float>(dtype, Dtype::float32, infinity, quiet, variant);
+      check_widens<double>(dtype, Dtype::float64, infinity, quiet, variant);
     });
   }
 }
