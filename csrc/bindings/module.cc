@@ -106,12 +106,14 @@ void* at(uint64_t address) { return reinterpret_cast<void*>(address); }
 
 std::shared_ptr<Handle> submit(Engine& engine, int kind, std::string name, int process_set, uint64_t input,
                                uint64_t output, int dtype, std::vector<uint64_t> shape, int op, double prescale,
-                               double postscale, int root, std::vector<uint64_t> splits) {
+                               double postscale, int root, std::vector<uint64_t> splits, int wide_dtype,
+                               uint64_t wide_input, uint64_t wide_output) {
   Submission s = on_tensor(static_cast<OpKind>(kind), process_set, at(input), at(output), static_cast<Dtype>(dtype),
                            std::move(shape), op, prescale, postscale);
   s.name = std::move(name);
   s.root = root;
   s.splits = std::move(splits);
+  s.wide = {static_cast<Dtype>(wide_dtype), at(wide_input), at(wide_output)};
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
@@ -265,6 +267,11 @@ void bind_engine(nb::module_& m) {
           },
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
       .def(
+          "casts_under_way",
+          [](Engine& e, uint64_t bytes, int dtype) { return e.casts_under_way(0, bytes, static_cast<Dtype>(dtype)); },
+          "bytes"_a, "dtype"_a,
+          "Whether `submit` takes a wide tensor for one of these, to cast it while it is under way.")
+      .def(
           "counters",
           [](Engine& e) {
             const Counters& c = e.counters();
@@ -285,7 +292,8 @@ void bind_engine(nb::module_& m) {
           },
           "bytes"_a, "dtype"_a, "[(algorithm, predicted seconds), …] of all that can run among all ranks.")
       .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
-           "prescale"_a, "postscale"_a, "root"_a, "splits"_a)
+           "prescale"_a, "postscale"_a, "root"_a, "splits"_a, "wide_dtype"_a = 0, "wide_input"_a = 0,
+           "wide_output"_a = 0)
       .def("allreduce", &allreduce, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a, "prescale"_a,
            "postscale"_a, "world"_a)
       .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,

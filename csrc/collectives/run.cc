@@ -17,7 +17,8 @@ const Shared::Mate& Shared::of_rank(int rank) const {
 }
 
 Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-         Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared)
+         Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared,
+         std::unique_ptr<Casts> casts)
     : schedule_(std::move(schedule)),
       memory_(memory),
       elements_(elements),
@@ -27,6 +28,7 @@ Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& head
       all_fail_together_(!partners.empty() && header.count > 0),
       transport_(transport),
       shared_(std::move(shared)),
+      casts_(std::move(casts)),
       remaining_(schedule_.moves.size()) {
   if (schedule_.scratch) scratch_.reset(new std::byte[schedule_.scratch * size_of(elements_.dtype)]);
   find_channels(neighbours, partners);
@@ -208,26 +210,32 @@ bool Run::all_stopped() const {
 // Arithmetic, a bounded amount, so that one large operation does not keep the others waiting. Before the headers are
 // compared the output must not be written.
 bool Run::compute() {
+  if (headers_missing_ > 0) return false;
   uint64_t bytes = 0;
   bool moved = false;
-  while (headers_missing_ == 0 && !ready_.empty() && bytes < kComputeBytes) {
-    const int32_t index = ready_.top();
-    ready_.pop();
-    const Move& move = schedule_.moves[index];
-    execute(move);
-    bytes += move.kind == Kind::signal ? 0 : bytes_of(move);
-    completed(index);
-    moved = true;
-  }
+  for (; bytes < kComputeBytes && (!ready_.empty() || anything_to_cast()); moved = true)
+    bytes += ready_.empty() ? casts_->cast_out() : compute_one();
   return moved;
 }
 
+uint64_t Run::compute_one() {
+  const int32_t index = ready_.top();
+  ready_.pop();
+  const Move& move = schedule_.moves[index];
+  const uint64_t cast = cast_for(move);
+  execute(move);
+  completed(index);
+  return cast + (move.kind == Kind::signal ? 0 : bytes_of(move));
+}
+
+// What is sent for the first time is cast before; that is a bounded amount, too.
 bool Run::post() {
   if (headers_missing_ > 0) return false;
   bool moved = false;
+  uint64_t bytes = 0;
   const auto may = [&](const auto& channel) {
     return channel.next < channel.moves.size() && channel.posted.size() < kInFlight &&
-           waiting_for_[channel.moves[channel.next]] == 0;
+           waiting_for_[channel.moves[channel.next]] == 0 && bytes < kComputeBytes;
   };
   for (Incoming& in : incoming_) {
     for (; may(in); moved = true) {
@@ -240,6 +248,7 @@ bool Run::post() {
     for (; may(out); moved = true) {
       const int32_t index = out.moves[out.next++];
       const Move& move = schedule_.moves[index];
+      bytes += cast_for(move);
       out.posted.emplace_back(index, transport_.send(out.peer, tag_, at(move.from), bytes_of(move)));
     }
   }
@@ -248,6 +257,7 @@ bool Run::post() {
 
 void Run::completed(int32_t index) {
   --remaining_;
+  if (casts_) casts_->after(schedule_.moves[index]);
   for (int32_t d = first_dependent_[index]; d < first_dependent_[index + 1]; ++d) {
     const int32_t dependent = dependents_[d];
     if (--waiting_for_[dependent] == 0 && starts_by_itself(dependent)) ready_.push(dependent);
@@ -357,7 +367,8 @@ void Run::check_finished() {
     finished_ = std::all_of(outgoing_.begin(), outgoing_.end(), idle) &&
                 std::all_of(incoming_.begin(), incoming_.end(), closed) && all_stopped();
   } else {
-    finished_ = remaining_ == 0 && headers_missing_ == 0 && std::all_of(outgoing_.begin(), outgoing_.end(), idle);
+    finished_ = remaining_ == 0 && headers_missing_ == 0 && (!casts_ || casts_->done()) &&
+                std::all_of(outgoing_.begin(), outgoing_.end(), idle);
   }
 }
 

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "agree/header.h"
+#include "collectives/casts.h"
 #include "collectives/elements.h"
 #include "collectives/schedule.h"
 #include "shared/counts.h"
@@ -62,8 +63,11 @@ class Run {
  public:
   // longest_message: no message of this operation, from any rank, is longer (bytes): what draining must be ready for.
   // partners: who exchange headers with this rank besides, both ways; given for all-reduces only.
+  // casts: of the schedule, where it travels in 16 bits; then it runs in place, and no other rank reads or
+  // writes the output.
   Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
-      Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared = {});
+      Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared = {},
+      std::unique_ptr<Casts> casts = nullptr);
   ~Run();
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -107,6 +111,7 @@ class Run {
   bool take_tokens();
   bool all_stopped() const;
   bool compute();
+  uint64_t compute_one();
   bool post();
   bool drain();
   bool drain_channel(Incoming& in);
@@ -114,6 +119,8 @@ class Run {
   void completed(int32_t move);
   void execute(const Move& move);
   std::byte* at(const Region& region);
+  uint64_t cast_for(const Move& move) { return casts_ ? casts_->before(move) : 0; }
+  bool anything_to_cast() const { return casts_ && casts_->any_out(); }
   size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
   bool starts_by_itself(int32_t move) const {  // when nothing holds it up: not a message, nor what waits for others
     const Kind kind = schedule_.moves[move].kind;
@@ -135,6 +142,7 @@ class Run {
   const bool all_fail_together_;
   Transport& transport_;
   const Shared shared_;
+  const std::unique_ptr<Casts> casts_;
 
   std::unique_ptr<std::byte[]> scratch_;
   std::vector<int32_t> waiting_for_;                   // per move: how many of its `after` are not done

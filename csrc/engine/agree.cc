@@ -46,6 +46,15 @@ bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
   return s.kind == OpKind::allreduce && set.reduces_in_shared_memory() && !fits_note(s, set);
 }
 
+// From any thread, so of a process set that shares no memory it knows less than the set does.
+bool Engine::casts_under_way(int process_set, uint64_t bytes, Dtype dtype) const {
+  const bool fits = bytes <= options_.letter_bytes;
+  if (process_set != 0) return !fits;
+  const Algorithm chosen = chooser_.choose(bytes, dtype);
+  if (fits && chosen == Algorithm::recursive_doubling) return false;
+  return chooser_.forces_messages() || (size_ > 1 && chosen != Algorithm::shared_memory);
+}
+
 void Engine::tell(Submission&& s, ProcessSet& set) {
   s.handle->enter(Stage::agree);
   Note note;

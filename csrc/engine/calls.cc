@@ -17,6 +17,8 @@ void Engine::admit(Submission& s) {
   const auto size = sizes_.find(s.process_set);
   if (size == sizes_.end()) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", s.process_set);
   validate(s, rank_, size->second);
+  if (s.wide && !casts_under_way(s.process_set, s.count() * size_of(s.dtype), s.dtype))
+    fail(ErrorKind::usage, "rank ", rank_, ": what goes within a host, or along with its name, is not cast under way");
   if (s.lane >= 0 || s.name.empty()) return;
   if (is_reserved(s.name))
     fail(ErrorKind::usage, "rank ", rank_, ": '", s.name, "': names that begin with '", kReservedPrefix,

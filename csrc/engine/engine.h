@@ -48,6 +48,9 @@ class Engine {
   const Options& options() const { return options_; }
   const Chooser& chooser() const { return chooser_; }  // of algorithms, in process set 0
   const Counters& counters() const { return counters_; }
+  // Whether an all-reduce is cast while it is under way (Submission::wide), if its caller wants that: not what goes along
+  // with its name, nor what never leaves a host, where the ranks read each other's tensors.
+  bool casts_under_way(int process_set, uint64_t bytes, Dtype dtype) const;
 
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);

@@ -287,9 +287,19 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
-  run_ = std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()),
-                               kLongestMessage, in_host || in_two_levels ? Neighbours::of_schedule : neighbours,
-                               in_host ? std::vector<int>() : partners(), *set_.data, std::move(shared));
+  std::unique_ptr<Casts> casts = casts_of(schedule);
+  run_ =
+      std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()),
+                            kLongestMessage, in_host || in_two_levels ? Neighbours::of_schedule : neighbours,
+                            in_host ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(casts));
+}
+
+// In pieces of about a segment: casts then overlap with transfers, and the caches hold what is cast.
+std::unique_ptr<Casts> Operation::casts_of(const Schedule& schedule) const {
+  const Submission& s = submission_;
+  if (!s.wide || explain_) return nullptr;
+  const uint64_t piece = pipeline_of(row().algorithm).segment;
+  return std::make_unique<Casts>(schedule, s.wide, s.output, s.dtype, s.count(), piece);
 }
 
 Header Operation::header(const Elements& e, uint32_t part) const {

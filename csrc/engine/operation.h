@@ -57,6 +57,7 @@ class Operation {
   void run_variable_data();
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
   void finish();
+  std::unique_ptr<Casts> casts_of(const Schedule& schedule) const;
   Schedule fixed_schedule(const Elements& elements) const;
   bool all_choose_the_same() const;
   const AlgorithmRow& row() const;

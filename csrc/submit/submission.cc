@@ -31,6 +31,7 @@ std::string text_of(double x) {
 }
 
 bool reduces(OpKind kind) { return kind == OpKind::allreduce || kind == OpKind::reducescatter; }
+bool has_16_bits(Dtype dtype) { return is_float(dtype) && size_of(dtype) == 2; }
 
 }  // namespace
 
@@ -59,9 +60,10 @@ std::string Submission::description() const {
   if (kind == OpKind::open_plan) return text;
   out << name_of(kind);
   if (kind == OpKind::barrier) return out.str();
-  out << " of " << name_of(dtype) << "[";
+  out << " of " << name_of(wide ? wide.dtype : dtype) << "[";
   for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
   out << "]";
+  if (wide) out << " sent as " << name_of(dtype);
   if (reduces(kind)) {
     out << ", op " << name_of(op);
     if (prescale != 1) out << ", prescale_factor " << text_of(prescale);
@@ -84,6 +86,12 @@ void validate(const Submission& s, int rank, int size) {
   }
   if ((s.kind == OpKind::reducescatter || s.first_may_differ()) && s.shape.empty())
     refuse("the tensor needs at least one dimension");
+  if (s.wide) {
+    if (s.kind != OpKind::allreduce || s.lane >= 0 || s.input != s.output)
+      refuse("only an all-reduce in place is cast as it travels");
+    if (!has_16_bits(s.dtype) || !is_float(s.wide.dtype) || has_16_bits(s.wide.dtype))
+      refuse(name_of(s.wide.dtype), " cannot be sent as ", name_of(s.dtype));
+  }
   if (s.kind == OpKind::alltoall) {
     if (s.splits.size() != size_t(size)) refuse("splits has ", s.splits.size(), " entries for ", size, " ranks");
     const uint64_t rows = std::accumulate(s.splits.begin(), s.splits.end(), uint64_t{0});

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "base/wide.h"
 #include "submit/handle.h"
 
 namespace ringdp {
@@ -33,6 +34,9 @@ struct Submission {
   void* output = nullptr;
   Dtype dtype = Dtype::float32;
   std::vector<uint64_t> shape;
+  // All-reduce in place: the tensor above, of 16-bit floats, is only what travels of this one. Nothing that the ranks
+  // compare depends on it, as a rank may as well cast by itself; so they need not do the same.
+  Wide wide;
 
   ReduceOp op = ReduceOp::sum;
   double prescale = 1, postscale = 1;
