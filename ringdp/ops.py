@@ -271,6 +271,41 @@ class Operations(Generic[T]):
         self._allreduce(here, target, target, name, chosen, scale, process_set)
         return self._written(tensor, target)
 
+    def allreduce_through_async(
+        self,
+        wire: T,
+        tensor: Any,
+        average: bool | None = None,
+        name: str | None = None,
+        op: ReduceOp | None = None,
+        prescale_factor: float = 1.0,
+        postscale_factor: float = 1.0,
+        process_set: ProcessSet = global_process_set,
+    ) -> Handle[T]:
+        """As `allreduce_async`, but the tensor travels as `wire`: it is cast to its dtype, reduced, scaled, and cast
+        back, by the core while other parts are under way. The bits are those of these steps on the whole tensor.
+
+        Args:
+            wire: of 16-bit floats, the shape of `tensor`, dense; anything may be in it.
+            tensor: float32 or float64.
+
+        Raises:
+            UsageError: other dtypes; or this operation is not cast under way (`engine.casts_under_way`).
+        """
+        source = self._adapter.source(tensor)
+        output = self._adapter.empty_like(source)
+        return self._submit(
+            OpKind.allreduce,
+            name,
+            process_set,
+            wire,
+            wire,
+            lambda _: output,
+            op=reduce_op(op, average),
+            scale=(prescale_factor, postscale_factor),
+            wide=(source, output),
+        )
+
     def _allreduce(
         self,
         here: world.World,
@@ -488,14 +523,19 @@ class Operations(Generic[T]):
         scale: tuple[float, float] = (1.0, 1.0),
         root: int = -1,
         splits: Sequence[int] = (),
+        wide: tuple[T, T] | None = None,
     ) -> Handle[Any]:
         here = world.current()
         address, dtype, shape = self._adapter.describe(source)
         target = 0 if output is None else self._adapter.describe(output)[0]
+        wide_at: tuple[int, ...] = ()
+        if wide is not None:
+            wide_address, wide_dtype, _ = self._adapter.describe(wide[0])
+            wide_at = wide_dtype, wide_address, self._adapter.describe(wide[1])[0]
         core = self._core_submit(
-            here, kind, name, process_set, address, target, dtype, shape, op, scale, root, splits
+            here, kind, name, process_set, address, target, dtype, shape, op, scale, root, splits, wide_at
         )
-        return Handle(core, (source, output), finish, here)
+        return Handle(core, (source, output, wide), finish, here)
 
     @staticmethod
     def _core_submit(
@@ -511,6 +551,7 @@ class Operations(Generic[T]):
         scale: tuple[float, float] = (1.0, 1.0),
         root: int = -1,
         splits: Sequence[int] = (),
+        wide_at: tuple[int, ...] = (),
     ) -> Any:
         return here.engine.submit(
             int(kind),
@@ -525,6 +566,7 @@ class Operations(Generic[T]):
             scale[1],
             root,
             list(splits),
+            *wide_at,
         )
 
     def _written(self, tensor: Any, target: T) -> Any:

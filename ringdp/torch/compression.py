@@ -4,9 +4,10 @@ The operations take any object with Horovod's two methods, `compress` and `decom
 while it packs (`bucket.py`), so it takes these here alone, and asks each only for its `wire` dtype.
 
 The casts are torch's own `copy_` and `to`: to nearest, ties to even; beyond float16's range infinite; NaN stays NaN.
-(16 Mi elements, one thread of an EPYC: float32 to float16 4.9 ms, back 5.8 ms, a copy of the float32 11.7 ms. A
-kernel of our own would gain nothing.) New memory costs far more than the cast, 30 ms for these 32 MiB, as the system
-clears its pages: so `compress` takes memory from the heap that was used before.
+(16 Mi elements, one thread of an EPYC: float32 to float16 4.9 ms, back 5.8 ms, a copy of the float32 11.7 ms.) New
+memory costs far more than the cast, 30 ms for these 32 MiB, as the system clears its pages: so `compress` takes memory
+from the heap that was used before. Where an all-reduce goes between hosts the core casts instead, to the same bits, and
+one part travels while another is cast (`wire_for`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from typing import Any
 
 import torch
 
+from ringdp import world
 from ringdp.errors import UsageError
+from ringdp.torch.adapter import DTYPES, is_plain
+from ringdp.torch.autograd import wanted
 from ringdp.torch.memory import passing
 
+SMALL = 64 << 10  # bytes on the wire
 WIDE = (torch.float32, torch.float64)  # what is cast; all other dtypes travel as they are
 
 
@@ -100,10 +105,27 @@ def known(compression: Any) -> type[Compressor]:
     )
 
 
+def wire_for(tensor: Any, compression: Any) -> torch.Tensor | None:
+    """Memory for `Operations.allreduce_through_async` where the core is to cast the tensor under way; else None.
+
+    That is where it goes between hosts; within one, where the memory that `compress` takes is reduced in place, casts
+    before and after are faster. A small tensor does not gain by it, nor does one that must be copied before the core
+    can read it. Ranks need not decide alike: the others cannot tell who casts.
+    """
+    if not isinstance(compression, type) or compression not in NAMES or not is_plain(tensor):
+        return None
+    dtype = compression.on_wire(tensor.dtype)
+    bytes = tensor.numel() * dtype.itemsize
+    if dtype is tensor.dtype or bytes <= SMALL or wanted(tensor):
+        return None
+    under_way = world.current().engine.casts_under_way(bytes, int(DTYPES[dtype]))
+    return passing(tensor, dtype) if under_way else None
+
+
 def _narrow(tensor: torch.Tensor, wire: torch.dtype) -> tuple[torch.Tensor, Any]:
     if not isinstance(tensor, torch.Tensor) or tensor.dtype not in WIDE:
         return tensor, None
-    if tensor.device.type != "cpu" or (tensor.requires_grad and torch.is_grad_enabled()):
+    if tensor.device.type != "cpu" or wanted(tensor):
         return tensor.to(wire), tensor.dtype
     return passing(tensor, wire).copy_(tensor), tensor.dtype
 

@@ -12,7 +12,7 @@ from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch import ops
 from ringdp.torch.autograd import wanted
-from ringdp.torch.compression import Compression, check
+from ringdp.torch.compression import Compression, check, wire_for
 
 
 class GroupHandle:
@@ -105,9 +105,20 @@ def grouped_allreduce(
             ops.allreduce(tensor, average, name and f"{name}.{i}", compression, *options)
             for i, tensor in enumerate(tensors)
         ]
-    narrow, contexts = _compressed(tensors, compression)
-    results = grouped_allreduce_async(narrow, average, name, *options).wait()
-    return [compression.decompress(r, context) for r, context in zip(results, contexts, strict=True)]
+    wires = [wire_for(tensor, compression) for tensor in tensors]
+    pairs = [
+        (tensor, None) if wire is not None else compression.compress(tensor)
+        for tensor, wire in zip(tensors, wires, strict=True)
+    ]
+    handles = []
+    for i, ((tensor, _), wire) in enumerate(zip(pairs, wires, strict=True)):
+        own = name and f"{name}.{i}"
+        if wire is None:
+            handles.append(ops.allreduce_async(tensor, average, own, *options))
+        else:
+            handles.append(ops.operations.allreduce_through_async(wire, tensor, average, own, *options))
+    results = GroupHandle(handles).wait()
+    return [compression.decompress(r, context) for r, (_, context) in zip(results, pairs, strict=True)]
 
 
 def grouped_allreduce_(

@@ -15,7 +15,7 @@ from ringdp.ops import Operations
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch import autograd
 from ringdp.torch.adapter import TorchAdapter
-from ringdp.torch.compression import NAMES, Compression, check
+from ringdp.torch.compression import NAMES, Compression, check, wire_for
 
 operations: Operations[torch.Tensor] = Operations(TorchAdapter())
 
@@ -66,6 +66,9 @@ def allreduce(
     """
     if compression is not Compression.none:
         how = (op, prescale_factor, postscale_factor, process_set)
+        wire = wire_for(tensor, compression)
+        if wire is not None:
+            return operations.allreduce_through_async(wire, tensor, average, name, *how).wait()
         narrow, context = check(compression).compress(tensor)
         if narrow is tensor or compression not in NAMES or autograd.wanted(narrow):
             reduced = allreduce(narrow, average, name, Compression.none, *how)

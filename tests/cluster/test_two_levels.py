@@ -12,23 +12,9 @@ from cluster.training import Run
 REASON = cluster_hosts.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
-# Random numbers, whose sum depends on the order of addition; 0.4 to 12 MB, as chunks of equal and unequal lengths.
-EVERY_WAY = """
-import hashlib, os, subprocess, sys
-import numpy as np
-import ringdp
+USE_UP = """
+import os, subprocess
 from ringdp import world
-
-def mine(count):
-    return np.random.default_rng([ringdp.rank(), count]).standard_normal(count, np.float32)
-
-def sums(make):
-    digest = hashlib.sha256()
-    for count in (100_000, 100_003, 3_000_001):
-        x = make(count)
-        x[...] = mine(count)
-        digest.update(ringdp.allreduce_(x, op=ringdp.Average, prescale_factor=0.5))
-    return digest.hexdigest()
 
 def use_up():
     '''What is left of this host's shared memory, all but a little.'''
@@ -40,6 +26,26 @@ def use_up():
         while (block := world.current().lender.bytes(size)) is not None:
             held.append(block)
     return held
+"""
+
+# Random numbers, whose sum depends on the order of addition; 0.4 to 12 MB, as chunks of equal and unequal lengths.
+EVERY_WAY = (
+    USE_UP
+    + """
+import hashlib
+import numpy as np
+import ringdp
+
+def mine(count):
+    return np.random.default_rng([ringdp.rank(), count]).standard_normal(count, np.float32)
+
+def sums(make):
+    digest = hashlib.sha256()
+    for count in (100_000, 100_003, 3_000_001):
+        x = make(count)
+        x[...] = mine(count)
+        digest.update(ringdp.allreduce_(x, op=ringdp.Average, prescale_factor=0.5))
+    return digest.hexdigest()
 
 ringdp.init()
 algorithm = world.current().engine.algorithm(400_000, 8)
@@ -54,6 +60,47 @@ say('messages', sums(lambda count: np.empty(count, np.float32)))
 del held
 ringdp.shutdown()
 """
+)
+
+# float32 as bfloat16, cast under way, or by a rank itself: in memory of its own, or in shared memory.
+CASTS = (
+    USE_UP
+    + """
+import hashlib
+import torch
+import ringdp.torch as hvd
+from ringdp.torch.compression import wire_for
+
+bf16 = hvd.Compression.bf16
+
+def under_way(x):
+    assert wire_for(x, bf16) is not None
+    return hvd.allreduce(x, compression=bf16)
+
+def by_itself(empty):
+    return lambda x: hvd.allreduce_(empty(x.numel(), dtype=torch.bfloat16).copy_(x)).float()
+
+def sums(reduced):
+    digest = hashlib.sha256()
+    for count in (100_000, 100_003, 3_000_001):
+        x = torch.randn(count, generator=torch.Generator().manual_seed(hvd.rank()))
+        digest.update(reduced(x).numpy())
+    return digest.hexdigest()
+
+hvd.init()
+algorithm = world.current().engine.algorithm(200_000, 7)
+say = lambda way, what: print(f'{way}: {algorithm} {what}.', flush=True)
+say('under_way', sums(under_way))
+say('staged', sums(by_itself(torch.empty)))
+say('direct', sums(by_itself(hvd.empty)))
+say('mixed', sums(by_itself(hvd.empty) if hvd.rank() == 1 else under_way))
+held = use_up() if hvd.rank() == 0 else None
+hvd.barrier()
+say('messages', sums(under_way))
+del held
+hvd.shutdown()
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +109,18 @@ def two() -> Iterator[Hosts]:
         yield hosts
 
 
-def test_every_way_inside_a_host_gives_the_same_bits(two: Hosts, run: Run) -> None:
-    command, env = two.job([sys.executable, "-c", EVERY_WAY], 2)
+WAYS = {"plain": (EVERY_WAY, ()), "cast": (CASTS, ("under_way",))}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_every_way_inside_a_host_gives_the_same_bits(two: Hosts, run: Run, kind: str) -> None:
+    script, more = WAYS[kind]
+    command, env = two.job([sys.executable, "-c", script], 2)
     code, output = run(command, env | {"RINGDP_SHARED_MEMORY": "file", "RINGDP_TIMEOUT": "20"})
     assert code == 0, output
     found = re.findall(r"(\w+): (\w+) ([0-9a-f]{64})\.", output)
     ways = [way for way, _, _ in found]
-    assert sorted(ways) == sorted(4 * ["staged", "direct", "mixed", "messages"]), output
+    assert sorted(ways) == sorted(4 * ["staged", "direct", "mixed", "messages", *more]), output
     assert {algorithm for _, algorithm, _ in found} == {"two_level"}, output
     assert len({digest for _, _, digest in found}) == 1, output
     assert re.search(r"rank 0: \d+ bytes of shared memory wanted, \d+ bytes free", output), output

@@ -84,7 +84,7 @@ def _filled_tensor(values: np.ndarray, dtype: str) -> Any:
 
 
 class RingdpOnTheWire(RingdpTorch):
-    """float32 tensors, cast to 16 bits for the wire by Compression.bf16 or .fp16, reduced, and cast back in place."""
+    """float32 tensors, sent in 16 bits by Compression.bf16 or .fp16, into new ones."""
 
     def __init__(self, compression: str) -> None:
         super().__init__()
@@ -95,11 +95,8 @@ class RingdpOnTheWire(RingdpTorch):
         return self.tensor(values, "float32")
 
     def call(self, x: Any, op: str) -> Callable[[], object]:
-        return partial(self._exchange, x, getattr(self._module, self._OPS[op]))
-
-    def _exchange(self, x: Any, op: Any) -> Any:
-        narrow, _ = self._compression.compress(x)
-        return x.copy_(self._module.allreduce_(narrow, op=op))
+        chosen = getattr(self._module, self._OPS[op])
+        return partial(self._module.allreduce, x, op=chosen, compression=self._compression)
 
     def allreduce_(self, x: Any, op: str) -> Any:
         return self.call(x, op)()

@@ -16,6 +16,9 @@ from frameworks.torch.helpers import (
 )
 
 import ringdp.torch as hvd
+from ringdp import world
+from ringdp.constants import Dtype
+from ringdp.torch.compression import SMALL, wire_for
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WIDE = [torch.float32, torch.float64]
@@ -101,6 +104,84 @@ def test_gradients_flow_through_and_are_compressed_too(kind):
         (op(given, op=hvd.Sum, compression=compression(kind)) * (hvd.rank() + 1)).sum().backward()
         assert x.grad.dtype == torch.float32
         assert torch.equal(x.grad, torch.full((2,), float(sum(range(1, hvd.size() + 1)))))
+
+
+# --- operations whose casts the core does under way -----------------------------------------------
+
+LARGE = SMALL // 2 + 1  # elements: beyond what is cast before it is handed in
+
+
+@pytest.fixture
+def _by_messages(monkeypatch):
+    """ringdp begins anew, with messages also between ranks that share memory."""
+    hvd.shutdown()
+    monkeypatch.setenv("RINGDP_ALGORITHM", "ring")
+    hvd.init()
+    yield
+    hvd.shutdown()
+    monkeypatch.undo()
+    hvd.init()
+
+
+def by_hand(x, dtype, **how):
+    return hvd.allreduce(x.to(dtype), **how).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+def test_large_tensors_get_the_same_bits_under_way(kind, dtype, _by_messages):
+    x = (noise(3, LARGE) * 300).to(dtype)
+    before, wire = x.clone(), wire_for(x, compression(kind))
+    assert wire.dtype == KINDS[kind] and wire.shape == x.shape
+    for how in (
+        {},
+        {"op": hvd.Sum, "prescale_factor": 0.3, "postscale_factor": 1.7},
+        {"op": hvd.Min, "name": "x"},
+    ):
+        want = by_hand(x, KINDS[kind], **how)
+        got = hvd.allreduce(x, compression=compression(kind), **how)
+        assert got.dtype == dtype and torch.equal(got, want) and same_on_all_ranks([got])
+        group = [x[0], x[:, :5], x]  # one that is small and not dense among large ones
+        for part, got in zip(
+            group, hvd.grouped_allreduce(group, compression=compression(kind), **how), strict=True
+        ):
+            assert got.dtype == dtype and torch.equal(got, by_hand(part, KINDS[kind], **how))
+    assert torch.equal(x, before)
+
+
+def test_what_is_cast_before_it_is_handed_in(kind, _by_messages):
+    chosen, x = compression(kind), noise(LARGE)
+    assert wire_for(x, chosen) is not None
+    for tensor, other in [
+        (x[:-1], chosen),  # small
+        (noise(2, LARGE).t(), chosen),  # not dense
+        (x.to(KINDS[kind]), chosen),
+        (x.int(), chosen),
+        (x, hvd.Compression.none),
+        (x, object()),
+        (noise(LARGE).requires_grad_(), chosen),
+    ]:
+        assert wire_for(tensor, other) is None
+    assert torch.equal(
+        hvd.allreduce(noise(2, LARGE).t(), compression=chosen), by_hand(noise(2, LARGE).t(), KINDS[kind])
+    )
+    x.requires_grad_()
+    hvd.allreduce(x, op=hvd.Sum, compression=chosen).sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, hvd.size()))
+
+
+def test_what_goes_through_shared_memory_is_cast_before(kind):
+    if world.current().engine.algorithm(2 * LARGE, Dtype.float16) != "shared_memory":
+        pytest.skip("the ranks share no memory")
+    assert wire_for(noise(LARGE), compression(kind)) is None
+
+
+def test_ranks_that_compress_large_tensors_differently_are_told(_by_messages):
+    mine = hvd.Compression.fp16 if hvd.rank() == 0 else hvd.Compression.bf16
+    with pytest.raises(hvd.MismatchError, match=rf"rank 0: allreduce of float32\[{LARGE}\] sent as float16"):
+        hvd.allreduce(torch.ones(LARGE), name="narrow", compression=mine)
+
+
+# --- operations again -----------------------------------------------------------------------------
 
 
 def test_a_compression_of_the_users_own():
