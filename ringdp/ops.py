@@ -532,28 +532,7 @@ class Operations(Generic[T]):
         if wide is not None:
             wide_address, wide_dtype, _ = self._adapter.describe(wide[0])
             wide_at = wide_dtype, wide_address, self._adapter.describe(wide[1])[0]
-        core = self._core_submit(
-            here, kind, name, process_set, address, target, dtype, shape, op, scale, root, splits, wide_at
-        )
-        return Handle(core, (source, output, wide), finish, here)
-
-    @staticmethod
-    def _core_submit(
-        here: world.World,
-        kind: OpKind,
-        name: str | None,
-        process_set: ProcessSet,
-        address: int,
-        target: int,
-        dtype: int,
-        shape: Sequence[int],
-        op: ReduceOp = ReduceOp.Sum,
-        scale: tuple[float, float] = (1.0, 1.0),
-        root: int = -1,
-        splits: Sequence[int] = (),
-        wide_at: tuple[int, ...] = (),
-    ) -> Any:
-        return here.engine.submit(
+        core = here.engine.submit(
             int(kind),
             name or "",
             process_set.process_set_id,
@@ -562,12 +541,12 @@ class Operations(Generic[T]):
             dtype,
             list(shape),
             int(op),
-            scale[0],
-            scale[1],
+            *scale,
             root,
             list(splits),
             *wide_at,
         )
+        return Handle(core, (source, output, wide), finish, here)
 
     def _written(self, tensor: Any, target: T) -> Any:
         self._adapter.written(tensor, target)
