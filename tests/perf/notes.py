@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 FILE = Path(__file__).with_name("notes.md")
-PLACES = ("how", "targets", "small", "large", "four", "types", "link", "step", "idle")
+PLACES = ("how", "targets", "small", "large", "four", "types", "link", "link small", "step", "idle")
 
 
 def parse(text: str) -> dict[str, str]:
