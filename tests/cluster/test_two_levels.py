@@ -116,6 +116,8 @@ WAYS = {"plain": (EVERY_WAY, ()), "cast": (CASTS, ("under_way",))}
 def test_every_way_inside_a_host_gives_the_same_bits(two: Hosts, run: Run, kind: str) -> None:
     script, more = WAYS[kind]
     command, env = two.job([sys.executable, "-c", script], 2)
+    # Open MPI's own shared memory grows as it goes, without asking whether any is left: a bus error once there is none.
+    command = ["tcp,self" if word == "tcp,self,sm" else word for word in command]
     code, output = run(command, env | {"RINGDP_SHARED_MEMORY": "file", "RINGDP_TIMEOUT": "20"})
     assert code == 0, output
     found = re.findall(r"(\w+): (\w+) ([0-9a-f]{64})\.", output)
