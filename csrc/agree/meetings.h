@@ -58,7 +58,7 @@ class Meetings {
   Meetings(const Meetings&) = delete;
   Meetings& operator=(const Meetings&) = delete;
 
-  // This rank comes. The meeting stays valid until it is closed. Not after leave().
+  // This rank comes. The meeting stays valid until it is closed. After leave() to no named operation.
   virtual Meeting& come(const Note& note, const void* payload, uint64_t token) = 0;
   virtual void close(Meeting& meeting) = 0;  // once complete
 
