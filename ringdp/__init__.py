@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         synchronize,
     )
     from ringdp.ops import Handle
-    from ringdp.process_sets import ProcessSet, global_process_set
+    from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
     from ringdp.state import allgather_object, broadcast_object
     from ringdp.version import __version__
     from ringdp.world import (
@@ -78,6 +78,7 @@ __all__ = [
     "TransportError",
     "UsageError",
     "__version__",
+    "add_process_set",
     "allgather",
     "allgather_async",
     "allgather_object",
@@ -106,6 +107,7 @@ __all__ = [
     "rank",
     "reducescatter",
     "reducescatter_async",
+    "remove_process_set",
     "shutdown",
     "size",
     "synchronize",

@@ -1,72 +1,22 @@
 """The collective operations, once for all frameworks: what differs between frameworks is an `Adapter`.
 
-Path of a call: adapter.source() gives a dense tensor → the core's `submit` (ringdp._core, csrc/engine) → `Handle` →
-adapter gives the result back. Names: operations of the same name meet; an unnamed call meets the other ranks' unnamed
-call of the same number.
+Path of a call: a `Request` is made of the tensor (ringdp/requests.py) → the core's `submit` (ringdp._core, csrc/engine)
+→ `Handle` → the request's `finish` gives the result. Names: operations of the same name meet; an unnamed call meets the
+other ranks' unnamed call of the same number. Each process set has its own names, and its own numbers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ringdp import world
-from ringdp.constants import OpKind, ReduceOp
-from ringdp.errors import DeadlineError, UsageError
+from ringdp.constants import ReduceOp
+from ringdp.errors import DeadlineError
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.requests import Adapter, Request, Requests, reduce_op, usable
 
 T = TypeVar("T")
-
-
-class Adapter(Protocol[T]):
-    """What the operations need to know of a framework's tensors. All tensors here are on the CPU."""
-
-    # Tensors of exactly these types the core looks at by itself (csrc/bindings/tensor.h); those that it cannot use as
-    # they lie there, and all others, take the longer way by `source`, `target` and `describe`.
-    direct: tuple[type, ...]
-    # To be called when the core has written such a tensor, if the framework wants to know.
-    note_write: Callable[[Any], None] | None
-
-    def source(self, tensor: Any) -> T:
-        """`tensor` as a dense tensor in row-major order that may be read; a copy only if it must be.
-
-        Raises:
-            TypeError: not a tensor of this framework, or a dtype or device that ringdp does not know.
-        """
-        ...
-
-    def target(self, tensor: Any) -> T:
-        """A dense tensor for an in-place operation on `tensor`: itself if it is dense, else a dense copy.
-
-        Raises:
-            TypeError: a tensor that must not be written: read-only, or of a framework with immutable tensors.
-        """
-        ...
-
-    def written(self, tensor: Any, target: T) -> None:
-        """An in-place operation has written `target`: bring it back into `tensor` if that is another one."""
-        ...
-
-    def empty(self, shape: Sequence[int], like: T) -> T:
-        """A new tensor of this shape, of the dtype of `like`."""
-        ...
-
-    def empty_like(self, like: T) -> T:
-        """A new tensor of the shape and dtype of `like`, which is dense."""
-        ...
-
-    def from_bytes(self, data: Any, shape: Sequence[int], like: T) -> T:
-        """A tensor of this shape and the dtype of `like` over a NumPy array of bytes, without a copy."""
-        ...
-
-    def describe(self, tensor: T) -> tuple[int, int, Sequence[int]]:
-        """(address, dtype number, shape)."""
-        ...
-
-    def integers(self, values: Sequence[int]) -> T:
-        """A one-dimensional int64 tensor (int32 where the framework's users expect it)."""
-        ...
 
 
 class Handle(Generic[T]):
@@ -103,36 +53,33 @@ class Handle(Generic[T]):
         return self._result
 
 
-def reduce_op(op: ReduceOp | None, average: bool | None) -> ReduceOp:
-    """Horovod's two ways to say it: `op`, or the older `average`.
+class GroupHandle:
+    """The operations of a group in flight. They complete together, or none does."""
 
-    Raises:
-        UsageError: both were given, or an operation that is none.
-    """
-    if op is not None and average is not None:
-        raise UsageError("give op=, not average= as well (average is the older form of op)")
-    if op is None:
-        return ReduceOp.Sum if average is False else ReduceOp.Average
-    try:
-        return ReduceOp(op)
-    except ValueError:
-        raise UsageError(f"op must be one of {', '.join(o.name for o in ReduceOp)}, not {op!r}") from None
+    __slots__ = ("_handles",)
 
+    def __init__(self, handles: Sequence[Handle[Any]]) -> None:
+        self._handles = handles
 
-def splits_of(splits: Any, rows: int, size: int) -> list[int]:
-    """Rows for each rank: as given, or equal parts.
+    def poll(self) -> bool:
+        """True once all have completed or failed. Does not block."""
+        return all(handle.poll() for handle in self._handles)
 
-    Raises:
-        UsageError: no splits, and the rows do not divide evenly; or a negative one.
-    """
-    if splits is None:
-        if rows % size:
-            raise UsageError(f"alltoall: {rows} rows do not divide evenly among {size} ranks: give splits")
-        return [rows // size] * size
-    values = [int(n) for n in (splits.tolist() if hasattr(splits, "tolist") else splits)]
-    if any(n < 0 for n in values):
-        raise UsageError(f"alltoall: splits must not be negative: {values}")
-    return values
+    def wait(self) -> list[Any]:
+        """Sleep until all are done; their results, in order. May be called again.
+
+        Raises:
+            MismatchError, PeerError, DeadlineError, TransportError: as the first of them that failed.
+        """
+        results, failures = [], []
+        for handle in self._handles:
+            try:
+                results.append(handle.wait())
+            except Exception as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+        return results
 
 
 class Operations(Generic[T]):
@@ -145,6 +92,7 @@ class Operations(Generic[T]):
 
     def __init__(self, adapter: Adapter[T]) -> None:
         self._adapter = adapter
+        self.requests = Requests(adapter)
         self._direct, self._note_write = adapter.direct, adapter.note_write
 
     # --- all-reduce ---
@@ -160,18 +108,8 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[T]:
         """As `allreduce`, returning a handle at once."""
-        source = self._adapter.source(tensor)
-        output = self._adapter.empty_like(source)
-        return self._submit(
-            OpKind.allreduce,
-            name,
-            process_set,
-            source,
-            output,
-            lambda _: output,
-            op=reduce_op(op, average),
-            scale=(prescale_factor, postscale_factor),
-        )
+        request = self.requests.allreduce(tensor, reduce_op(op, average), (prescale_factor, postscale_factor))
+        return self._submit(request, name, process_set)
 
     def allreduce(
         self,
@@ -209,7 +147,7 @@ class Operations(Generic[T]):
             output = self._adapter.empty_like(tensor)
             if here.engine.allreduce(
                 name,
-                process_set.process_set_id,
+                usable(process_set),
                 tensor,
                 output,
                 chosen,
@@ -235,17 +173,10 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[Any]:
         """As `allreduce_`, returning a handle at once; the tensor holds the result when the handle was waited for."""
-        target = self._adapter.target(tensor)
-        return self._submit(
-            OpKind.allreduce,
-            name,
-            process_set,
-            target,
-            target,
-            lambda _: self._written(tensor, target),
-            op=reduce_op(op, average),
-            scale=(prescale_factor, postscale_factor),
+        request = self.requests.allreduce_(
+            tensor, reduce_op(op, average), (prescale_factor, postscale_factor)
         )
+        return self._submit(request, name, process_set)
 
     def allreduce_(
         self,
@@ -261,7 +192,7 @@ class Operations(Generic[T]):
         here = world.current()
         chosen = op if average is None and type(op) is ReduceOp else reduce_op(op, average)
         if type(tensor) in self._direct and here.engine.allreduce(
-            name, process_set.process_set_id, tensor, tensor, chosen, prescale_factor, postscale_factor, here
+            name, usable(process_set), tensor, tensor, chosen, prescale_factor, postscale_factor, here
         ):
             if self._note_write is not None:
                 self._note_write(tensor)
@@ -269,7 +200,8 @@ class Operations(Generic[T]):
         target = self._adapter.target(tensor)
         scale = prescale_factor, postscale_factor
         self._allreduce(here, target, target, name, chosen, scale, process_set)
-        return self._written(tensor, target)
+        self._adapter.written(tensor, target)
+        return tensor
 
     def allreduce_through_async(
         self,
@@ -292,19 +224,9 @@ class Operations(Generic[T]):
         Raises:
             UsageError: other dtypes; or this operation is not cast under way (`engine.casts_under_way`).
         """
-        source = self._adapter.source(tensor)
-        output = self._adapter.empty_like(source)
-        return self._submit(
-            OpKind.allreduce,
-            name,
-            process_set,
-            wire,
-            wire,
-            lambda _: output,
-            op=reduce_op(op, average),
-            scale=(prescale_factor, postscale_factor),
-            wide=(source, output),
-        )
+        scale = prescale_factor, postscale_factor
+        request = self.requests.allreduce_through(wire, tensor, reduce_op(op, average), scale)
+        return self._submit(request, name, process_set)
 
     def _allreduce(
         self,
@@ -320,7 +242,7 @@ class Operations(Generic[T]):
         address, dtype, shape = self._adapter.describe(source)
         target = address if output is source else self._adapter.describe(output)[0]
         here.engine.allreduce_at(
-            name, process_set.process_set_id, address, target, dtype, shape, op, *scale, here, source, output
+            name, usable(process_set), address, target, dtype, shape, op, *scale, here, source, output
         )
 
     # --- all-gather ---
@@ -329,12 +251,7 @@ class Operations(Generic[T]):
         self, tensor: Any, name: str | None = None, process_set: ProcessSet = global_process_set
     ) -> Handle[T]:
         """As `allgather`, returning a handle at once."""
-        source = self._adapter.source(tensor)
-
-        def finish(core: Any) -> T:
-            return self._take_output(core, source)
-
-        return self._submit(OpKind.allgather, name, process_set, source, None, finish)
+        return self._submit(self.requests.allgather(tensor), name, process_set)
 
     def allgather(
         self, tensor: Any, name: str | None = None, process_set: ProcessSet = global_process_set
@@ -360,11 +277,7 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[T]:
         """As `broadcast`, returning a handle at once."""
-        source = self._adapter.source(tensor)
-        output = self._adapter.empty(self._adapter.describe(source)[2], source)
-        return self._submit(
-            OpKind.broadcast, name, process_set, source, output, lambda _: output, root=root_rank
-        )
+        return self._submit(self.requests.broadcast(tensor, root_rank, process_set), name, process_set)
 
     def broadcast(
         self,
@@ -384,16 +297,7 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[Any]:
         """As `broadcast_`, returning a handle at once."""
-        target = self._adapter.target(tensor)
-        return self._submit(
-            OpKind.broadcast,
-            name,
-            process_set,
-            target,
-            target,
-            lambda _: self._written(tensor, target),
-            root=root_rank,
-        )
+        return self._submit(self.requests.broadcast_(tensor, root_rank, process_set), name, process_set)
 
     def broadcast_(
         self,
@@ -415,15 +319,7 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[Any]:
         """As `alltoall`, returning a handle at once."""
-        source = self._adapter.source(tensor)
-        shape = self._adapter.describe(source)[2]
-        rows = splits_of(splits, shape[0] if shape else 0, process_set.size())
-
-        def finish(core: Any) -> Any:
-            output = self._take_output(core, source)
-            return output if splits is None else (output, self._adapter.integers(core.rows()))
-
-        return self._submit(OpKind.alltoall, name, process_set, source, None, finish, splits=rows)
+        return self._submit(self.requests.alltoall(tensor, splits, process_set), name, process_set)
 
     def alltoall(
         self,
@@ -457,22 +353,9 @@ class Operations(Generic[T]):
         postscale_factor: float = 1.0,
     ) -> Handle[T]:
         """As `reducescatter`, returning a handle at once."""
-        source = self._adapter.source(tensor)
-        shape = list(self._adapter.describe(source)[2])
-        if shape:
-            base, extra = divmod(shape[0], process_set.size())
-            shape[0] = base + (process_set.rank() < extra)
-        output = self._adapter.empty(shape, source)
-        return self._submit(
-            OpKind.reducescatter,
-            name,
-            process_set,
-            source,
-            output,
-            lambda _: output,
-            op=reduce_op(op, None),
-            scale=(prescale_factor, postscale_factor),
-        )
+        scale = prescale_factor, postscale_factor
+        request = self.requests.reducescatter(tensor, reduce_op(op, None), scale, process_set)
+        return self._submit(request, name, process_set)
 
     def reducescatter(
         self,
@@ -499,7 +382,7 @@ class Operations(Generic[T]):
     def barrier(self, process_set: ProcessSet = global_process_set) -> None:
         """Wait until all ranks have come here."""
         here = world.current()
-        here.engine.barrier(process_set.process_set_id, here)
+        here.engine.barrier(usable(process_set), here)
 
     def poll(self, handle: Handle[Any]) -> bool:
         """True once the operation has completed or failed: `synchronize` will not block."""
@@ -511,51 +394,31 @@ class Operations(Generic[T]):
 
     # --- how a call reaches the core ---
 
-    def _submit(
-        self,
-        kind: OpKind,
-        name: str | None,
-        process_set: ProcessSet,
-        source: T,
-        output: T | None,
-        finish: Callable[[Any], Any],
-        op: ReduceOp = ReduceOp.Sum,
-        scale: tuple[float, float] = (1.0, 1.0),
-        root: int = -1,
-        splits: Sequence[int] = (),
-        wide: tuple[T, T] | None = None,
-    ) -> Handle[Any]:
+    def _submit(self, request: Request[T], name: str | None, process_set: ProcessSet) -> Handle[Any]:
         here = world.current()
-        address, dtype, shape = self._adapter.describe(source)
-        target = 0 if output is None else self._adapter.describe(output)[0]
-        wide_at: tuple[int, ...] = ()
-        if wide is not None:
-            wide_address, wide_dtype, _ = self._adapter.describe(wide[0])
-            wide_at = wide_dtype, wide_address, self._adapter.describe(wide[1])[0]
-        core = here.engine.submit(
-            int(kind),
-            name or "",
-            process_set.process_set_id,
-            address,
-            target,
-            dtype,
-            list(shape),
-            int(op),
-            *scale,
-            root,
-            list(splits),
-            *wide_at,
+        core = here.engine.submit(request.submission(name or "", usable(process_set), self._adapter))
+        return _handle_of(core, request, here)
+
+    def submit_group(
+        self, requests: Sequence[Request[T]], name: str | None, process_set: ProcessSet
+    ) -> GroupHandle:
+        """Start several operations that complete together or not at all; `name.0`, `name.1`, … are their names.
+
+        Raises:
+            DuplicateNameError, UsageError: one of them cannot be; then none was started.
+        """
+        here = world.current()
+        number = usable(process_set)
+        cores = here.engine.submit_group(
+            [
+                request.submission(f"{name}.{i}" if name else "", number, self._adapter)
+                for i, request in enumerate(requests)
+            ]
         )
-        return Handle(core, (source, output, wide), finish, here)
+        return GroupHandle(
+            [_handle_of(core, request, here) for core, request in zip(cores, requests, strict=True)]
+        )
 
-    def _written(self, tensor: Any, target: T) -> Any:
-        self._adapter.written(tensor, target)
-        return tensor
 
-    def _take_output(self, core: Any, source: T) -> T:
-        shape = list(self._adapter.describe(source)[2])
-        shape[0] = sum(core.rows())
-        data = core.take_output()
-        if math.prod(shape) == 0:
-            return self._adapter.empty(shape, source)
-        return self._adapter.from_bytes(data, shape, source)
+def _handle_of(core: Any, request: Request[Any], here: world.World) -> Handle[Any]:
+    return Handle(core, (request.source, request.output, request.wide), request.finish, here)

@@ -1,29 +1,231 @@
-"""Which ranks take part in an operation. So far: all of them."""
+"""Process sets: which ranks of the job take part in an operation.
+
+Each set has an agreement, names and an order of unnamed calls of its own: what some ranks do in one never disturbs
+another, however the sets overlap.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ringdp import world
+from ringdp.errors import MismatchError, NotInitializedError, UsageError
 
 
-@dataclass(frozen=True)
 class ProcessSet:
-    """A set of ranks of the job."""
+    """A set of ranks of the job, for the `process_set=` of operations and optimizers.
 
-    process_set_id: int
+    It can be used when it was given to `init(process_sets=[…])` or `add_process_set()`, and until it is removed or
+    ringdp is shut down.
 
-    def rank(self) -> int:
-        """This rank's number in the set."""
-        return world.rank()
+    Args:
+        ranks_or_comm: ranks of the job; or an mpi4py communicator of ranks of the job, which each of them makes alike
+            (on ranks that have none, MPI.COMM_NULL).
+
+    Attributes:
+        process_set_id: its number, the same on all ranks; None where it cannot be used.
+        ranks: its ranks in order; None for a communicator's until the set can be used.
+    """
+
+    process_set_id: int | None
+    ranks: list[int] | None
+
+    def __init__(self, ranks_or_comm: Any) -> None:
+        self.process_set_id = None
+        self._comm = ranks_or_comm if hasattr(ranks_or_comm, "Get_group") else None
+        self.ranks = None if self._comm is not None else _ranks_from(ranks_or_comm)
+
+    def rank(self) -> int | None:
+        """This rank's number in the set, 0 to size() - 1; None if it is not one of the set."""
+        ranks, mine = self._members(), world.rank()
+        return ranks.index(mine) if mine in ranks else None
 
     def size(self) -> int:
         """The number of ranks in the set."""
-        return world.size()
+        return len(self._members())
 
     def included(self) -> bool:
         """True if this rank is one of the set."""
+        return world.rank() in self._members()
+
+    def _members(self) -> Sequence[int]:
+        if self.process_set_id is None or self.ranks is None:
+            raise NotInitializedError(f"{self!r} cannot be used: give it to init() or to add_process_set()")
+        return self.ranks
+
+    def __repr__(self) -> str:
+        ranks = "a communicator's ranks" if self.ranks is None else self.ranks
+        return f"ProcessSet({ranks}, process_set_id={self.process_set_id})"
+
+
+class _Global(ProcessSet):
+    """All ranks of the job."""
+
+    def __init__(self) -> None:
+        self.process_set_id = 0
+        self._comm = None
+
+    @property
+    def ranks(self) -> list[int]:  # type: ignore[override]
+        return list(range(world.size())) if world.is_initialized() else []
+
+    def rank(self) -> int:
+        return world.rank()
+
+    def size(self) -> int:
+        return world.size()
+
+    def included(self) -> bool:
+        world.current()
         return True
 
+    def _members(self) -> Sequence[int]:
+        return range(world.size())
 
-global_process_set = ProcessSet(0)
+    def __repr__(self) -> str:
+        return "global_process_set"
+
+
+global_process_set: ProcessSet = _Global()
+
+
+def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet:
+    """Make a process set usable. Collective: every rank of the job calls it, with the same ranks.
+
+    (With communicators of different groups, such as those of MPI_Comm_split, each of the groups becomes a set, and each
+    rank gets its own.)
+
+    Args:
+        process_set: a `ProcessSet`, or what one is made of.
+
+    Returns:
+        The `ProcessSet` that was given, or a new one.
+
+    Raises:
+        UsageError: no ranks, or ranks that the job has not.
+        MismatchError: the ranks of the job name different sets. On every rank; nothing was added.
+        NotInitializedError: before `init()`.
+    """
+    added = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
+    _add_all([added])
+    return added
+
+
+def remove_process_set(process_set: ProcessSet) -> bool:
+    """Give up a process set. Collective: every rank of the job calls it.
+
+    Returns:
+        False if it is not there (any more): as on all other ranks.
+
+    Raises:
+        UsageError: it is the global one, or some rank has an operation under way in it (on every rank then; the set
+            stays).
+        MismatchError: the ranks of the job name different sets.
+    """
+    if process_set is global_process_set:
+        raise UsageError("the global process set cannot be removed")
+    here = world.current()
+    number = process_set.process_set_id
+    known = number is not None and here.process_sets.get(number) is process_set
+    idle = not known or not process_set.included() or here.engine.is_idle(number)
+    answers = _ask_all("remove_process_set", (number if known else None, idle))
+    numbers = [theirs for theirs, _ in answers]
+    if len(set(numbers)) > 1:
+        raise MismatchError(f"remove_process_set: the ranks name different process sets: {_by_rank(numbers)}")
+    busy = [rank for rank, (_, is_idle) in enumerate(answers) if not is_idle]
+    if busy:
+        raise UsageError(f"remove_process_set: rank {busy[0]} has an operation under way in {process_set!r}")
+    if not known:
+        return False
+    assert number is not None
+    if process_set.included():
+        if not here.engine.remove_process_set(number):
+            raise UsageError(f"remove_process_set: an operation began in {process_set!r} just now")
+        here.job.remove_set(number)
+    here.process_sets.pop(number)
+    process_set.process_set_id = None
+    return True
+
+
+def register(process_sets: Any) -> None:
+    """What `init()` was given: a list of sets, of what they are made of, or Horovod's "dynamic" (here it always is)."""
+    if process_sets is None or process_sets == "dynamic":
+        return
+    if isinstance(process_sets, (str, bytes)) or not isinstance(process_sets, Iterable):
+        raise UsageError(f"process_sets must be a list of ProcessSet, not {process_sets!r}")
+    _add_all([s if isinstance(s, ProcessSet) else ProcessSet(s) for s in process_sets])
+
+
+def _add_all(sets: Sequence[ProcessSet]) -> None:
+    here = world.current()
+    claims, problem = [], ""
+    for one in sets:
+        try:
+            claims.append(_claim(one, here))
+        except UsageError as error:  # on this rank alone, maybe: all must hear of it
+            problem = problem or str(error)
+    answers = _ask_all("add_process_set", (claims, problem))
+    for rank, (_, theirs) in enumerate(answers):
+        if theirs:
+            raise UsageError(f"add_process_set, rank {rank}: {theirs}")
+    if len({len(theirs) for theirs, _ in answers}) > 1:
+        raise MismatchError(
+            f"the ranks give different numbers of process sets: {_by_rank([len(c) for c, _ in answers])}"
+        )
+    for place, one in enumerate(sets):
+        _add(one, [theirs[place] for theirs, _ in answers], here)
+
+
+def _add(one: ProcessSet, claims: Sequence[tuple[bool, tuple[int, ...]]], here: world.World) -> None:
+    """`claims`, by rank of the job: whether it is made of a communicator, and the ranks that it names."""
+    groups = list(dict.fromkeys(ranks for _, ranks in claims if ranks))
+    apart = any(
+        not by_comm or any(claims[rank][1] != ranks for rank in ranks) for by_comm, ranks in claims if ranks
+    )
+    if len(groups) != 1 and (apart or not groups):
+        raise MismatchError(
+            f"add_process_set: the ranks name different process sets: {_by_rank([list(r) for _, r in claims])}"
+        )
+    for group in groups:
+        here.sets_made += 1
+        number = here.sets_made
+        is_mine = group == claims[here.place.rank][1]
+        if here.place.rank in group:
+            here.job.add_set(here.engine, number, group)
+        if is_mine or len(groups) == 1:
+            one.process_set_id, one.ranks = number, list(group)
+            here.process_sets[number] = one
+
+
+def _claim(one: ProcessSet, here: world.World) -> tuple[bool, tuple[int, ...]]:
+    if one.process_set_id is not None:
+        raise UsageError(f"{one!r} was added before")
+    if one._comm is not None:
+        return True, here.ranks_of(one._comm)
+    ranks = tuple(one.ranks or ())
+    if not ranks:
+        raise UsageError("a process set needs at least one rank")
+    if ranks[0] < 0 or ranks[-1] >= here.place.size:
+        raise UsageError(
+            f"the job has ranks 0 to {here.place.size - 1}, and the process set names {list(ranks)}"
+        )
+    return False, ranks
+
+
+def _ranks_from(given: Any) -> list[int]:
+    ranks = sorted(int(rank) for rank in given)
+    if len(set(ranks)) < len(ranks):
+        raise UsageError(f"a process set names a rank twice: {ranks}")
+    return ranks
+
+
+def _ask_all(what: str, answer: Any) -> list[Any]:
+    from ringdp.state import allgather_object
+
+    return allgather_object(answer, name=f"ringdp.{what}")
+
+
+def _by_rank(values: Sequence[Any]) -> str:
+    shown = "; ".join(f"rank {rank}: {value}" for rank, value in enumerate(values[:8]))
+    return shown if len(values) <= 8 else f"{shown}; and {len(values) - 8} ranks more"

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from ringdp import launch, link, mpi, profile, sharing
-from ringdp.errors import InitError, NotInitializedError
+from ringdp.errors import InitError, NotInitializedError, UsageError
+from ringdp.job import Job, MpiJob
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
 PARENT_VARIABLE = "RINGDP_PARENT"
@@ -40,18 +41,37 @@ class Place:
 
 @dataclass
 class World:
-    """One rank's engine, place and communicators."""
+    """One rank's engine, place and process sets."""
 
     engine: Any
     place: Place
-    communicators: list[Any] = field(default_factory=list)
+    job: Job = None  # type: ignore[assignment]  # only a job of one rank may do without
     generation: int = 0
     pid: int = field(default_factory=os.getpid)
-    comm: Any = None  # what init() was given
+    arguments: tuple[Any, ...] = ()  # what init() was given
+    process_sets: dict[int, Any] = field(default_factory=dict)  # beside the global one, by number
+    sets_made: int = 0
     # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: int = 0  # optimizers made so far, for their names
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
+
+    def ranks_of(self, comm: Any) -> tuple[int, ...]:
+        """The ranks of the job that an mpi4py communicator holds, in order; none for MPI.COMM_NULL.
+
+        Raises:
+            UsageError: it holds others, too, or this is no job over MPI.
+        """
+        if not isinstance(self.job, MpiJob):
+            raise UsageError("only a job over MPI has process sets made of communicators")
+        MPI = self.job.MPI
+        if comm == MPI.COMM_NULL:
+            return ()
+        theirs = comm.Get_group()
+        ranks = MPI.Group.Translate_ranks(theirs, list(range(comm.Get_size())), self.job.comm.Get_group())
+        if MPI.UNDEFINED in ranks:
+            raise UsageError("the communicator of a process set holds ranks that are not in the job")
+        return tuple(sorted(ranks))
 
     def hold(self, core: Any, tensors: Any) -> None:
         """Keep the tensors of an operation alive until it is done, also if nobody keeps its handle."""
@@ -139,29 +159,34 @@ def _place() -> Place:
 # --- init and shutdown ----------------------------------------------------------------------------
 
 
-def init(comm: Any = None) -> None:
+def init(comm: Any = None, process_sets: Any = None) -> None:
     """Join the job: initialise MPI (unless that was done), check that all ranks fit together, start the engine.
 
     Collective over all ranks. A second call with the same arguments does nothing; after `shutdown()` it starts anew.
 
     Args:
-        comm: an mpi4py communicator whose ranks form the job; default all that were started together. It is duplicated.
+        comm: whose ranks form the job: an mpi4py communicator, which is duplicated, or a list of ranks of
+            MPI.COMM_WORLD (only they call it). Default: all that were started together.
+        process_sets: a list of `ProcessSet` (or of what they are made of), the same on all ranks: they can be used from
+            now on. Horovod's "dynamic" changes nothing: further ones may always be added.
 
     Raises:
+        UsageError, MismatchError: process sets that cannot be, as for `add_process_set`.
         InitError: no MPI or another than the one built for, a thread level that is too low, N jobs of size 1 instead of
             one of size N, or versions of ringdp, MPI or the framework that differ between ranks.
         NotInitializedError: in a child process of a rank.
     """
     global _world, _generation
+    arguments = comm, process_sets
     if _world is not None and _world.pid == os.getpid():
-        if comm is not _world.comm:
+        if arguments != (None, None) and arguments != _world.arguments:
             raise InitError(
-                "ringdp.init() was called before with another communicator: call ringdp.shutdown() first"
+                "ringdp.init() was called before with other arguments: call ringdp.shutdown() first"
             )
         return
     _refuse_children("ringdp.init()")
     MPI = mpi.load()
-    base = MPI.COMM_WORLD if comm is None else comm
+    base = _base(MPI, comm)
     library = launch.library_name(MPI.Get_library_version())
     if base.Get_size() == 1 and comm is None:
         _refuse_singleton(library)
@@ -170,22 +195,41 @@ def init(comm: Any = None) -> None:
     hosts = link.hosts_of(base, MPI)
     link.warn_if_far(base, hosts)
 
-    from ringdp import _core
-
-    data, control = base.Dup(), base.Dup()
-    handles = [int(MPI._handleof(c)) for c in (data, control)]
+    job = MpiJob(base, hosts)
     _generation += 1
-    shared = _find_neighbours(MPI, base)
-    sharing_with = base.allgather(min(shared.members, default=place.rank))
-    engine = _core.mpi_engine(
-        handles[0], handles[1], _generation, hosts, shared.host, shared.members, shared.mail, sharing_with
-    )
-    lender = sharing.Lender(shared, place.rank)
-    _world = World(engine, place, [data, control], _generation, comm=comm, lender=lender)
+    lender = sharing.Lender(job.neighbours, place.rank)
+    _world = World(job.engine(_generation), place, job, _generation, arguments=arguments, lender=lender)
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
     _warn_oversubscription(base, place)
+    if base is not comm and base is not MPI.COMM_WORLD:
+        base.Free()
+    _add_process_sets(process_sets)
+
+
+def _base(MPI: Any, comm: Any) -> Any:
+    if comm is None:
+        return MPI.COMM_WORLD
+    if hasattr(comm, "Get_group"):
+        return comm
+    ranks, mine = [int(rank) for rank in comm], MPI.COMM_WORLD.Get_rank()
+    if mine not in ranks:
+        raise InitError(
+            f"ringdp.init(comm={ranks}): rank {mine} of MPI.COMM_WORLD is none of these, and must not call it"
+        )
+    group = MPI.COMM_WORLD.Get_group().Incl(ranks)
+    return MPI.COMM_WORLD.Create_group(group)
+
+
+def _add_process_sets(process_sets: Any) -> None:
+    from ringdp.process_sets import register
+
+    try:
+        register(process_sets)
+    except BaseException:
+        shutdown()
+        raise
 
 
 def shutdown() -> None:
@@ -199,12 +243,13 @@ def shutdown() -> None:
         return
     _world = None
     os.environ.pop(PARENT_VARIABLE, None)
+    for process_set in world.process_sets.values():
+        process_set.process_set_id = None
     all_left = world.engine.shutdown(world.engine.timeout)
     if any(core.memory_in_use() for core, _ in world.in_flight.values()):
         _abandoned.append(world)
-    if all_left:
-        for communicator in world.communicators:
-            communicator.Free()
+    if all_left and isinstance(world.job, MpiJob):
+        world.job.free()
 
 
 def is_initialized() -> bool:
@@ -271,13 +316,6 @@ def _find_place(MPI: Any, base: Any) -> Place:
     local.Free()
     cross.Free()
     return place
-
-
-def _find_neighbours(MPI: Any, base: Any) -> sharing.Neighbourhood:
-    local = base.Split_type(MPI.COMM_TYPE_SHARED, key=base.Get_rank())
-    found = sharing.find_neighbours(local, base.Get_rank())
-    local.Free()
-    return found
 
 
 def _warn_oversubscription(base: Any, place: Place) -> None:

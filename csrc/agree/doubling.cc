@@ -193,7 +193,7 @@ bool Doubling::poll() {
       const int peer = stages_[in.stage].peer;
       if (length < sizeof envelope || envelope.magic != Envelope::kMagic || envelope.version != Envelope::kVersion ||
           length != sizeof envelope + envelope.note.bytes)
-        fail(ErrorKind::transport, "rank ", rank(), ": rank ", peer,
+        fail(ErrorKind::transport, "rank ", transport_.name_of(rank()), ": rank ", transport_.name_of(peer),
              " sent a message that this version of ringdp does not know: install the same one on all hosts");
       take(in.stage, envelope.note, in.buffer.data() + sizeof envelope);
       post(in);

@@ -6,10 +6,12 @@
 
 namespace ringdp {
 
-Letters::Letters(std::shared_ptr<Host> host, std::vector<int> members, int me, const std::vector<std::byte*>& parts)
+Letters::Letters(std::shared_ptr<Host> host, std::vector<int> members, std::vector<int> places, int me,
+                 const std::vector<std::byte*>& parts)
     : Meetings(members[static_cast<size_t>(me)]),
       host_(std::move(host)),
       members_(std::move(members)),
+      places_(std::move(places)),
       me_(me),
       has_left_(members_.size(), false) {
   if (members_.size() > 1) mail_ = std::make_unique<Mail>(me, parts);
@@ -117,14 +119,14 @@ void Letters::mark_open() {
   });
 }
 
-bool Letters::has_left(int rank) const {
-  const auto member = std::find(members_.begin(), members_.end(), rank);
-  return member == members_.end() || has_left_[static_cast<size_t>(member - members_.begin())];
+bool Letters::has_left(int place) const {
+  const auto member = std::find(places_.begin(), places_.end(), place);
+  return member == places_.end() || has_left_[static_cast<size_t>(member - places_.begin())];
 }
 
 void Letters::ring() const {
   for (size_t m = 0; m < members_.size(); ++m)
-    if (static_cast<int>(m) != me_) host_->head(members_[m]).bell.ring();
+    if (static_cast<int>(m) != me_) host_->head(places_[m]).bell.ring();
 }
 
 }  // namespace ringdp

@@ -14,12 +14,14 @@ namespace ringdp {
 
 class Letters final : public Meetings {
  public:
-  // members: their ranks in the process set, in order; parts[i]: where member i's part of the mail lies.
-  // One member alone needs no host.
-  Letters(std::shared_ptr<Host> host, std::vector<int> members, int me, const std::vector<std::byte*>& parts);
+  // members: their ranks in the process set, in order; places: by which the host knows them (their ranks in the job);
+  // parts[i]: where member i's part of the mail lies. One member alone needs no host.
+  Letters(std::shared_ptr<Host> host, std::vector<int> members, std::vector<int> places, int me,
+          const std::vector<std::byte*>& parts);
 
   int me() const { return me_; }
   const std::vector<int>& members() const { return members_; }
+  const std::vector<int>& places() const { return places_; }
   Host* host() const { return host_.get(); }
 
   Meeting& come(const Note& note, const void* payload, uint64_t token) override;
@@ -28,7 +30,7 @@ class Letters final : public Meetings {
   bool all_left() const override { return has_left() && left_count_ + 1 == static_cast<int>(members_.size()); }
   bool busy() const override { return mail_ && !mail_->all_posted(); }
 
-  bool has_left(int rank) const;
+  bool has_left(int place) const;
   void ring() const;  // wakes the other members
 
  private:
@@ -47,7 +49,7 @@ class Letters final : public Meetings {
   void mark_open() override;
 
   const std::shared_ptr<Host> host_;
-  const std::vector<int> members_;
+  const std::vector<int> members_, places_;
   const int me_;
   std::unique_ptr<Mail> mail_;
   Table<Gathering> meetings_;

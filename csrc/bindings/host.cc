@@ -6,7 +6,9 @@
 #include <nanobind/stl/string.h>
 
 #include <cstring>
+#include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 
 #include "shared/host.h"
@@ -66,13 +68,17 @@ void bind_host(nb::module_& m) {
       .def(
           "unlink", [](Host& h) { h.heap().unlink(); }, "All have mapped the file: take its name away.")
       .def("make_mail", &make_mail, "members"_a)
+      .def(
+          "free_mail", [](Host& h, uint64_t offset) { h.heap().free(h.heap().at(offset)); }, "offset"_a,
+          "When no rank looks at it any more.")
       .def("allocate", &allocate, "bytes"_a, "Zeroed only where the memory is new.");
 }
 
 std::vector<Neighbourhood> local_hosts(const std::vector<int>& hosts) {
   const int size = static_cast<int>(hosts.size());
   std::vector<Neighbourhood> all(size);
-  std::vector<uint64_t> mail(size);
+  std::vector<int> ranks(size);
+  std::iota(ranks.begin(), ranks.end(), 0);
   const auto members_of = [&](int rank) {
     std::vector<int> members;
     for (int r = 0; r < size; ++r)
@@ -82,16 +88,24 @@ std::vector<Neighbourhood> local_hosts(const std::vector<int>& hosts) {
   for (int r = 0; r < size; ++r) {
     all[r].host = make_host(r, "memfd");
     all[r].members = members_of(r);
-    mail[r] = make_mail(*all[r].host, static_cast<int>(all[r].members.size()));
   }
   for (int r = 0; r < size; ++r)
     for (const int member : all[r].members) {
-      all[r].mail_offsets.push_back(mail[member]);
       if (member == r) continue;
       const std::string reason = all[r].host->attach(member, all[member].host->heap().card());
       if (!reason.empty()) fail(ErrorKind::transport, reason);
     }
+  add_local_mail(all, ranks);
   return all;
+}
+
+void add_local_mail(std::vector<Neighbourhood>& neighbourhoods, const std::vector<int>& ranks) {
+  std::map<int, uint64_t> mail;
+  for (size_t r = 0; r < ranks.size(); ++r)
+    if (neighbourhoods[r].host)
+      mail[ranks[r]] = make_mail(*neighbourhoods[r].host, static_cast<int>(neighbourhoods[r].members.size()));
+  for (Neighbourhood& one : neighbourhoods)
+    for (const int member : one.members) one.mail_offsets.push_back(mail.at(member));
 }
 
 }  // namespace ringdp

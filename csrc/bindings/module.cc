@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -104,18 +105,28 @@ Submission on_tensor(OpKind kind, int process_set, const void* input, void* outp
 
 void* at(uint64_t address) { return reinterpret_cast<void*>(address); }
 
-std::shared_ptr<Handle> submit(Engine& engine, int kind, std::string name, int process_set, uint64_t input,
-                               uint64_t output, int dtype, std::vector<uint64_t> shape, int op, double prescale,
-                               double postscale, int root, std::vector<uint64_t> splits, int wide_dtype,
-                               uint64_t wide_input, uint64_t wide_output) {
+Submission named(int kind, std::string name, int process_set, uint64_t input, uint64_t output, int dtype,
+                 std::vector<uint64_t> shape, int op, double prescale, double postscale, int root,
+                 std::vector<uint64_t> splits, int wide_dtype, uint64_t wide_input, uint64_t wide_output) {
   Submission s = on_tensor(static_cast<OpKind>(kind), process_set, at(input), at(output), static_cast<Dtype>(dtype),
                            std::move(shape), op, prescale, postscale);
   s.name = std::move(name);
   s.root = root;
   s.splits = std::move(splits);
   s.wide = {static_cast<Dtype>(wide_dtype), at(wide_input), at(wide_output)};
+  return s;
+}
+
+std::shared_ptr<Handle> submit(Engine& engine, Submission& s) {
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
+}
+
+std::vector<std::shared_ptr<Handle>> submit_group(Engine& engine, const std::vector<Submission*>& submissions) {
+  std::vector<Submission> all;
+  for (Submission* submission : submissions) all.push_back(std::move(*submission));
+  nb::gil_scoped_release release;
+  return engine.submit_group(std::move(all));
 }
 
 // Where it fails, or is interrupted, while its memory is in use, the tensors are given to `world`, which holds them.
@@ -196,42 +207,64 @@ std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane,
 }
 
 // Ranks on the hosts of these numbers.
-Placement placement_of(const std::vector<int>& hosts) {
+Placement placement_on(const std::vector<int>& hosts) {
   std::map<int, int> ranks_of;
   int most = 0;
   for (const int host : hosts) most = std::max(most, ++ranks_of[host]);
   return {static_cast<int>(hosts.size()), static_cast<int>(ranks_of.size()), most};
 }
 
-std::unique_ptr<Engine> mpi_engine(uint64_t data, uint64_t control, uint32_t generation, const std::vector<int>& hosts,
-                                   std::shared_ptr<Host> host, std::vector<int> members, std::vector<uint64_t> mail,
-                                   const std::vector<int>& sharing) {
-  return std::make_unique<Engine>(options_from_environment(), generation, make_mpi_transport(data),
-                                  make_mpi_transport(control), placement_of(hosts),
-                                  Neighbourhood{std::move(host), std::move(members), std::move(mail)}, sharing);
+Membership mpi_membership(std::vector<int> ranks, uint64_t data, uint64_t control, const std::vector<int>& hosts,
+                          std::shared_ptr<Host> host, std::vector<int> neighbours, std::vector<uint64_t> mail,
+                          std::vector<int> sharing) {
+  return {std::move(ranks),
+          make_mpi_transport(data),
+          make_mpi_transport(control),
+          placement_on(hosts),
+          {std::move(host), std::move(neighbours), std::move(mail)},
+          std::move(sharing)};
+}
+
+// Over the local transport, for tests: by rank of the set.
+std::vector<Membership> local_memberships(const std::vector<int>& ranks, uint64_t delay_seed,
+                                          const std::vector<int>& hosts, std::vector<Neighbourhood> neighbourhoods) {
+  const int size = static_cast<int>(ranks.size());
+  const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
+  std::vector<Membership> all;
+  for (int r = 0; r < size; ++r)
+    all.push_back({ranks, make_local_transport(data, r), make_local_transport(control, r),
+                   placement_on(hosts.empty() ? std::vector<int>(ranks.size()) : hosts), std::move(neighbourhoods[r]),
+                   hosts});
+  return all;
 }
 
 // The engines of `size` ranks in this process, for tests: they talk over the local transport, and those with the same
 // number in `hosts` (empty: none) share memory, each by a mapping of its own.
 std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed, const std::vector<int>& hosts) {
-  Options options = options_from_environment();
-  const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
+  const Options options = options_from_environment();
+  std::vector<int> ranks(size);
+  std::iota(ranks.begin(), ranks.end(), 0);
   std::vector<std::unique_ptr<Engine>> engines;
-  const std::vector<Neighbourhood> neighbourhoods =
-      hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts);
-  for (int r = 0; r < size; ++r)
-    engines.push_back(std::make_unique<Engine>(
-        options, 0, make_local_transport(data, r), make_local_transport(control, r),
-        placement_of(hosts.empty() ? std::vector<int>(size) : hosts), neighbourhoods[r], hosts));
+  for (Membership& membership : local_memberships(
+           ranks, delay_seed, hosts, hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts)))
+    engines.push_back(std::make_unique<Engine>(options, 0, std::move(membership)));
   return engines;
 }
 
 // A process set over the local transport for the engines of its members, in rank order.
-void add_local_process_set(int id, const std::vector<Engine*>& members) {
-  const int size = static_cast<int>(members.size());
-  const auto data = make_local_hub(size, 0), control = make_local_hub(size, 0);
-  for (int r = 0; r < size; ++r)
-    members[r]->add_process_set(id, make_local_transport(data, r), make_local_transport(control, r));
+void add_local_process_set(int id, const std::vector<Engine*>& members, const std::vector<int>& hosts) {
+  std::vector<int> ranks;
+  for (const Engine* engine : members) ranks.push_back(engine->rank());
+  std::vector<Neighbourhood> neighbourhoods(members.size());
+  if (!hosts.empty())
+    for (size_t r = 0; r < members.size(); ++r) {
+      neighbourhoods[r].host = members[r]->host();
+      for (size_t other = 0; other < members.size(); ++other)
+        if (hosts[other] == hosts[r]) neighbourhoods[r].members.push_back(ranks[other]);
+    }
+  add_local_mail(neighbourhoods, ranks);
+  std::vector<Membership> memberships = local_memberships(ranks, 0, hosts, std::move(neighbourhoods));
+  for (size_t r = 0; r < members.size(); ++r) members[r]->add_process_set(id, std::move(memberships[r]));
 }
 
 void bind_engine(nb::module_& m) {
@@ -256,6 +289,15 @@ void bind_engine(nb::module_& m) {
           "words", [](Handle& h) { return h.result().words; }, "The merged fields of a vote.")
       .def("lane", [](Handle& h) { return h.result().lane; }, "The lane that a plan was given.");
 
+  nb::class_<Submission>(m, "Submission", "One named operation on one tensor, to be submitted once.")
+      .def(nb::new_(&named), "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
+           "prescale"_a, "postscale"_a, "root"_a, "splits"_a, "wide_dtype"_a = 0, "wide_input"_a = 0,
+           "wide_output"_a = 0);
+  nb::class_<Membership>(m, "Membership", "A process set as one of its ranks sees it, to be used once.")
+      .def(nb::new_(&mpi_membership), "ranks"_a, "data"_a, "control"_a, "hosts"_a, "host"_a.none(), "neighbours"_a,
+           "mail"_a, "sharing"_a,
+           "data, control: handles of communicators of these ranks alone; hosts: of each rank, a number of its host.");
+
   nb::class_<Engine>(m, "Engine", "One rank's engine thread and its communicators.")
       .def_prop_ro("rank", &Engine::rank)
       .def_prop_ro("size", &Engine::size)
@@ -268,8 +310,10 @@ void bind_engine(nb::module_& m) {
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
       .def(
           "casts_under_way",
-          [](Engine& e, uint64_t bytes, int dtype) { return e.casts_under_way(0, bytes, static_cast<Dtype>(dtype)); },
-          "bytes"_a, "dtype"_a,
+          [](Engine& e, uint64_t bytes, int dtype, int process_set) {
+            return e.casts_under_way(process_set, bytes, static_cast<Dtype>(dtype));
+          },
+          "bytes"_a, "dtype"_a, "process_set"_a = 0,
           "Whether `submit` takes a wide tensor for one of these, to cast it while it is under way.")
       .def(
           "counters",
@@ -291,9 +335,8 @@ void bind_engine(nb::module_& m) {
             return costs(chooser.placement, bytes, static_cast<Dtype>(dtype), chooser.profile);
           },
           "bytes"_a, "dtype"_a, "[(algorithm, predicted seconds), …] of all that can run among all ranks.")
-      .def("submit", &submit, "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
-           "prescale"_a, "postscale"_a, "root"_a, "splits"_a, "wide_dtype"_a = 0, "wide_input"_a = 0,
-           "wide_output"_a = 0)
+      .def("submit", &submit, "submission"_a, "It cannot be submitted again.")
+      .def("submit_group", &submit_group, "submissions"_a, "All are taken, or none and what is wrong is raised.")
       .def("allreduce", &allreduce, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a, "prescale"_a,
            "postscale"_a, "world"_a)
       .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,
@@ -305,10 +348,12 @@ void bind_engine(nb::module_& m) {
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(
           "add_process_set",
-          [](Engine& e, int id, uint64_t data, uint64_t control) {
-            e.add_process_set(id, make_mpi_transport(data), make_mpi_transport(control));
-          },
-          "id"_a, "data"_a, "control"_a)
+          [](Engine& e, int id, Membership& membership) { e.add_process_set(id, std::move(membership)); }, "id"_a,
+          "membership"_a)
+      .def("is_idle", &Engine::is_idle, "process_set"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "True if no operation is under way in the process set.")
+      .def("remove_process_set", &Engine::remove_process_set, "id"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "False, and nothing is done, where an operation is under way in it.")
       .def(
           "wait", &wait, "handle"_a, "seconds"_a,
           "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
@@ -321,10 +366,14 @@ void bind_engine(nb::module_& m) {
       });
 
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
-  m.def("mpi_engine", &mpi_engine, "data"_a, "control"_a, "generation"_a, "hosts"_a, "host"_a.none(), "members"_a,
-        "mail"_a, "sharing"_a);
+  m.def(
+      "make_engine",
+      [](uint32_t generation, Membership& everybody) {
+        return std::make_unique<Engine>(options_from_environment(), generation, std::move(everybody));
+      },
+      "generation"_a, "everybody"_a);
   m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a, "hosts"_a = std::vector<int>());
-  m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a);
+  m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a, "hosts"_a = std::vector<int>());
   m.def("option_table", [] {
     nb::list rows;
     for (const OptionRow& row : option_table()) rows.append(nb::make_tuple(row.variable, row.fallback, row.help));

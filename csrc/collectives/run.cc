@@ -129,11 +129,11 @@ bool Run::take_headers() {
     --headers_missing_;
     std::string wrong;
     if (length == sizeof(Header) && in.header.poisoned()) {
-      wrong = "rank " + std::to_string(in.peer) + " gave up this operation before it sent any data";
+      wrong = "rank " + std::to_string(transport_.name_of(in.peer)) + " gave up this operation before it sent any data";
     } else if (length != sizeof(Header)) {
-      wrong = "rank " + std::to_string(in.peer) + " sent something that is no header";
+      wrong = "rank " + std::to_string(transport_.name_of(in.peer)) + " sent something that is no header";
     } else {
-      wrong = difference(header_, in.header, in.peer);
+      wrong = difference(header_, in.header, transport_.name_of(in.peer));
     }
     if (!wrong.empty()) fail_with(wrong);
   }
@@ -154,8 +154,10 @@ bool Run::complete_receives() {
         continue;
       }
       in.closed = length == 0;
-      fail_with(length == 0 ? "rank " + std::to_string(in.peer) + " gave up this operation (poison in place of data)"
-                            : "rank " + std::to_string(in.peer) + " sent a segment of an unexpected length");
+      fail_with(length == 0 ? "rank " + std::to_string(transport_.name_of(in.peer)) +
+                                  " gave up this operation (poison in place of data)"
+                            : "rank " + std::to_string(transport_.name_of(in.peer)) +
+                                  " sent a segment of an unexpected length");
     }
   }
   return moved;
@@ -186,7 +188,7 @@ bool Run::take_tokens() {
         const Shared::Mate& mate = shared_.mates[m];
         if (m == shared_.me) continue;
         if ((*mate.counts)[0].load(std::memory_order_acquire) & kStopped) {
-          fail_with("rank " + std::to_string(mate.rank) + " of this host gave up this operation");
+          fail_with("rank " + std::to_string(transport_.name_of(mate.rank)) + " of this host gave up this operation");
           return true;
         }
         all_there = (*mate.counts)[line].load(std::memory_order_acquire) >= mate.base[line] + wanted;
@@ -349,7 +351,7 @@ bool Run::drain_channel(Incoming& in) {
     in.posted.clear();
     return moved;
   }
-  const bool same = !in.header.poisoned() && difference(header_, in.header, in.peer).empty();
+  const bool same = !in.header.poisoned() && difference(header_, in.header, transport_.name_of(in.peer)).empty();
   if (in.posted.empty() && same && in.completed == in.moves.size() && !all_fail_together_) {
     in.closed = true;
   } else if (in.posted.empty()) {

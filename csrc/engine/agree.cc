@@ -46,13 +46,15 @@ bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
   return s.kind == OpKind::allreduce && set.reduces_in_shared_memory() && !fits_note(s, set);
 }
 
-// From any thread, so of a process set that shares no memory it knows less than the set does.
-bool Engine::casts_under_way(int process_set, uint64_t bytes, Dtype dtype) const {
-  const bool fits = bytes <= options_.letter_bytes;
-  if (process_set != 0) return !fits;
-  const Algorithm chosen = chooser_.choose(bytes, dtype);
-  if (fits && chosen == Algorithm::recursive_doubling) return false;
-  return chooser_.forces_messages() || (size_ > 1 && chosen != Algorithm::shared_memory);
+bool Engine::casts_under_way(int process_set, uint64_t bytes, Dtype dtype) {
+  std::lock_guard lock(mutex_);
+  return known_.count(process_set) > 0 && casts_under_way(known_.at(process_set), bytes, dtype);
+}
+
+bool Engine::casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype) const {
+  const Algorithm chosen = chooser.choose(bytes, dtype);
+  if (bytes <= options_.letter_bytes && chosen == Algorithm::recursive_doubling) return false;
+  return chooser.forces_messages() || (chooser.placement.ranks > 1 && chosen != Algorithm::shared_memory);
 }
 
 void Engine::tell(Submission&& s, ProcessSet& set) {
@@ -142,7 +144,7 @@ void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   if (!agreed && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
   if (left >= 0) {
     ended(s, set, drawn);
-    s.handle->fail(peer_left(s, set.rank(), left));
+    s.handle->fail(peer_left(s, set, left));
     agreeing_.erase(token);
     return;
   }

@@ -1,5 +1,8 @@
 // What callers ask of an engine, from any thread: it is noted under `mutex_`, and whoever takes the next turn finds it.
+#include <sched.h>
+
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "engine/engine.h"
@@ -11,13 +14,19 @@ void Engine::check_open() const {
   if (leaving_) throw closed_error();
 }
 
+const Chooser& Engine::known(int process_set) const {
+  const auto set = known_.find(process_set);
+  if (set == known_.end())
+    fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", process_set, ", or that was removed");
+  return set->second;
+}
+
 // From now on the name is in flight.
 void Engine::admit(Submission& s) {
   check_open();
-  const auto size = sizes_.find(s.process_set);
-  if (size == sizes_.end()) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", s.process_set);
-  validate(s, rank_, size->second);
-  if (s.wide && !casts_under_way(s.process_set, s.count() * size_of(s.dtype), s.dtype))
+  const Chooser& chooser = known(s.process_set);
+  validate(s, rank_, chooser.placement.ranks);
+  if (s.wide && !casts_under_way(chooser, s.count() * size_of(s.dtype), s.dtype))
     fail(ErrorKind::usage, "rank ", rank_, ": what goes within a host, or along with its name, is not cast under way");
   if (s.lane >= 0 || s.name.empty()) return;
   if (is_reserved(s.name))
@@ -42,12 +51,38 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
   return handle;
 }
 
+// All are taken or none.
+std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission> submissions) {
+  std::vector<std::shared_ptr<Handle>> handles;
+  const auto group = group_of(submissions);
+  {
+    std::lock_guard lock(mutex_);
+    size_t admitted = 0;
+    try {
+      for (; admitted < submissions.size(); ++admitted) admit(submissions[admitted]);
+    } catch (...) {
+      for (size_t i = 0; i < admitted; ++i)
+        if (!submissions[i].name.empty()) in_flight_.remove(submissions[i].process_set, submissions[i].key);
+      throw;
+    }
+    for (Submission& submission : submissions) {
+      submission.group = group;
+      handles.push_back(submission.handle = std::make_shared<Handle>());
+      arrivals_.push_back({});
+      arrivals_.back().submission = std::move(submission);
+    }
+    has_arrivals_ = true;
+  }
+  wake();
+  return handles;
+}
+
 std::shared_ptr<Handle> Engine::vote(int process_set, int lane, std::vector<uint64_t> fields) {
   auto handle = std::make_shared<Handle>();
   {
     std::lock_guard lock(mutex_);
     check_open();
-    if (sizes_.count(process_set) == 0) fail(ErrorKind::usage, "rank ", rank_, " is not in process set ", process_set);
+    known(process_set);
     arrivals_.push_back({});
     Arrival& arrival = arrivals_.back();
     arrival.is_vote = true;
@@ -61,20 +96,69 @@ std::shared_ptr<Handle> Engine::vote(int process_set, int lane, std::vector<uint
   return handle;
 }
 
-void Engine::add_process_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control) {
+void Engine::add_process_set(int id, Membership membership) {
   {
     std::lock_guard lock(mutex_);
-    if (!sizes_.emplace(id, data->size()).second) fail(ErrorKind::usage, "process set ", id, " is there already");
-    Chooser chooser = chooser_;  // its ranks may be anywhere: as many hosts as there can be, and the same everywhere
-    chooser.placement.ranks = data->size();
-    chooser.placement.hosts = std::min(chooser.placement.hosts, data->size());
-    chooser.placement.ranks_per_host = std::min(chooser.placement.ranks_per_host, data->size());
-    chooser.placement.shared_memory = chooser.placement.two_levels = false;
+    check_open();
+    if (known_.count(id) > 0) fail(ErrorKind::usage, "process set ", id, " is there already");
+    const Chooser& chooser =
+        known_.emplace(id, make_chooser(placement_of(membership), options_.algorithm, options_.profile)).first->second;
     arrivals_.push_back({});
-    arrivals_.back().new_set = new_set(id, std::move(data), std::move(control), std::move(chooser));
+    arrivals_.back().new_set = new_set(id, std::move(membership), chooser);
     has_arrivals_ = true;
   }
   wake();
+}
+
+bool Engine::is_idle(int process_set) {
+  std::lock_guard drive(drive_);
+  turn();  // it may just have been added
+  const auto set = sets_.find(process_set);
+  return set != sets_.end() && becomes_idle(*set->second);
+}
+
+// With drive_ locked. What this rank has sent last may take a while until its peer, whose engine does not sleep over it,
+// has received it.
+bool Engine::becomes_idle(ProcessSet& set) {
+  const int id = set.id;
+  const auto of_set = [id](const auto& entry) { return entry.first.first == id && !entry.second.empty(); };
+  const auto in_set = [id](const Operation& operation) { return operation.process_set() == id; };
+  bool busy =
+      std::any_of(waiting_.begin(), waiting_.end(), of_set) || std::any_of(queued_.begin(), queued_.end(), of_set) ||
+      std::any_of(active_.begin(), active_.end(), in_set) || std::any_of(parked_.begin(), parked_.end(), in_set);
+  agreeing_.for_each([&](uint64_t, Submission& submission) { busy |= submission.process_set == id; });
+  for (const auto& [lane_id, lane] : set.lanes) busy |= !lane.votes.empty();
+  const Deadline deadline = Deadline::in(Seconds(options_.timeout));
+  for (; !busy && set.meetings().busy(); turn()) {
+    sched_yield();
+    if (deadline.passed() || broken_) return false;
+  }
+  return !busy;
+}
+
+bool Engine::remove_process_set(int id) {
+  std::lock_guard drive(drive_);
+  const auto set = sets_.find(id);
+  if (set == sets_.end()) return false;
+  decltype(known_)::node_type known;
+  {
+    std::lock_guard lock(mutex_);
+    known = known_.extract(id);  // nothing more is accepted
+  }
+  if (!becomes_idle(*set->second)) {
+    std::lock_guard lock(mutex_);
+    known_.insert(std::move(known));
+    return false;
+  }
+  const auto forget = [id](auto& by_set) {
+    for (auto entry = by_set.begin(); entry != by_set.end();)
+      entry = entry->first.first == id ? by_set.erase(entry) : std::next(entry);
+  };
+  forget(queued_);
+  forget(waiting_);
+  set->second->doubling.cancel();
+  sets_.erase(set);
+  return true;
 }
 
 bool Engine::shutdown(double seconds) {

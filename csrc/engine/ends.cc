@@ -80,7 +80,7 @@ void Engine::check_departures() {
     const int gone = set->meetings().first_left();
     if (gone < 0) continue;
     const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this step cannot complete: rank " +
-                                           std::to_string(gone) + " has shut ringdp down");
+                                           std::to_string(set->data->name_of(gone)) + " has shut ringdp down");
     for (auto it = active_.begin(); it != active_.end();) {
       const auto here = it++;
       if (here->process_set() != id || here->lane() == 0 || here->last_move() > stuck_since) continue;

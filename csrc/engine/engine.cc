@@ -7,61 +7,32 @@
 
 namespace ringdp {
 
-namespace {
-
-Placement with(Placement placement, const Neighbourhood& neighbourhood, const std::vector<int>& sharing) {
-  placement.shared_memory = static_cast<int>(neighbourhood.members.size()) == placement.ranks;
-  placement.two_levels = levels_of(sharing, 0).has_value();
-  return placement;
+Error peer_left(const Submission& s, const ProcessSet& set, int left) {
+  return {ErrorKind::peer, "rank " + std::to_string(set.name()) + ": " + name_of(s.kind) + " '" + s.name +
+                               "' cannot complete: rank " + std::to_string(set.data->name_of(left)) +
+                               " has shut ringdp down"};
 }
 
-}  // namespace
-
-Error peer_left(const Submission& s, int rank, int left) {
-  return {ErrorKind::peer, "rank " + std::to_string(rank) + ": " + name_of(s.kind) + " '" + s.name +
-                               "' cannot complete: rank " + std::to_string(left) + " has shut ringdp down"};
-}
-
-Engine::Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data,
-               std::unique_ptr<Transport> control, Placement placement, Neighbourhood neighbourhood,
-               const std::vector<int>& sharing)
+Engine::Engine(Options options, uint32_t generation, Membership everybody)
     : options_(options),
       generation_(generation),
-      rank_(data->rank()),
-      size_(data->size()),
-      abort_through_(data.get()),
-      chooser_(make_chooser(with(placement, neighbourhood, sharing), options.algorithm, options.profile)),
-      host_(neighbourhood.host),
-      crowded_(std::max(static_cast<int>(neighbourhood.members.size()), placement.ranks_per_host) >
+      rank_(everybody.data->rank()),
+      size_(everybody.data->size()),
+      abort_through_(everybody.data.get()),
+      chooser_(make_chooser(placement_of(everybody), options.algorithm, options.profile)),
+      host_(everybody.neighbourhood.host),
+      crowded_(std::max(static_cast<int>(everybody.neighbourhood.members.size()), everybody.placement.ranks_per_host) >
                sysconf(_SC_NPROCESSORS_ONLN)),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
-  sizes_[0] = size_;
-  sets_[0] = new_set(0, std::move(data), std::move(control), chooser_);
-  join_neighbours(*sets_[0], neighbourhood);
-  if (sets_[0]->letters) sets_[0]->levels = levels_of(sharing, rank_);
+  known_.emplace(0, chooser_);
+  sets_[0] = new_set(0, std::move(everybody), chooser_);
   thread_ = std::thread([this] { main(); });
 }
 
-std::unique_ptr<ProcessSet> Engine::new_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
-                                            Chooser chooser) {
-  return std::make_unique<ProcessSet>(id, std::move(data), std::move(control), std::move(chooser),
+std::unique_ptr<ProcessSet> Engine::new_set(int id, Membership membership, Chooser chooser) {
+  return std::make_unique<ProcessSet>(id, std::move(membership), std::move(chooser),
                                       [this](const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs,
                                              bool mine_is_left) { merge(meeting, mine, theirs, mine_is_left); });
-}
-
-// The ranks of this host that are in the set meet by letters, or at least tell each other their places.
-void Engine::join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood) {
-  std::vector<int> members = neighbourhood.members;
-  if (set.size() == 1) members = {rank_};
-  if (members.empty() || (members.size() == 1 && set.size() > 1)) return;
-  std::vector<std::byte*> parts;
-  int me = 0;
-  for (size_t m = 0; m < members.size(); ++m) {
-    if (members[m] == rank_) me = static_cast<int>(m);
-    if (members.size() > 1) parts.push_back(host_->at(members[m], neighbourhood.mail_offsets[m]));
-  }
-  set.letters = std::make_unique<Letters>(host_, members, me, parts);
-  if (host_) set.counts = std::make_unique<Counts>(host_->heap());
 }
 
 Engine::~Engine() {
@@ -152,7 +123,7 @@ void Engine::take_named(Submission&& s, ProcessSet& set) {
   }
   if (set.meetings().first_left() >= 0) {
     release_name(s);
-    s.handle->fail(peer_left(s, set.rank(), set.meetings().first_left()));
+    s.handle->fail(peer_left(s, set, set.meetings().first_left()));
     return;
   }
   tell(std::move(s), set);
@@ -219,6 +190,16 @@ void Engine::finished(Operation& operation) {
   }
   ended(operation.submission(), process_set(operation.process_set()), operation.sequence());
   operation.deliver();
+  if (operation.failed() && operation.submission().group) fail_group(operation.submission(), operation.error());
+}
+
+// The others of the group: they will fail as this one did, but for those that some rank has not submitted at all.
+void Engine::fail_group(const Submission& failed, const Error& error) {
+  agreeing_.for_each([&](uint64_t, Submission& s) {
+    if (s.group != failed.group) return;
+    s.handle->give_up_memory();
+    s.handle->fail(error);
+  });
 }
 
 // Its name and, on the first rank, its ticket are free again.

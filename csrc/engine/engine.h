@@ -26,19 +26,10 @@
 
 namespace ringdp {
 
-// The ranks that have proved to share memory with this one, all of process set 0's; empty: none.
-struct Neighbourhood {
-  std::shared_ptr<Host> host;
-  std::vector<int> members;            // in order, this rank included
-  std::vector<uint64_t> mail_offsets;  // of each one's part of the mail, in its heap
-};
-
 class Engine {
  public:
-  // Process set 0 holds all ranks, placed as said (and sharing memory if they are all neighbours). `sharing`: by rank, a number
-  // that ranks have in common which share memory; empty: none do. `generation` is part of every header.
-  Engine(Options options, uint32_t generation, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
-         Placement placement, Neighbourhood neighbourhood = {}, const std::vector<int>& sharing = {});
+  // `everybody`: process set 0, of all ranks of the job. `generation` is part of every header.
+  Engine(Options options, uint32_t generation, Membership everybody);
   ~Engine();  // as shutdown(), if that was not called
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -46,14 +37,19 @@ class Engine {
   int rank() const { return rank_; }
   int size() const { return size_; }
   const Options& options() const { return options_; }
-  const Chooser& chooser() const { return chooser_; }  // of algorithms, in process set 0
+  const std::shared_ptr<Host>& host() const { return host_; }  // none where nothing is shared
+  const Chooser& chooser() const { return chooser_; }          // of algorithms, in process set 0
   const Counters& counters() const { return counters_; }
   // Whether an all-reduce is cast while it is under way (Submission::wide), if its caller wants that: not what goes along
   // with its name, nor what never leaves a host, where the ranks read each other's tensors.
-  bool casts_under_way(int process_set, uint64_t bytes, Dtype dtype) const;
+  bool casts_under_way(int process_set, uint64_t bytes, Dtype dtype);
 
   // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
   std::shared_ptr<Handle> submit(Submission submission);
+
+  // Several of one process set that complete together or not at all: where ranks differ in one of them, all fail. What is
+  // wrong with one on this rank alone is thrown, and none is taken.
+  std::vector<std::shared_ptr<Handle>> submit_group(std::vector<Submission> submissions);
 
   // submit() and the beginning of wait(), for a Caller (below) who waits for this alone. Where nothing else is under way
   // and the operation ends with its meeting, it takes the operation itself, and turns for as long as spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
@@ -78,8 +74,13 @@ class Engine {
   // One step's vote on a plan's lane: the fields are merged by MIN over all ranks.
   std::shared_ptr<Handle> vote(int process_set, int lane, std::vector<uint64_t> fields);
 
-  // Another process set over its own communicators, agreed by the caller; its members only.
-  void add_process_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control);
+  // Another process set over its own communicators, agreed on by the caller; on its ranks only.
+  void add_process_set(int id, Membership membership);
+
+  // False, and nothing is done, where an operation is under way in it. On its ranks, which have agreed that each of them is
+  // done with it. Its communicators are the caller's again.
+  bool remove_process_set(int id);
+  bool is_idle(int process_set);  // nothing is under way in it
 
   // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or
   // the seconds are over. The thread is joined. False if other ranks were still there.
@@ -117,10 +118,11 @@ class Engine {
   std::shared_ptr<Handle> new_handle();
   void leave_off();
   Pause pause(bool moved, bool caller);
-  std::unique_ptr<ProcessSet> new_set(int id, std::unique_ptr<Transport> data, std::unique_ptr<Transport> control,
-                                      Chooser chooser);
-  void join_neighbours(ProcessSet& set, const Neighbourhood& neighbourhood);
+  std::unique_ptr<ProcessSet> new_set(int id, Membership membership, Chooser chooser);
+  bool becomes_idle(ProcessSet& set);
   void check_open() const;
+  const Chooser& known(int process_set) const;
+  bool casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype) const;
   void admit(Submission& submission);
   bool take_arrivals();
   void take(Arrival& arrival);
@@ -143,6 +145,7 @@ class Engine {
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
+  void fail_group(const Submission& submission, const Error& error);
   void break_lanes();
   void break_lane(ProcessSet& set, int lane_id, uint64_t failed);
   void check_votes(ProcessSet& set);
@@ -175,9 +178,9 @@ class Engine {
   std::mutex mutex_;  // guards the next five, and what has_arrivals_ says
   std::condition_variable ended_;
   std::vector<Arrival> arrivals_;
-  NamesInFlight in_flight_;      // given by callers; those of unnamed calls are the process set's
-  std::map<int, int> sizes_;     // of the process sets, for validation
-  std::optional<Error> broken_;  // nothing more is accepted
+  NamesInFlight in_flight_;       // given by callers; those of unnamed calls are the process set's
+  std::map<int, Chooser> known_;  // of the process sets that submissions may name
+  std::optional<Error> broken_;   // nothing more is accepted
   bool leaving_ = false;
   std::atomic<bool> has_arrivals_{false};
   std::atomic<bool> stop_{false};
@@ -217,6 +220,6 @@ class Engine {
 
 // What is said to whoever waits for an engine that has ended, or for a rank that has left.
 Error closed_error();
-Error peer_left(const Submission& submission, int rank, int left);
+Error peer_left(const Submission& submission, const ProcessSet& set, int left);
 
 }  // namespace ringdp

@@ -118,7 +118,7 @@ void Operation::met() {
     return run_->poison(why);
   }
   done_ = true;
-  error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.rank()) + ": " + label() + " failed: " + why);
+  error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + why);
   leave_memory();
 }
 
@@ -153,8 +153,8 @@ Shared Operation::shared() const {
   Shared shared;
   shared.me = static_cast<size_t>(letters.me());
   for (size_t member = 0; member < told_.size(); ++member) {
-    const int rank = letters.members()[member];
-    const auto mapped = [&](uint64_t offset) { return offset == Heap::kNowhere ? nullptr : host.at(rank, offset); };
+    const int rank = letters.members()[member], place = letters.places()[member];
+    const auto mapped = [&](uint64_t offset) { return offset == Heap::kNowhere ? nullptr : host.at(place, offset); };
     const Whereabouts& told = told_[member];
     shared.mates.push_back({rank, mapped(told.output), mapped(told.area), &Counts::at(mapped(told.counts)), told.base});
   }
@@ -275,7 +275,7 @@ void Operation::run_variable_data() {
     start_run(ring_allgather(set_.rank(), counts, pipeline(longest, e.dtype)), memory, e, 1);
   }
   if (!result_.output)
-    run_->poison("rank " + std::to_string(set_.rank()) + " has no memory for " + std::to_string(result_.output_bytes) +
+    run_->poison("rank " + std::to_string(set_.name()) + " has no memory for " + std::to_string(result_.output_bytes) +
                  " bytes of output");
 }
 
@@ -332,7 +332,7 @@ void Operation::run_finished() {
   if (!run_->error().empty()) {
     done_ = true;
     error_ =
-        Error(ErrorKind::peer, "rank " + std::to_string(set_.rank()) + ": " + label() + " failed: " + run_->error());
+        Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + run_->error());
     return;
   }
   if ((explain_ || submission_.first_may_differ()) && !sizes_known_) {
@@ -369,8 +369,8 @@ std::string Operation::disagreement() const {
     descriptions.emplace_back(text, length);
     text += length;
   }
-  return "rank " + std::to_string(set_.rank()) + ": '" + submission_.name +
-         "' differs between ranks; nothing was exchanged:" + differences(descriptions);
+  return "rank " + std::to_string(set_.name()) + ": '" + submission_.name +
+         "' differs between ranks; nothing was exchanged:" + differences(descriptions, set_.ranks);
 }
 
 }  // namespace ringdp

@@ -31,6 +31,7 @@ class Operation {
   bool progress();  // true if anything was done
   bool done() const { return done_; }
   bool failed() const { return error_.has_value(); }
+  const Error& error() const { return *error_; }
   void deliver();  // after done(): hands result or error to whoever waits
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }

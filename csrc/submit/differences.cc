@@ -26,7 +26,7 @@ std::string ranks_text(const std::vector<int>& ranks) {
 
 }  // namespace
 
-std::string differences(const std::vector<std::string>& descriptions) {
+std::string differences(const std::vector<std::string>& descriptions, const std::vector<int>& names) {
   std::vector<std::vector<std::string>> of_rank;
   for (const std::string& description : descriptions) of_rank.push_back(lines_of(description));
   const auto line = [&](size_t rank, size_t i) {
@@ -41,7 +41,7 @@ std::string differences(const std::vector<std::string>& descriptions) {
   };
   while (differs < longest && same(differs)) ++differs;
   std::map<std::string, std::vector<int>> groups;
-  for (size_t r = 0; r < of_rank.size(); ++r) groups[line(r, differs)].push_back(static_cast<int>(r));
+  for (size_t r = 0; r < of_rank.size(); ++r) groups[line(r, differs)].push_back(names[r]);
   std::ostringstream out;
   for (const auto& [what, ranks] : groups) out << "\n  " << ranks_text(ranks) << ": " << what;
   return out.str();

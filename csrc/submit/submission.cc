@@ -51,6 +51,7 @@ uint64_t Submission::signature() const {
              uint64_t(uint32_t(root)) << 32);
   if (scaled) digest.add(bits_of(prescale)).add(bits_of(postscale));
   if (kind == OpKind::open_plan) digest.add(text);
+  if (group) digest.add(group->signature);
   for (size_t i = first_may_differ() ? 1 : 0; i < shape.size(); ++i) digest.add(shape[i]);
   return digest.value();
 }
@@ -70,7 +71,18 @@ std::string Submission::description() const {
     if (postscale != 1) out << ", postscale_factor " << text_of(postscale);
   }
   if (root >= 0) out << ", root_rank " << root;
+  for (size_t i = 0; group && i < group->members.size(); ++i)
+    out << "\ntensor " << i << " of its group: " << group->members[i].description();
   return out.str();
+}
+
+std::shared_ptr<const Group> group_of(const std::vector<Submission>& submissions) {
+  auto group = std::make_shared<Group>();
+  group->members = submissions;
+  Digest digest;
+  for (const Submission& member : submissions) digest.add(member.signature());
+  group->signature = digest.value();
+  return group;
 }
 
 void validate(const Submission& s, int rank, int size) {

@@ -20,6 +20,8 @@ constexpr const char* name_of(OpKind kind) {
   return names[static_cast<int>(kind)];
 }
 
+struct Group;
+
 struct Submission {
   OpKind kind = OpKind::allreduce;
   std::string name;  // "" for an unnamed call: it gets that of the next slot of its process set
@@ -49,6 +51,7 @@ struct Submission {
   uint32_t bucket = 0;
   uint64_t plan_digest = 0;
 
+  std::shared_ptr<const Group> group;  // of which it is one; none: it stands alone
   std::shared_ptr<Handle> handle;
 
   uint64_t count() const;      // elements
@@ -57,6 +60,13 @@ struct Submission {
   uint64_t signature() const;       // digest of everything that must be equal on all ranks
   std::string description() const;  // the same in words: "allreduce float32[3, 4] Average, prescale 1, postscale 1"
 };
+
+// Submissions that complete together or not at all. So the signature of each is one of all.
+struct Group {
+  uint64_t signature = 0;
+  std::vector<Submission> members;  // for what is said of them
+};
+std::shared_ptr<const Group> group_of(const std::vector<Submission>& submissions);
 
 // Throws ErrorKind::usage for what can be seen without asking other ranks.
 void validate(const Submission& submission, int rank, int size);

@@ -8,6 +8,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace ringdp {
 
@@ -23,6 +25,10 @@ class Transport {
   virtual int size() const = 0;
   virtual int max_tag() const = 0;
 
+  // What users are told of a rank: its number in the job, which is another one in a process set of fewer ranks.
+  int name_of(int rank) const { return names_.empty() ? rank : names_[static_cast<size_t>(rank)]; }
+  void call_ranks(std::vector<int> names) { names_ = std::move(names); }
+
   // The memory stays untouched (send) or owned by the transport (receive) until test() has returned true.
   [[nodiscard]] virtual Request send(int peer, int tag, const void* data, size_t bytes) = 0;
   [[nodiscard]] virtual Request receive(int peer, int tag, void* data, size_t bytes) = 0;
@@ -36,6 +42,9 @@ class Transport {
 
   // Ends all processes of the job (local: marks the job as aborted, so that every rank's next call fails).
   [[noreturn]] virtual void abort(int code) = 0;
+
+ private:
+  std::vector<int> names_;  // by rank
 };
 
 }  // namespace ringdp

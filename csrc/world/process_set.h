@@ -21,6 +21,7 @@
 #include "shared/counts.h"
 #include "submit/names.h"
 #include "transport/transport.h"
+#include "world/membership.h"
 
 namespace ringdp {
 
@@ -69,18 +70,24 @@ class Tickets {
 };
 
 struct ProcessSet {
-  ProcessSet(int id, std::unique_ptr<Transport> data_transport, std::unique_ptr<Transport> control_transport,
-             Chooser chooser, Doubling::Merge merge)
+  ProcessSet(int id, Membership made_of, Chooser chooser, Doubling::Merge merge)
       : id(id),
-        members(data_transport->size()),
+        ranks(std::move(made_of.ranks)),
+        members(static_cast<int>(ranks.size())),
         chooser(std::move(chooser)),
-        data(std::move(data_transport)),
-        control(std::move(control_transport)),
+        data(std::move(made_of.data)),
+        control(std::move(made_of.control)),
         doubling(*control, kMeetingsTag, std::move(merge)),
-        tickets(named_tags()) {}
+        tickets(named_tags()) {
+    data->call_ranks(ranks);
+    control->call_ranks(ranks);
+    join_neighbours(made_of.neighbourhood);
+    if (letters) levels = levels_of(made_of.sharing, rank());
+  }
 
   int rank() const { return data->rank(); }
   int size() const { return members; }
+  int name() const { return ranks[static_cast<size_t>(rank())]; }  // what users are told of this rank: that of the job
 
   // All ranks share memory (or there is one alone): they meet by letters. Those of several hosts send messages.
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
@@ -102,7 +109,9 @@ struct ProcessSet {
   uint64_t window() const { return one_host() || levels ? kWindowInHost : Lane::kWindow; }
   static constexpr uint64_t kWindowInHost = 8;
 
-  const int id, members;
+  const int id;
+  const std::vector<int> ranks;  // of the job, in order
+  const int members;
   const Chooser chooser;  // of algorithms; of shared memory only where this is one_host()
   std::unique_ptr<Transport> data, control;
   Doubling doubling;
@@ -115,6 +124,12 @@ struct ProcessSet {
   uint64_t unnamed = 0;                    // calls without a name so far
   std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight
   bool left = false;                       // this rank has told the others that it submits nothing more
+
+ private:
+  void join_neighbours(const Neighbourhood& neighbourhood);
 };
+
+// Where its ranks are, with what they share.
+Placement placement_of(const Membership& membership);
 
 }  // namespace ringdp

@@ -16,7 +16,7 @@ from ringdp.errors import (
     UsageError,
 )
 from ringdp.ops import Handle
-from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from ringdp.torch.built import (
     ccl_built,
     cuda_built,
@@ -102,6 +102,7 @@ __all__ = [
     "TransportError",
     "UsageError",
     "__version__",
+    "add_process_set",
     "allgather",
     "allgather_async",
     "allgather_object",
@@ -149,6 +150,7 @@ __all__ = [
     "rank",
     "reducescatter",
     "reducescatter_async",
+    "remove_process_set",
     "rocm_built",
     "shutdown",
     "size",

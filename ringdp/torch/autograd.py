@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from ringdp import world
 from ringdp.constants import Average, ReduceOp, Sum
 from ringdp.errors import UsageError
-from ringdp.ops import reduce_op, splits_of
 from ringdp.process_sets import ProcessSet
+from ringdp.requests import reduce_op, splits_of
 
 
 def wanted(tensor: Any) -> bool:
@@ -50,7 +51,7 @@ class Allgather(torch.autograd.Function):
         rows = operations.allgather(
             torch.tensor([tensor.shape[0]]), name and f"{name}.rows", process_set
         ).tolist()
-        ctx.start, ctx.rows = sum(rows[: process_set.rank()]), tensor.shape[0]
+        ctx.start, ctx.rows = sum(rows[: process_set.rank() or 0]), tensor.shape[0]
         return output
 
     @staticmethod
@@ -70,7 +71,7 @@ class Broadcast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
-        is_root = ctx.process_set.rank() == ctx.root
+        is_root = world.rank() == ctx.root
         return mean if is_root else torch.zeros_like(mean), None, None, None, None
 
 

@@ -18,6 +18,8 @@ import torch
 
 from ringdp import world
 from ringdp.errors import UsageError
+from ringdp.process_sets import ProcessSet
+from ringdp.requests import usable
 from ringdp.torch.adapter import DTYPES, is_plain
 from ringdp.torch.autograd import wanted
 from ringdp.torch.memory import passing
@@ -105,7 +107,7 @@ def known(compression: Any) -> type[Compressor]:
     )
 
 
-def wire_for(tensor: Any, compression: Any) -> torch.Tensor | None:
+def wire_for(tensor: Any, compression: Any, process_set: ProcessSet) -> torch.Tensor | None:
     """Memory for `Operations.allreduce_through_async` where the core is to cast the tensor under way; else None.
 
     That is where it goes between hosts; within one, where the memory that `compress` takes is reduced in place, casts
@@ -118,7 +120,8 @@ def wire_for(tensor: Any, compression: Any) -> torch.Tensor | None:
     bytes = tensor.numel() * dtype.itemsize
     if dtype is tensor.dtype or bytes <= SMALL or wanted(tensor):
         return None
-    under_way = world.current().engine.casts_under_way(bytes, int(DTYPES[dtype]))
+    engine = world.current().engine
+    under_way = engine.casts_under_way(bytes, int(DTYPES[dtype]), usable(process_set))
     return passing(tensor, dtype) if under_way else None
 
 

@@ -1,47 +1,22 @@
-"""Several tensors in one call. All are handed in at once; each is an operation of its own, `name.0`, `name.1`, …"""
+"""Several tensors in one call. All are exchanged or none is: a name that is in flight already leaves nothing started,
+and where ranks differ in one tensor, no tensor is touched. Their names are `name.0`, `name.1`, …
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ringdp.constants import Average, ReduceOp
-from ringdp.ops import Handle
+from ringdp.ops import GroupHandle
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.requests import reduce_op
 from ringdp.torch import ops
 from ringdp.torch.autograd import wanted
 from ringdp.torch.compression import Compression, check, wire_for
-
-
-class GroupHandle:
-    """The operations of a group in flight, for `poll` and `synchronize`."""
-
-    def __init__(self, handles: list[Handle[Any]]) -> None:
-        self._handles = handles
-
-    def poll(self) -> bool:
-        """True once all have completed or failed."""
-        return all(handle.poll() for handle in self._handles)
-
-    def wait(self) -> list[Any]:
-        """The results. All are waited for; then the first failure is raised, if there was one."""
-        results, failures = [], []
-        for handle in self._handles:
-            try:
-                results.append(handle.wait())
-            except Exception as failure:
-                failures.append(failure)
-        if failures:
-            raise failures[0]
-        return results
-
-
-def _group(
-    tensors: Sequence[torch.Tensor], name: str | None, start: Callable[..., Handle[Any]]
-) -> GroupHandle:
-    return GroupHandle([start(tensor, name and f"{name}.{i}") for i, tensor in enumerate(tensors)])
+from ringdp.torch.ops import operations
 
 
 def _compressed(tensors: Sequence[torch.Tensor], compression: Any) -> tuple[list[torch.Tensor], list[Any]]:
@@ -59,13 +34,9 @@ def grouped_allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> GroupHandle:
     """`allreduce_async` of each tensor."""
-    return _group(
-        tensors,
-        name,
-        lambda tensor, own: ops.allreduce_async(
-            tensor, average, own, op, prescale_factor, postscale_factor, process_set
-        ),
-    )
+    how = reduce_op(op, average), (prescale_factor, postscale_factor)
+    requests = [operations.requests.allreduce(tensor, *how) for tensor in tensors]
+    return operations.submit_group(requests, name, process_set)
 
 
 def grouped_allreduce_async_(
@@ -78,13 +49,9 @@ def grouped_allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> GroupHandle:
     """`allreduce_async_` of each tensor."""
-    return _group(
-        tensors,
-        name,
-        lambda tensor, own: ops.allreduce_async_(
-            tensor, average, own, op, prescale_factor, postscale_factor, process_set
-        ),
-    )
+    how = reduce_op(op, average), (prescale_factor, postscale_factor)
+    requests = [operations.requests.allreduce_(tensor, *how) for tensor in tensors]
+    return operations.submit_group(requests, name, process_set)
 
 
 def grouped_allreduce(
@@ -105,19 +72,19 @@ def grouped_allreduce(
             ops.allreduce(tensor, average, name and f"{name}.{i}", compression, *options)
             for i, tensor in enumerate(tensors)
         ]
-    wires = [wire_for(tensor, compression) for tensor in tensors]
+    wires = [wire_for(tensor, compression, process_set) for tensor in tensors]
     pairs = [
         (tensor, None) if wire is not None else compression.compress(tensor)
         for tensor, wire in zip(tensors, wires, strict=True)
     ]
-    handles = []
-    for i, ((tensor, _), wire) in enumerate(zip(pairs, wires, strict=True)):
-        own = name and f"{name}.{i}"
-        if wire is None:
-            handles.append(ops.allreduce_async(tensor, average, own, *options))
-        else:
-            handles.append(ops.operations.allreduce_through_async(wire, tensor, average, own, *options))
-    results = GroupHandle(handles).wait()
+    how = reduce_op(op, average), (prescale_factor, postscale_factor)
+    requests = [
+        operations.requests.allreduce(tensor, *how)
+        if wire is None
+        else operations.requests.allreduce_through(wire, tensor, *how)
+        for (tensor, _), wire in zip(pairs, wires, strict=True)
+    ]
+    results = operations.submit_group(requests, name, process_set).wait()
     return [compression.decompress(r, context) for r, (_, context) in zip(results, pairs, strict=True)]
 
 
@@ -140,7 +107,8 @@ def grouped_allgather_async(
     tensors: Sequence[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> GroupHandle:
     """`allgather_async` of each tensor."""
-    return _group(tensors, name, lambda tensor, own: ops.allgather_async(tensor, own, process_set))
+    requests = [operations.requests.allgather(tensor) for tensor in tensors]
+    return operations.submit_group(requests, name, process_set)
 
 
 def grouped_allgather(
@@ -163,13 +131,9 @@ def grouped_reducescatter_async(
     postscale_factor: float = 1.0,
 ) -> GroupHandle:
     """`reducescatter_async` of each tensor."""
-    return _group(
-        tensors,
-        name,
-        lambda tensor, own: ops.reducescatter_async(
-            tensor, own, op, process_set, prescale_factor, postscale_factor
-        ),
-    )
+    how = reduce_op(op, None), (prescale_factor, postscale_factor), process_set
+    requests = [operations.requests.reducescatter(tensor, *how) for tensor in tensors]
+    return operations.submit_group(requests, name, process_set)
 
 
 def grouped_reducescatter(

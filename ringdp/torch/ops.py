@@ -66,7 +66,7 @@ def allreduce(
     """
     if compression is not Compression.none:
         how = (op, prescale_factor, postscale_factor, process_set)
-        wire = wire_for(tensor, compression)
+        wire = wire_for(tensor, compression, process_set)
         if wire is not None:
             return operations.allreduce_through_async(wire, tensor, average, name, *how).wait()
         narrow, context = check(compression).compress(tensor)

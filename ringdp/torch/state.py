@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ringdp import world
 from ringdp.constants import Min
 from ringdp.errors import MismatchError, UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
@@ -129,7 +130,7 @@ def broadcast_optimizer_state(
         for i, p in enumerate(group["params"])
     ]
     _agree(lines, what, process_set)
-    is_root = process_set.rank() == root_rank
+    is_root = world.rank() == root_rank
     tensors: list[torch.Tensor] = []
     structure = _take_apart(_state_of(optimizer), tensors) if is_root else None
     structure = broadcast_object(structure, root_rank, what, process_set)

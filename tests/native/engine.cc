@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,9 +39,13 @@ class Ranks {
  public:
   Ranks(int size, uint64_t delay_seed) {
     const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
-    for (int r = 0; r < size; ++r)
-      engines_.push_back(std::make_unique<Engine>(options(), 0, make_local_transport(data, r),
-                                                  make_local_transport(control, r), Placement{size, 1, size, false}));
+    std::vector<int> ranks(static_cast<size_t>(size));
+    std::iota(ranks.begin(), ranks.end(), 0);
+    for (int r = 0; r < size; ++r) {
+      Membership everybody{ranks, make_local_transport(data, r), make_local_transport(control, r), {size, 1, size}, {},
+                           {}};
+      engines_.push_back(std::make_unique<Engine>(options(), 0, std::move(everybody)));
+    }
   }
 
   int size() const { return static_cast<int>(engines_.size()); }

@@ -44,7 +44,7 @@ struct Neighbours {
   Letters letters(int rank) const {
     std::vector<int> members(hosts.size());
     std::iota(members.begin(), members.end(), 0);
-    return Letters(hosts[rank], members, rank, parts(rank));
+    return Letters(hosts[rank], members, members, rank, parts(rank));
   }
 
   std::vector<std::shared_ptr<Host>> hosts;

@@ -5,6 +5,7 @@ In one process (`python -m pytest tests/ranks --local-ranks=N`) each test functi
 rank of a fresh world over the `local` transport, whose messages arrive with seeded random delays.
 """
 
+import collections
 import functools
 import os
 import threading
@@ -115,15 +116,36 @@ def hosts(request):
     return [[rank for rank, host in enumerate(host_of) if host == h] for h in sorted(set(host_of))]
 
 
+class LocalJob:
+    """Process sets for ranks that are threads: the first rank of a set makes it for all."""
+
+    def __init__(self, engines, hosts):
+        self.engines, self.hosts = engines, hosts
+        self.made = collections.defaultdict(threading.Event)
+
+    def add_set(self, engine, number, ranks):
+        from ringdp import _core
+
+        if engine.rank == ranks[0]:
+            members = [self.engines[rank] for rank in ranks]
+            _core.add_local_process_set(number, members, [self.hosts[rank] for rank in ranks if self.hosts])
+            self.made[number].set()
+        assert self.made[number].wait(30)
+
+    def remove_set(self, number):
+        pass
+
+
 def run_local(size, seed, hosts, body):
     """Run `body` in `size` threads, each a rank; raise the first rank's failure. `hosts`: the host of each rank."""
     from ringdp import _core
 
     engines = _core.local_engines(size, seed, hosts)
+    job = LocalJob(engines, hosts)
     failures = {}
 
     def rank_main(rank):
-        here = world.World(engines[rank], world.Place(rank, size, rank, size))
+        here = world.World(engines[rank], world.Place(rank, size, rank, size), job)
         with world.use(here):
             try:
                 body()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ringdp
-from ringdp import world
+from ringdp import _core, world
 from ringdp.constants import Dtype, OpKind, ReduceOp
 
 NARROW, WIDE = ("float16", "bfloat16"), ("float32", "float64")
@@ -53,10 +53,10 @@ def submit(name, wire, dtype, how, wide=None, output=None):
     op, prescale, postscale = how
     casts = () if wide is None else (Dtype[wide.dtype.name], wide.ctypes.data, output.ctypes.data)
     at = wire.ctypes.data, wire.ctypes.data
-    handle = world.current().engine.submit(
+    submission = _core.Submission(
         OpKind.allreduce, name, 0, *at, Dtype[dtype], wire.shape, op, prescale, postscale, -1, [], *casts
     )  # fmt: skip
-    return handle, (wire, wide, output)
+    return world.current().engine.submit(submission), (wire, wide, output)
 
 
 def wait(submitted):
@@ -155,8 +155,9 @@ def test_what_cannot_be_cast_under_way_is_refused():
         submit("x", wire, "bfloat16", HOW["sum"], wire.view(np.float16), wire)
     with pytest.raises(ringdp.UsageError, match="only an all-reduce in place is cast"):
         at = wire.ctypes.data, wire.copy().ctypes.data
-        world.current().engine.submit(
+        submission = _core.Submission(
             OpKind.allreduce, "x", 0, *at, Dtype.float16, (count,), ReduceOp.Sum, 1.0, 1.0, -1, [],
             Dtype.float32, x.ctypes.data, x.ctypes.data
         )  # fmt: skip
+        world.current().engine.submit(submission)
     assert (ringdp.allreduce(np.ones(9), op=ringdp.Sum) == ringdp.size()).all()

@@ -63,10 +63,10 @@ def submit(
 ) -> Pending:
     at = output.ctypes.data if output is not None else 0
     dtype = Dtype[source.dtype.name]
-    handle = engine.submit(
+    submission = _core.Submission(
         kind, name, process_set, source.ctypes.data, at, dtype, source.shape, op, prescale, postscale, root, splits
     )  # fmt: skip
-    return Pending(handle, source, output)
+    return Pending(engine.submit(submission), source, output)
 
 
 def allreduce(engine: Any, name: str, source: np.ndarray, **how: Any) -> Pending:
@@ -430,10 +430,10 @@ def test_a_rank_without_memory_for_its_output_fails_with_its_peers_and_the_other
             splits = [[0, 0, 0], [rows, 0, 0], [0, 0, 0]][engine.rank]
             shape = (sum(splits),)
             at = source.ctypes.data
-            handle = engine.submit(
+            submission = _core.Submission(
                 OpKind.alltoall, "x", 0, at, 0, Dtype.float32, shape, 1, 1.0, 1.0, -1, splits
             )
-            return Pending(handle, source, None)
+            return Pending(engine.submit(submission), source, None)
 
         pending = [exchange(e) for e in engines]
         with pytest.raises(

@@ -130,7 +130,7 @@ def by_hand(x, dtype, **how):
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_large_tensors_get_the_same_bits_under_way(kind, dtype, _by_messages):
     x = (noise(3, LARGE) * 300).to(dtype)
-    before, wire = x.clone(), wire_for(x, compression(kind))
+    before, wire = x.clone(), wire_for(x, compression(kind), hvd.global_process_set)
     assert wire.dtype == KINDS[kind] and wire.shape == x.shape
     for how in (
         {},
@@ -150,7 +150,7 @@ def test_large_tensors_get_the_same_bits_under_way(kind, dtype, _by_messages):
 
 def test_what_is_cast_before_it_is_handed_in(kind, _by_messages):
     chosen, x = compression(kind), noise(LARGE)
-    assert wire_for(x, chosen) is not None
+    assert wire_for(x, chosen, hvd.global_process_set) is not None
     for tensor, other in [
         (x[:-1], chosen),  # small
         (noise(2, LARGE).t(), chosen),  # not dense
@@ -160,7 +160,7 @@ def test_what_is_cast_before_it_is_handed_in(kind, _by_messages):
         (x, object()),
         (noise(LARGE).requires_grad_(), chosen),
     ]:
-        assert wire_for(tensor, other) is None
+        assert wire_for(tensor, other, hvd.global_process_set) is None
     assert torch.equal(
         hvd.allreduce(noise(2, LARGE).t(), compression=chosen), by_hand(noise(2, LARGE).t(), KINDS[kind])
     )
@@ -172,7 +172,7 @@ def test_what_is_cast_before_it_is_handed_in(kind, _by_messages):
 def test_what_goes_through_shared_memory_is_cast_before(kind):
     if world.current().engine.algorithm(2 * LARGE, Dtype.float16) != "shared_memory":
         pytest.skip("the ranks share no memory")
-    assert wire_for(noise(LARGE), compression(kind)) is None
+    assert wire_for(noise(LARGE), compression(kind), hvd.global_process_set) is None
 
 
 def test_ranks_that_compress_large_tensors_differently_are_told(_by_messages):

@@ -89,7 +89,7 @@ def test_scaler():
         ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, "needs op=Average"),
         ({"gradient_predivide_factor": 0.0}, "must be positive"),
         ({"bucket_bytes": 0}, "bucket_bytes must be positive"),
-        ({"process_set": hvd.ProcessSet(3)}, "not offered yet"),
+        ({"process_set": hvd.ProcessSet([3])}, "not offered yet"),
     ],
 )
 def test_arguments_that_are_refused(options, text):

@@ -1,0 +1,100 @@
+"""The communicators of a job and of its process sets, and who shares memory with whom: what an engine is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ringdp import mpi, sharing
+
+
+class Job(Protocol):
+    """Gives the engine of this rank further process sets. Called in the same order on all ranks of the job."""
+
+    def add_set(self, engine: Any, number: int, ranks: Sequence[int]) -> None:
+        """Collective over `ranks` (of the job, in order)."""
+        ...
+
+    def remove_set(self, number: int) -> None:
+        """The engine of this rank, and of all others of the set, has forgotten it. Collective over its ranks."""
+        ...
+
+
+class MpiJob:
+    """Over MPI. The engine's threads use communicators of their own, so that calls made here never meet theirs.
+
+    Args:
+        base: an mpi4py communicator of all ranks of the job; it is duplicated.
+        hosts: the host of each rank, as a number.
+    """
+
+    def __init__(self, base: Any, hosts: Sequence[int]) -> None:
+        self.MPI = mpi.load()
+        self.comm = base.Dup()
+        self.hosts = list(hosts)
+        self.rank: int = base.Get_rank()
+        local = base.Split_type(self.MPI.COMM_TYPE_SHARED, key=self.rank)
+        self.neighbours = sharing.find_neighbours(local, self.rank)
+        local.Free()
+        self._communicators: dict[int, tuple[Any, Any]] = {}
+        self._mail: dict[int, int] = {}
+
+    def engine(self, generation: int) -> Any:
+        """This rank's engine, with all ranks in process set 0. Collective."""
+        from ringdp import _core
+
+        everybody = self._membership(0, range(len(self.hosts)), self.comm.Dup(), self.neighbours)
+        return _core.make_engine(generation, everybody)
+
+    def add_set(self, engine: Any, number: int, ranks: Sequence[int]) -> None:
+        """See `Job`."""
+        group = self.comm.Get_group().Incl(list(ranks))
+        comm = self.comm.Create_group(group, tag=number)
+        group.Free()
+        found = self._neighbours_in(number, ranks, comm)
+        engine.add_process_set(number, self._membership(number, ranks, comm, found))
+
+    def remove_set(self, number: int) -> None:
+        """See `Job`."""
+        data, control = self._communicators.pop(number)
+        data.Barrier()  # nobody looks at this rank's mail any more
+        if number in self._mail:
+            self.neighbours.host.free_mail(self._mail.pop(number))
+        data.Free()
+        control.Free()
+
+    def free(self) -> None:
+        """Give all communicators back. Collective; only where every engine has ended in peace."""
+        for number in sorted(self._communicators):
+            for communicator in self._communicators[number]:
+                communicator.Free()
+        self.comm.Free()
+
+    def _membership(self, number: int, ranks: Sequence[int], comm: Any, found: sharing.Neighbourhood) -> Any:
+        from ringdp import _core
+
+        self._communicators[number] = comm, comm.Dup()
+        data, control = (int(self.MPI._handleof(c)) for c in self._communicators[number])
+        sharing_with = comm.allgather(min(found.members, default=self.rank))
+        hosts = [self.hosts[rank] for rank in ranks]
+        return _core.Membership(
+            list(ranks), data, control, hosts, found.host, found.members, found.mail, sharing_with
+        )
+
+    def _neighbours_in(self, number: int, ranks: Sequence[int], comm: Any) -> sharing.Neighbourhood:
+        """Those of this rank's neighbours that are in the set, with mail of their own."""
+        from ringdp import _core
+
+        host = self.neighbours.host
+        members = [rank for rank in self.neighbours.members if rank in ranks]
+        mail = host.make_mail(len(members)) if len(members) > 1 else _core.NOWHERE
+        offsets = dict(comm.allgather((self.rank, mail)))
+        if len(members) < 2:
+            return sharing.Neighbourhood()
+        if mail != _core.NOWHERE:
+            self._mail[number] = mail
+        if any(offsets[member] == _core.NOWHERE for member in members):
+            return sharing.Neighbourhood()
+        return sharing.Neighbourhood(
+            host, self.neighbours.kind, members, [offsets[member] for member in members]
+        )

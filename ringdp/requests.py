@@ -1,0 +1,235 @@
+"""What each operation asks of the core, and what becomes of its output: once for all frameworks.
+
+A request is made from the caller's tensors by an `Adapter`; `ringdp.ops` submits it, alone or in a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from ringdp.constants import OpKind, ReduceOp
+from ringdp.errors import NotInitializedError, UsageError
+from ringdp.process_sets import ProcessSet
+
+T = TypeVar("T")
+
+
+class Adapter(Protocol[T]):
+    """What the operations need to know of a framework's tensors. All tensors here are on the CPU."""
+
+    # Tensors of exactly these types the core looks at by itself (csrc/bindings/tensor.h); those that it cannot use as
+    # they lie there, and all others, take the longer way by `source`, `target` and `describe`.
+    direct: tuple[type, ...]
+    # To be called when the core has written such a tensor, if the framework wants to know.
+    note_write: Callable[[Any], None] | None
+
+    def source(self, tensor: Any) -> T:
+        """`tensor` as a dense tensor in row-major order that may be read; a copy only if it must be.
+
+        Raises:
+            TypeError: not a tensor of this framework, or a dtype or device that ringdp does not know.
+        """
+        ...
+
+    def target(self, tensor: Any) -> T:
+        """A dense tensor for an in-place operation on `tensor`: itself if it is dense, else a dense copy.
+
+        Raises:
+            TypeError: a tensor that must not be written: read-only, or of a framework with immutable tensors.
+        """
+        ...
+
+    def written(self, tensor: Any, target: T) -> None:
+        """An in-place operation has written `target`: bring it back into `tensor` if that is another one."""
+        ...
+
+    def empty(self, shape: Sequence[int], like: T) -> T:
+        """A new tensor of this shape, of the dtype of `like`."""
+        ...
+
+    def empty_like(self, like: T) -> T:
+        """A new tensor of the shape and dtype of `like`, which is dense."""
+        ...
+
+    def from_bytes(self, data: Any, shape: Sequence[int], like: T) -> T:
+        """A tensor of this shape and the dtype of `like` over a NumPy array of bytes, without a copy."""
+        ...
+
+    def describe(self, tensor: T) -> tuple[int, int, Sequence[int]]:
+        """(address, dtype number, shape)."""
+        ...
+
+    def integers(self, values: Sequence[int]) -> T:
+        """A one-dimensional int64 tensor (int32 where the framework's users expect it)."""
+        ...
+
+
+@dataclass(slots=True)
+class Request(Generic[T]):
+    """One operation of the core on one tensor."""
+
+    kind: OpKind
+    source: T
+    output: T | None  # None: the core makes it
+    finish: Callable[[Any], Any]  # the result for the caller, from the core's handle
+    op: ReduceOp = ReduceOp.Sum
+    scale: tuple[float, float] = (1.0, 1.0)  # before and after
+    root: int = -1
+    splits: Sequence[int] = ()
+    wide: tuple[T, T] | None = None  # the tensors of which `source` is only what travels
+
+    def submission(self, name: str, process_set_id: int, adapter: Adapter[T]) -> Any:
+        """For the core's `submit` or `submit_group`."""
+        from ringdp import _core
+
+        address, dtype, shape = adapter.describe(self.source)
+        target = 0 if self.output is None else adapter.describe(self.output)[0]
+        wide: tuple[int, ...] = ()
+        if self.wide is not None:
+            wide_address, wide_dtype, _ = adapter.describe(self.wide[0])
+            wide = wide_dtype, wide_address, adapter.describe(self.wide[1])[0]
+        return _core.Submission(
+            int(self.kind), name, process_set_id, address, target, dtype, list(shape), int(self.op),
+            *self.scale, self.root, list(self.splits), *wide,
+        )  # fmt: skip
+
+
+class Requests(Generic[T]):
+    """The requests of all operations, for the tensors of one framework. Arguments: see `ringdp.ops.Operations`."""
+
+    def __init__(self, adapter: Adapter[T]) -> None:
+        self._adapter = adapter
+
+    def allreduce(self, tensor: Any, op: ReduceOp, scale: tuple[float, float]) -> Request[T]:
+        """The result is a new tensor."""
+        source = self._adapter.source(tensor)
+        output = self._adapter.empty_like(source)
+        return Request(OpKind.allreduce, source, output, lambda _: output, op, scale)
+
+    def allreduce_(self, tensor: Any, op: ReduceOp, scale: tuple[float, float]) -> Request[T]:
+        """The result is `tensor`."""
+        target = self._adapter.target(tensor)
+        return Request(OpKind.allreduce, target, target, lambda _: self._written(tensor, target), op, scale)
+
+    def allreduce_through(self, wire: T, tensor: Any, op: ReduceOp, scale: tuple[float, float]) -> Request[T]:
+        """The result is a new tensor, cast from `wire`, which travels."""
+        source = self._adapter.source(tensor)
+        output = self._adapter.empty_like(source)
+        return Request(OpKind.allreduce, wire, wire, lambda _: output, op, scale, wide=(source, output))
+
+    def allgather(self, tensor: Any) -> Request[T]:
+        """The result is a new tensor of all ranks' rows."""
+        source = self._adapter.source(tensor)
+        return Request(OpKind.allgather, source, None, lambda core: self._take_output(core, source))
+
+    def broadcast(self, tensor: Any, root_rank: int, process_set: ProcessSet) -> Request[T]:
+        """The result is a new tensor."""
+        source = self._adapter.source(tensor)
+        output = self._adapter.empty(self._adapter.describe(source)[2], source)
+        root = number_of(root_rank, process_set)
+        return Request(OpKind.broadcast, source, output, lambda _: output, root=root)
+
+    def broadcast_(self, tensor: Any, root_rank: int, process_set: ProcessSet) -> Request[T]:
+        """The result is `tensor`."""
+        target = self._adapter.target(tensor)
+        root = number_of(root_rank, process_set)
+        return Request(OpKind.broadcast, target, target, lambda _: self._written(tensor, target), root=root)
+
+    def alltoall(self, tensor: Any, splits: Any, process_set: ProcessSet) -> Request[T]:
+        """The result is a new tensor, with splits a pair of that and the rows from each rank."""
+        source = self._adapter.source(tensor)
+        shape = self._adapter.describe(source)[2]
+        rows = splits_of(splits, shape[0] if shape else 0, process_set.size())
+
+        def finish(core: Any) -> Any:
+            output = self._take_output(core, source)
+            return output if splits is None else (output, self._adapter.integers(core.rows()))
+
+        return Request(OpKind.alltoall, source, None, finish, splits=rows)
+
+    def reducescatter(
+        self, tensor: Any, op: ReduceOp, scale: tuple[float, float], process_set: ProcessSet
+    ) -> Request[T]:
+        """The result is a new tensor of this rank's rows."""
+        source = self._adapter.source(tensor)
+        shape = list(self._adapter.describe(source)[2])
+        if shape:
+            base, extra = divmod(shape[0], process_set.size())
+            shape[0] = base + ((process_set.rank() or 0) < extra)
+        output = self._adapter.empty(shape, source)
+        return Request(OpKind.reducescatter, source, output, lambda _: output, op, scale)
+
+    def _written(self, tensor: Any, target: T) -> Any:
+        self._adapter.written(tensor, target)
+        return tensor
+
+    def _take_output(self, core: Any, source: T) -> T:
+        shape = list(self._adapter.describe(source)[2])
+        shape[0] = sum(core.rows())
+        data = core.take_output()
+        if math.prod(shape) == 0:
+            return self._adapter.empty(shape, source)
+        return self._adapter.from_bytes(data, shape, source)
+
+
+def usable(process_set: ProcessSet) -> int:
+    """Its number.
+
+    Raises:
+        NotInitializedError: it was never added, or was removed.
+    """
+    number = process_set.process_set_id
+    if number is None:
+        raise NotInitializedError(
+            f"{process_set!r} cannot be used: give it to init() or to add_process_set()"
+        )
+    return number
+
+
+def number_of(root_rank: int, process_set: ProcessSet) -> int:
+    """The number in the set of a rank of the job.
+
+    Raises:
+        UsageError: it is not one of the set.
+    """
+    if usable(process_set) == 0:
+        return root_rank  # the core looks at it
+    assert process_set.ranks is not None
+    if root_rank not in process_set.ranks:
+        raise UsageError(f"root_rank {root_rank} is not one of the ranks of {process_set!r}")
+    return process_set.ranks.index(root_rank)
+
+
+def reduce_op(op: ReduceOp | None, average: bool | None) -> ReduceOp:
+    """Horovod's two ways to say it: `op`, or the older `average`.
+
+    Raises:
+        UsageError: both were given, or an operation that is none.
+    """
+    if op is not None and average is not None:
+        raise UsageError("give op=, not average= as well (average is the older form of op)")
+    if op is None:
+        return ReduceOp.Sum if average is False else ReduceOp.Average
+    try:
+        return ReduceOp(op)
+    except ValueError:
+        raise UsageError(f"op must be one of {', '.join(o.name for o in ReduceOp)}, not {op!r}") from None
+
+
+def splits_of(splits: Any, rows: int, size: int) -> list[int]:
+    """Rows for each rank: as given, or equal parts.
+
+    Raises:
+        UsageError: no splits, and the rows do not divide evenly; or a negative one.
+    """
+    if splits is None:
+        if rows % size:
+            raise UsageError(f"alltoall: {rows} rows do not divide evenly among {size} ranks: give splits")
+        return [rows // size] * size
+    values = [int(n) for n in (splits.tolist() if hasattr(splits, "tolist") else splits)]
+    if any(n < 0 for n in values):
+        raise UsageError(f"alltoall: splits must not be negative: {values}")
+    return values
