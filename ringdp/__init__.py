@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TransportError,
         UsageError,
     )
+    from ringdp.joined import join
     from ringdp.numpy.memory import empty
     from ringdp.numpy.ops import (
         allgather,
@@ -101,6 +102,7 @@ __all__ = [
     "init",
     "is_homogeneous",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "poll",
@@ -123,6 +125,7 @@ _MODULES = (
     "ops",
     "numpy.ops",
     "numpy.memory",
+    "joined",
     "state",
 )
 

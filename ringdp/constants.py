@@ -42,3 +42,4 @@ class OpKind(enum.IntEnum):
     allgather = 3
     alltoall = 4
     barrier = 5
+    join = 7

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -54,7 +55,16 @@ class World:
     # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: int = 0  # optimizers made so far, for their names
+    members: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)  # see ringdp/joined.py
+    work_at_join: dict[int, int] = field(
+        default_factory=dict
+    )  # by process set: work_done() when all had joined
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
+
+    def work_done(self) -> int:
+        """Operations that this rank has submitted so far."""
+        counters = self.engine.counters()
+        return int(counters["named"] + counters["buckets"])
 
     def ranks_of(self, comm: Any) -> tuple[int, ...]:
         """The ranks of the job that an mpi4py communicator holds, in order; none for MPI.COMM_NULL.

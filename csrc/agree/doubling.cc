@@ -71,11 +71,11 @@ void Doubling::close(Meeting& closed) {
   RINGDP_CHECK(meeting.complete);
   is_complete_no_more(meeting);  // who came last may have seen that it is complete before it was told
   const Subject subject = subject_of(meeting.mine);
-  meeting.here = meeting.complete = meeting.for_nobody = false;
+  meeting.here = meeting.complete = meeting.for_nobody = meeting.joined = false;
   meeting.left = -1;
   for (const auto& some : meeting.waiting) {
     if (some.empty()) continue;
-    if (marks(subject.topic)) come_with_mark(subject, meeting);
+    if (marks(some.front().note)) come_with_mark(subject, meeting);
     return;  // the next meeting about the same thing has begun
   }
   meetings_.release(subject);
@@ -96,7 +96,8 @@ void Doubling::go_on(Gathering& meeting) {
       if (waiting.empty() && !lacks_partner(meeting)) return;
       Received received;
       if (waiting.empty()) {
-        received.note = mark(subject_of(meeting.mine));
+        const Subject subject = subject_of(meeting.mine);
+        received.note = partner_ended_ ? mark(subject) : joined_mark(subject);
       } else {
         received = std::move(waiting.front());
         waiting.pop_front();
@@ -110,6 +111,7 @@ void Doubling::go_on(Gathering& meeting) {
   meeting.complete = true;
   meeting.left = heard.flags & Note::kLeft ? static_cast<int>(heard.ticket) : -1;
   meeting.agreed = !(heard.flags & (Note::kLeft | Note::kPoison));
+  meeting.joined = heard.flags & Note::kJoined;
   meeting.ticket = heard.ticket;
   --open_;
   if (meeting.mine.topic == leaving)
@@ -120,10 +122,18 @@ void Doubling::go_on(Gathering& meeting) {
 
 void Doubling::take(size_t stage, const Note& note, const std::byte* payload) {
   if (note.topic == news) return take_news(stage, note);
+  if (note.topic == joining) {
+    partner_comes_from_ = note.lane + 1;
+    return partner_is_silent();
+  }
   const Subject subject = subject_of(note);
   Gathering& meeting = at(subject);
-  if (stages_[stage].is_result && !meeting.here) return meetings_.release(subject);  // it has ended without this rank,
-  if (stages_[stage].is_result && meeting.complete) return;                          // or the one after it has
+  if (stages_[stage].is_result && !meeting.here) {  // it has ended without this rank,
+    if (subject.topic == named && (note.flags & Note::kJoined) && is_silent_about(note))
+      return take_result_with_mark(subject, meeting, note);
+    return meetings_.release(subject);
+  }
+  if (stages_[stage].is_result && meeting.complete) return;           // or the one after it has
   if (meeting.here && !meeting.complete && meeting.stage == stage) {  // its turn, and none came before it
     merge(meeting, note, payload);
     ++meeting.stage;
@@ -134,7 +144,18 @@ void Doubling::take(size_t stage, const Note& note, const std::byte* payload) {
   received.note = note;
   received.payload.assign(payload, payload + note.bytes);
   meeting.waiting[stage].push_back(std::move(received));
-  if (!meeting.here && marks(subject.topic)) come_with_mark(subject, meeting);
+  if (!meeting.here && marks(note)) come_with_mark(subject, meeting);
+}
+
+// Others have finished it without this rank, which has joined.
+void Doubling::take_result_with_mark(const Subject& subject, Gathering& meeting, const Note& note) {
+  meeting.here = meeting.for_nobody = true;
+  meeting.mine = meeting.heard = mark(subject, false);
+  meeting.stage = 0;
+  ++open_;
+  merge(meeting, note, nullptr);
+  ++meeting.stage;
+  go_on(meeting);
 }
 
 void Doubling::merge(Gathering& meeting, const Note& note, const std::byte* payload) {
@@ -149,9 +170,15 @@ void Doubling::merge(Gathering& meeting, const Note& note, const std::byte* payl
   heard.ticket = left == 0                   ? std::min(heard.ticket, note.ticket)
                  : heard.flags & Note::kLeft ? heard.ticket
                                              : note.ticket;
+  const bool both_speak = !((heard.flags | note.flags) & Note::kSilent),
+             both_silent = heard.flags & note.flags & Note::kSilent;
+  if (heard.flags & Note::kSilent) heard.signature = note.signature;
   heard.flags |= note.flags;
-  if (heard.signature != note.signature || heard.bytes != note.bytes) heard.flags |= Note::kPoison;
-  if (heard.flags & (Note::kPoison | Note::kLeft)) {
+  if (!both_silent) heard.flags &= ~uint32_t{Note::kSilent};
+  const bool data_stay = heard.flags & Note::kJoined;
+  if (both_speak && (heard.signature != note.signature || (heard.bytes != note.bytes && !data_stay)))
+    heard.flags |= Note::kPoison;
+  if (data_stay || (heard.flags & (Note::kPoison | Note::kLeft))) {
     heard.bytes = 0;
     meeting.merged.clear();
   } else if (heard.bytes > 0) {
@@ -230,6 +257,10 @@ void Doubling::take_news(size_t stage, const Note& note) {
   tell_news();
   if (!stands_in_ || stage != 0) return;
   partner_ended_ = true;
+  partner_is_silent();
+}
+
+void Doubling::partner_is_silent() {
   meetings_.for_each([this](const Subject&, Gathering& meeting) {
     if (meeting.here && !meeting.complete) go_on(meeting);
   });
@@ -238,7 +269,18 @@ void Doubling::take_news(size_t stage, const Note& note) {
 // A rank that hands its tensor over hears of nothing that it has not come to, so it cannot come with a mark. But what it has
 // come to it told at once, and what it has not told before its news it never will.
 bool Doubling::lacks_partner(const Gathering& meeting) const {
-  return partner_ended_ && meeting.stage == 0 && meeting.mine.topic == named;
+  if (!stands_in_ || meeting.stage != 0 || meeting.mine.topic != named) return false;
+  return partner_ended_ || (meeting.mine.lane < partner_comes_from_ && !(meeting.heard.flags & Note::kAwaits));
+}
+
+int Doubling::drawer() const { return PowerOfTwo(transport_.size(), 0).hands_over() ? 1 : 0; }
+
+void Doubling::tell_of_joining() {
+  if (stages_.empty() || !stages_[0].is_result) return;
+  Note note;
+  note.topic = joining;
+  note.lane = epoch();
+  send(stages_[0].peer, note, nullptr);
 }
 
 void Doubling::tell_of_leaving() {
@@ -251,7 +293,9 @@ void Doubling::tell_of_leaving() {
 
 void Doubling::mark_open() {
   meetings_.for_each([this](const Subject& subject, Gathering& meeting) {
-    if (!meeting.here && marks(subject.topic)) come_with_mark(subject, meeting);
+    if (meeting.here) return;
+    for (const auto& some : meeting.waiting)
+      if (!some.empty() && marks(some.front().note)) return come_with_mark(subject, meeting);
   });
 }
 

@@ -10,6 +10,8 @@
 // which exchange; one about a thing that this rank has not come to waits here. Each rank knows its few partners, so a
 // receive from each is always posted.
 //
+// A rank that hands its tensor over hears of nothing before the result: when it joins it says so to the one that stands in.
+//
 // Leaving: the first that leaves tells its partners (`news`), each rank that hears it its own, once. And all come to the
 // meeting `leaving` as they leave: who has been there knows that all have.
 #pragma once
@@ -37,6 +39,7 @@ class Doubling final : public Meetings {
   bool poll() override;
   bool all_left() const override { return all_left_ && news_missing_ == 0 && sending_.empty(); }
   bool busy() const override { return open_ > 0 || !sending_.empty() || (has_left() && !all_left()); }
+  int drawer() const override;
   void cancel();  // takes the receives back: nothing is heard any more
 
  private:
@@ -77,8 +80,11 @@ class Doubling final : public Meetings {
   void send(int peer, const Note& note, const void* payload);
   void tell_news();
   void take_news(size_t stage, const Note& note);
+  void partner_is_silent();
+  void take_result_with_mark(const Subject& subject, Gathering& meeting, const Note& note);
   bool lacks_partner(const Gathering& meeting) const;
   void tell_of_leaving() override;
+  void tell_of_joining() override;
   void mark_open() override;
 
   Transport& transport_;
@@ -91,7 +97,9 @@ class Doubling final : public Meetings {
   int open_ = 0;  // meetings that this rank has come to, and that are not complete
   size_t news_missing_ = 0;
   bool armed_ = false, told_ = false, all_left_ = false;
-  bool stands_in_ = false, partner_ended_ = false;  // for a rank that hands over to this one; it comes to nothing more
+  // For a rank that hands over to this one: it comes to nothing more, or to nothing more before this epoch.
+  bool stands_in_ = false, partner_ended_ = false;
+  uint32_t partner_comes_from_ = 0;
 };
 
 }  // namespace ringdp

@@ -71,7 +71,7 @@ void Letters::receive(int member, const Note& note, const std::byte* payload) {
     return;
   }
   take(meeting, member, note, payload);
-  if (!meeting.here && marks(subject.topic)) come_with_mark(subject, meeting);
+  if (!meeting.here && marks(note)) come_with_mark(subject, meeting);
 }
 
 void Letters::take(Gathering& meeting, int member, const Note& note, const std::byte* payload) {
@@ -84,12 +84,16 @@ void Letters::take(Gathering& meeting, int member, const Note& note, const std::
   if (--meeting.missing > 0) return;
   meeting.complete = meeting.agreed = true;
   meeting.ticket = meeting.from[0].note.ticket;
+  const Note* first = nullptr;  // that has a signature
   for (const Received& one : meeting.from) {
     const bool left = one.note.flags & Note::kLeft;
     if (left && (meeting.left < 0 || static_cast<int>(one.note.ticket) < meeting.left))
       meeting.left = static_cast<int>(one.note.ticket);
-    if (left || (one.note.flags & Note::kPoison) || one.note.signature != meeting.from[0].note.signature)
-      meeting.agreed = false;
+    if (left || (one.note.flags & Note::kPoison)) meeting.agreed = false;
+    if (one.note.flags & Note::kJoined) meeting.joined = true;
+    if (left || (one.note.flags & Note::kSilent)) continue;
+    if (first == nullptr) first = &one.note;
+    if (one.note.signature != first->signature) meeting.agreed = false;
   }
   is_complete(meeting);
 }
@@ -100,7 +104,7 @@ void Letters::close(Meeting& closed) {
   is_complete_no_more(meeting);  // who came last may have seen that it is complete before it was told
   const auto later = std::exchange(meeting.later, {});
   for (Received& received : meeting.from) received.here = false;
-  meeting.here = meeting.complete = meeting.for_nobody = false;
+  meeting.here = meeting.complete = meeting.for_nobody = meeting.joined = false;
   meeting.left = -1;
   meetings_.release(subject_of(meeting.mine));
   for (const auto& [member, next] : later) receive(member, next.note, next.payload.data());
@@ -115,7 +119,8 @@ void Letters::tell_of_leaving() {
 
 void Letters::mark_open() {
   meetings_.for_each([this](const Subject& subject, Gathering& meeting) {
-    if (!meeting.here && marks(subject.topic)) come_with_mark(subject, meeting);
+    const auto heard = std::find_if(meeting.from.begin(), meeting.from.end(), [](const Received& r) { return r.here; });
+    if (!meeting.here && heard != meeting.from.end() && marks(heard->note)) come_with_mark(subject, meeting);
   });
 }
 

@@ -29,6 +29,7 @@ class Letters final : public Meetings {
   bool poll() override;
   bool all_left() const override { return has_left() && left_count_ + 1 == static_cast<int>(members_.size()); }
   bool busy() const override { return mail_ && !mail_->all_posted(); }
+  int drawer() const override { return members_[0]; }
 
   bool has_left(int place) const;
   void ring() const;  // wakes the other members

@@ -9,7 +9,7 @@ Meetings::Meeting* Meetings::next_complete() {
     Meeting* meeting = complete_.front();
     complete_.pop_front();
     if (meeting->left >= 0) heard_of_leaving(meeting->left);
-    if (!meeting->for_nobody) return meeting;
+    if (!meeting->for_nobody || (meeting->joined && meeting->left < 0)) return meeting;
     close(*meeting);
   }
   return nullptr;
@@ -32,7 +32,30 @@ void Meetings::heard_of_leaving(int rank) {
   if (!left_) mark_open();
 }
 
-Note Meetings::mark(const Subject& subject) const {
+void Meetings::join() {
+  joined_ = true;
+  tell_of_joining();
+  mark_open();
+}
+
+void Meetings::end_join() {
+  joined_ = false;
+  ++epoch_;
+}
+
+Note Meetings::joined_mark(const Subject& subject) const {
+  Note note;
+  note.key = subject.key, note.lane = subject.lane, note.topic = subject.topic;
+  note.flags = Note::kJoined | Note::kSilent;
+  return note;
+}
+
+Note Meetings::mark(const Subject& subject, bool draws) const {
+  if (!left_ && first_left_ < 0) {
+    Note note = joined_mark(subject);
+    if (draws && rank_ == drawer()) note.ticket = draw_ticket();
+    return note;
+  }
   Note note;
   note.key = subject.key, note.lane = subject.lane, note.topic = subject.topic;
   note.flags = Note::kLeft;

@@ -11,6 +11,12 @@
 // How ranks hear of each other is the carrier's: by letters through shared memory (agree/letters.h), or by messages
 // (agree/doubling.h).
 //
+// Joining: a rank that has joined has nothing more to contribute, until all have. It comes to each named operation that it
+// hears of with a mark without a signature; the data then stay behind, for all ranks have to tell it first what the
+// operation is. When all have joined, the next *epoch* begins. It is part of what a named operation is about: so what a rank
+// has begun before it joined never meets what others begin afterwards, and a rank that hears of an operation of an earlier
+// epoch that it has not come to knows that it never will.
+//
 // Leaving: a rank that leaves comes to nothing more, and all others soon hear that somebody has. Whoever has left, or has
 // heard of it, comes to each named operation that it hears of, and has not come to, with a mark. So all meetings that lack
 // somebody end, on all ranks, with the mark.
@@ -18,6 +24,7 @@
 
 #include <cstddef>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <utility>
@@ -29,7 +36,7 @@ namespace ringdp {
 
 class Meetings {
  public:
-  enum Topic : uint32_t { named, place, vote, leaving, news };
+  enum Topic : uint32_t { named, place, vote, leaving, news, joining };
 
   struct Received {
     bool here = false;
@@ -45,6 +52,7 @@ class Meetings {
     bool complete = false;
     bool agreed = false;  // all signatures are the same, nobody sent poison, nobody has left
     int left = -1;        // a rank that had left
+    bool joined = false;  // a rank that had joined is among them; `agreed` is about the others
     uint64_t ticket = Note::kNoTicket;
     // The payloads: by member where each hears every other itself, or merged into one where they do not.
     std::vector<Received> from;
@@ -61,6 +69,14 @@ class Meetings {
   // This rank comes. The meeting stays valid until it is closed. After leave() to no named operation.
   virtual Meeting& come(const Note& note, const void* payload, uint64_t token) = 0;
   virtual void close(Meeting& meeting) = 0;  // once complete
+
+  // From now on this rank comes with a mark to what it hears of, until end_join() begins the next epoch.
+  void join();
+  void end_join();
+  uint32_t epoch() const { return epoch_; }
+  // Who gives named operations their tickets: a rank that hears of all of them, also where it comes with a mark.
+  virtual int drawer() const = 0;
+  std::function<uint64_t()> draw_ticket;  // on that rank
 
   // Takes what has come; true if there was anything. What is complete then: next_complete(), until it gives none.
   virtual bool poll() = 0;
@@ -114,20 +130,29 @@ class Meetings {
   void heard_of_leaving(int rank);
   void is_complete(Meeting& meeting) { complete_.push_back(&meeting); }
   void is_complete_no_more(Meeting& meeting);  // it is closed before next_complete() gave it
-  // Whether this rank comes with the mark to what it hears of: to named operations, once somebody has left.
-  bool marks(uint32_t topic) const { return topic == named && (left_ || first_left_ >= 0); }
-  Note mark(const Subject& subject) const;
+  // Whether this rank comes with a mark to what it hears of, by a note: to named operations, once somebody has left, or it
+  // has joined itself.
+  bool marks(const Note& note) const {
+    return note.topic == named && (left_ || first_left_ >= 0 || is_silent_about(note));
+  }
+  bool is_silent_about(const Note& note) const {  // it has joined, and will not come otherwise
+    return !(note.flags & Note::kAwaits) && (note.lane < epoch_ || (note.lane == epoch_ && joined_));
+  }
+  Note mark(const Subject& subject, bool draws = true) const;
+  Note joined_mark(const Subject& subject) const;
   bool has_left() const { return left_; }
   int rank() const { return rank_; }
 
   virtual void tell_of_leaving() = 0;  // this rank leaves: the others must hear of it
+  virtual void tell_of_joining() {}    // to a rank that cannot tell otherwise
   virtual void mark_open() = 0;        // comes with the mark to all that it has heard of
 
  private:
   const int rank_;
   std::deque<Meeting*> complete_;
-  bool left_ = false;
+  bool left_ = false, joined_ = false;
   int first_left_ = -1;
+  uint32_t epoch_ = 0;
 };
 
 }  // namespace ringdp

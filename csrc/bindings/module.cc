@@ -292,7 +292,9 @@ void bind_engine(nb::module_& m) {
   nb::class_<Submission>(m, "Submission", "One named operation on one tensor, to be submitted once.")
       .def(nb::new_(&named), "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a, "wide_dtype"_a = 0, "wide_input"_a = 0,
-           "wide_output"_a = 0);
+           "wide_output"_a = 0)
+      .def_rw("awaits_joined", &Submission::awaits_joined)
+      .def_rw("divides_by_active", &Submission::divides_by_active);
   nb::class_<Membership>(m, "Membership", "A process set as one of its ranks sees it, to be used once.")
       .def(nb::new_(&mpi_membership), "ranks"_a, "data"_a, "control"_a, "hosts"_a, "host"_a.none(), "neighbours"_a,
            "mail"_a, "sharing"_a,

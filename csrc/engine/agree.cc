@@ -39,7 +39,7 @@ bool Engine::fits_note(const Submission& s, const ProcessSet& set) const {
 }
 
 bool Engine::ends_with_meeting(const Submission& s, const ProcessSet& set) const {
-  return s.kind == OpKind::barrier || fits_note(s, set);
+  return s.kind == OpKind::barrier || s.kind == OpKind::join || fits_note(s, set);
 }
 
 bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
@@ -62,12 +62,15 @@ void Engine::tell(Submission&& s, ProcessSet& set) {
   Note note;
   note.topic = Meetings::named;
   note.key = s.key;
+  note.lane = s.epoch;
   note.signature = s.signature();
-  if (set.rank() == 0) {
+  if (s.awaits_joined || s.kind == OpKind::join) note.flags = Note::kAwaits;
+  if (set.draws_tickets()) {
     const auto ticket = set.tickets.draw(s.kind == OpKind::open_plan);
     if (!ticket) {
       release_name(s);
-      return s.handle->fail(Error(ErrorKind::usage, "rank 0: " + std::to_string(set.named_tags()) +
+      return s.handle->fail(Error(ErrorKind::usage, "rank " + std::to_string(set.name()) + ": " +
+                                                        std::to_string(set.named_tags()) +
                                                         " named operations are in flight, and this MPI's tags allow no "
                                                         "more; wait for some first"));
     }
@@ -117,8 +120,13 @@ bool Engine::listen(ProcessSet& set) {
   Meetings& meetings = set.meetings();
   while (Meetings::Meeting* meeting = meetings.next_complete()) {
     moved = true;
-    if (meeting->mine.topic == Meetings::named) met(set, *meeting);
-    if (meeting->mine.topic == Meetings::vote) counted(set, *meeting);
+    const uint32_t topic = meeting->mine.topic;
+    if (meeting->for_nobody)
+      met_by_others(set, *meeting);
+    else if (topic == Meetings::named)
+      met(set, *meeting);
+    else if (topic == Meetings::vote)
+      counted(set, *meeting);
   }
   return moved;
 }
@@ -126,11 +134,12 @@ bool Engine::listen(ProcessSet& set) {
 void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   const uint64_t token = meeting.token, ticket = meeting.ticket, drawn = meeting.mine.ticket;
   const int left = meeting.left;
-  const bool agreed = meeting.agreed;
+  const bool agreed = meeting.agreed, joined = meeting.joined;
   Submission* found = agreeing_.find(token);
   RINGDP_CHECK(found != nullptr);
   Submission& s = *found;
-  if (agreed && ends_with_meeting(s, set)) {
+  if (s.kind == OpKind::join) set.meetings().end_join(), set.unnamed = 0;
+  if (agreed && !joined && ends_with_meeting(s, set)) {
     if (s.kind == OpKind::allreduce) set.one_host() ? sum_letters(s, set, meeting) : take_sum(s, set, meeting);
     set.meetings().close(meeting);
     ended(s, set, drawn);  // before anybody hears of the end: who has waited for a name may use it again at once
@@ -141,16 +150,39 @@ void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   std::vector<Whereabouts> told;
   if (tells_places(s, set)) told = told_in(meeting);
   set.meetings().close(meeting);
-  if (!agreed && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
+  if ((!agreed || joined) && !told.empty()) give_back(std::exchange(told, {})[set.letters->me()], set);
   if (left >= 0) {
     ended(s, set, drawn);
     s.handle->fail(peer_left(s, set, left));
     agreeing_.erase(token);
     return;
   }
+  if (ticket == Note::kNoTicket) {
+    ended(s, set, drawn);
+    s.handle->fail(
+        Error(ErrorKind::usage, "rank " + std::to_string(rank_) + ": too many named operations are in flight"));
+    agreeing_.erase(token);
+    return;
+  }
   Submission starts = std::move(s);
   agreeing_.erase(token);
-  start(std::move(starts), set, ticket, !agreed, std::move(told));
+  const Describe describe = !agreed ? Describe::difference : joined ? Describe::to_joined : Describe::no;
+  start(std::move(starts), set, ticket, describe, std::move(told));
+}
+
+// This rank has joined: it hears from the others what it is.
+void Engine::met_by_others(ProcessSet& set, Meetings::Meeting& meeting) {
+  Submission s;
+  s.process_set = set.id;
+  s.key = meeting.mine.key;
+  s.absent = true;
+  s.divides_by_active = set.divides_by_active;
+  s.handle = std::make_shared<Handle>();
+  const uint64_t ticket = meeting.ticket;
+  const bool agreed = meeting.agreed;
+  set.meetings().close(meeting);
+  if (ticket == Note::kNoTicket) return;
+  start(std::move(s), set, ticket, agreed ? Describe::to_joined : Describe::difference);
 }
 
 // Chunk by chunk in the order of the ring, i+1, i+2, …, i: so a tensor has the same sum whichever way it goes in a host.

@@ -43,6 +43,7 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
   {
     std::lock_guard lock(mutex_);
     admit(submission);
+    Counters::add(submission.lane >= 0 ? counters_.buckets : counters_.named);
     arrivals_.push_back({});
     arrivals_.back().submission = std::move(submission);
     has_arrivals_ = true;
@@ -67,6 +68,7 @@ std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission
     }
     for (Submission& submission : submissions) {
       submission.group = group;
+      Counters::add(counters_.named);
       handles.push_back(submission.handle = std::make_shared<Handle>());
       arrivals_.push_back({});
       arrivals_.back().submission = std::move(submission);

@@ -1,5 +1,5 @@
-// What an engine has done so far, for whoever wants to know how much of it is agreement. Written by who holds the engine's
-// lock, read from any thread.
+// What an engine has done so far, for whoever wants to know how much of it is agreement. Each is written under one lock (what
+// is submitted: that of the callers; the others: that of who takes turns), and read from any thread.
 #pragma once
 
 #include <atomic>

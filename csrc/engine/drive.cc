@@ -100,6 +100,7 @@ std::shared_ptr<Handle> Engine::call(Submission&& submission) {
   {
     std::lock_guard lock(mutex_);
     admit(submission);
+    Counters::add(counters_.named);
   }
   Counters::add(counters_.own);
   bool moved = turn(&submission);
@@ -188,7 +189,9 @@ Engine::Pause Engine::pause(bool moved, bool caller) {
   if (waited < options_.spin_us) return {shortly};
   if (waited < yields) return {Pause::yield};
   const bool rings =
-      std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); });
+      std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); }) &&
+      std::none_of(active_.begin(), active_.end(),
+                   [](const Operation& operation) { return operation.waits_for_messages(); });
   const int64_t most = rings ? 20000 : anything_active() || waited < 1e5 ? 100 : 1000;
   pause_ = std::chrono::microseconds(std::min<int64_t>(most, std::max<int64_t>(5, 2 * pause_.count())));
   return {Pause::sleep, rings ? std::chrono::microseconds(20000) : pause_};

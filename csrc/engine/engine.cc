@@ -45,7 +45,6 @@ Engine::~Engine() {
 bool Engine::look_at_everything(Submission* own) {
   bool moved = has_arrivals_.load(std::memory_order_acquire) && take_arrivals();
   if (own) {
-    Counters::add(counters_.named);
     take_named(std::move(*own), process_set(own->process_set));
     moved = true;
   }
@@ -98,15 +97,14 @@ void Engine::take(Arrival& arrival) {
     lane.votes.push_back({std::move(arrival.vote), s.handle});
     if (lane.votes.size() == 1) begin_vote(set, s.lane);
   } else if (s.lane >= 0) {
-    Counters::add(counters_.buckets);
     take_planned(std::move(s), set);
   } else {
-    Counters::add(counters_.named);
     take_named(std::move(s), set);
   }
 }
 
 void Engine::take_named(Submission&& s, ProcessSet& set) {
+  if (s.slot < 0) s.epoch = set.meetings().epoch();
   if (s.name.empty()) {
     s.slot = static_cast<int>(set.unnamed++ % kUnnamedSlots);
     s.name = unnamed(s.slot).text;
@@ -126,18 +124,22 @@ void Engine::take_named(Submission&& s, ProcessSet& set) {
     s.handle->fail(peer_left(s, set, set.meetings().first_left()));
     return;
   }
+  if (s.kind == OpKind::join) {
+    set.divides_by_active = s.divides_by_active;
+    set.meetings().join();
+  }
   tell(std::move(s), set);
 }
 
 void Engine::take_planned(Submission&& s, ProcessSet& set) {
   Lane& lane = set.lanes[s.lane];
   const uint64_t sequence = lane.next++;
-  start(std::move(s), set, sequence, false);
+  start(std::move(s), set, sequence, Describe::no);
 }
 
 // Operations start within the window of their lane, counted from the earliest that has not ended. Named ones may come in
 // another order on each rank, but the earliest that all have come to starts at once on every rank.
-void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, bool explain, std::vector<Whereabouts> told) {
+void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe describe, std::vector<Whereabouts> told) {
   const int lane_id = std::max(s.lane, 0);
   const uint64_t sequence = Tickets::sequence_of(ticket);
   Lane& lane = set.lanes[lane_id];
@@ -145,11 +147,11 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, bool explain,
   if (!lane.may_start(sequence, set.window())) {
     const auto later = [&](const Start& other) { return Tickets::sequence_of(other.ticket) > sequence; };
     const auto place = std::find_if(waiting.begin(), waiting.end(), later);
-    waiting.insert(place, Start{std::move(s), ticket, explain, std::move(told)});
+    waiting.insert(place, Start{std::move(s), ticket, describe, std::move(told)});
     return;
   }
   lane.started.insert(sequence);
-  active_.emplace_back(std::move(s), set, ticket, generation_, options_, explain, std::move(told), counters_);
+  active_.emplace_back(std::move(s), set, ticket, generation_, options_, describe, std::move(told), counters_);
 }
 
 bool Engine::start_waiting() {
@@ -160,7 +162,7 @@ bool Engine::start_waiting() {
     while (!waiting.empty() && lane.may_start(Tickets::sequence_of(waiting.front().ticket), set.window())) {
       Start next = std::move(waiting.front());
       waiting.pop_front();
-      start(std::move(next.submission), set, next.ticket, next.explain, std::move(next.told));
+      start(std::move(next.submission), set, next.ticket, next.describe, std::move(next.told));
       moved = true;
     }
   }
@@ -202,15 +204,15 @@ void Engine::fail_group(const Submission& failed, const Error& error) {
   });
 }
 
-// Its name and, on the first rank, its ticket are free again.
+// Its name and, where it was drawn, its ticket are free again.
 void Engine::ended(const Submission& s, ProcessSet& set, uint64_t ticket) {
   if (s.lane >= 0) return;
-  if (set.rank() == 0) set.tickets.give_back(Tickets::sequence_of(ticket));
+  if (set.draws_tickets() && ticket != Note::kNoTicket) set.tickets.give_back(Tickets::sequence_of(ticket));
   release_name(s);
 }
 
 void Engine::release_name(const Submission& s) {
-  if (s.lane >= 0) return;
+  if (s.lane >= 0 || s.absent) return;
   if (s.slot < 0) {
     std::lock_guard lock(mutex_);
     in_flight_.remove(s.process_set, s.key);

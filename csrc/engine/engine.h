@@ -136,12 +136,14 @@ class Engine {
   void merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left);
   bool listen(ProcessSet& set);
   void met(ProcessSet& set, Meetings::Meeting& meeting);
+  void met_by_others(ProcessSet& set, Meetings::Meeting& meeting);
   static void sum_letters(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
   static void take_sum(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
   void counted(ProcessSet& set, Meetings::Meeting& meeting);
   void leave(ProcessSet& set);
   void look_for_dead();
-  void start(Submission submission, ProcessSet& set, uint64_t ticket, bool explain, std::vector<Whereabouts> told = {});
+  void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
+             std::vector<Whereabouts> told = {});
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
@@ -198,7 +200,7 @@ class Engine {
   struct Start {
     Submission submission;
     uint64_t ticket;
-    bool explain;
+    Describe describe;
     std::vector<Whereabouts> told;
   };
   std::map<std::pair<int, int>, std::deque<Start>> waiting_;  // by process set and lane: too many in flight

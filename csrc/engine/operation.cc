@@ -3,13 +3,29 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "agree/digest.h"
 #include "base/check.h"
+#include "collectives/neutral.h"
 #include "collectives/ring.h"
 #include "submit/differences.h"
 
 namespace ringdp {
+
+namespace {
+
+// What a rank that has joined tells: averages are divided by the number of all ranks, or of those that have not.
+const std::string kAbsent = "joined", kAbsentNotCounted = "joined, not counted";
+
+// Not of the form of either: it begins with the length of a name.
+std::string description_of(const Submission& s, Describe describe) {
+  if (describe == Describe::no) return "";
+  if (s.absent) return s.divides_by_active ? kAbsentNotCounted : kAbsent;
+  return describe == Describe::difference ? s.description() : s.encoded();
+}
+
+}  // namespace
 
 Elements elements_of(const Submission& s, int ranks) {
   Elements e;
@@ -28,18 +44,19 @@ Elements elements_of(const Submission& s, int ranks) {
 }
 
 Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, uint32_t generation,
-                     const Options& options, bool explain, std::vector<Whereabouts> told, Counters& counters)
+                     const Options& options, Describe describe, std::vector<Whereabouts> told, Counters& counters)
     : submission_(std::move(submission)),
       set_(set),
       ticket_(ticket),
       generation_(generation),
       options_(options),
-      explain_(explain),
+      describe_(describe),
       counters_(counters),
-      description_(explain ? submission_.description() : ""),
+      description_(description_of(submission_, describe)),
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
       chosen_(set.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype)),
+      divisor_(set.size()),
       told_(std::move(told)) {}
 
 std::string Operation::label() const {
@@ -65,7 +82,7 @@ bool Operation::progress() {
 void Operation::begin() {
   begun_ = true;
   submission_.handle->enter(Stage::reduce);
-  if (explain_ || submission_.first_may_differ()) return run_sizes();
+  if (describes() || submission_.first_may_differ()) return run_sizes();
   if (submission_.kind == OpKind::barrier) return finish();
   if (submission_.kind == OpKind::open_plan) {
     result_.lane = Tickets::lane_of(ticket_);
@@ -76,7 +93,7 @@ void Operation::begin() {
     return finish();
   }
   if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
-  const Elements e = elements_of(submission_, set_.size());
+  const Elements e = elements();
   start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
 }
 
@@ -113,7 +130,7 @@ void Operation::met() {
   if (agreed) return run_in_host();
   const std::string why = "another rank of this host means another operation, or has given up";
   if (!set_.one_host()) {  // the other hosts must hear of it
-    const Elements e = elements_of(submission_, set_.size());
+    const Elements e = elements();
     start_run({}, {submission_.input, submission_.output}, e, 1);
     return run_->poison(why);
   }
@@ -124,7 +141,7 @@ void Operation::met() {
 
 // Where some rank has no shared memory left, all of the host see it, and take messages, which give the same bits.
 void Operation::run_in_host() {
-  const Elements e = elements_of(submission_, set_.size());
+  const Elements e = elements();
   const Memory memory{submission_.input, submission_.output};
   const InHost way = set_.one_host() || chosen_ == Algorithm::two_level ? way_of(told_) : InHost::messages;
   Schedule schedule = in_host_schedule(way, {e.prescale != 1, e.divide != 1 || e.postscale != 1});
@@ -144,7 +161,7 @@ Schedule Operation::in_host_schedule(InHost way, Arithmetic arithmetic) const {
     if (way == InHost::staged) return two_level_staged(*set_.levels, count, cut, arithmetic);
     return two_level_messages(*set_.levels, count, cut, arithmetic);
   }
-  return fixed_schedule(elements_of(submission_, set_.size()));
+  return fixed_schedule(elements());
 }
 
 Shared Operation::shared() const {
@@ -184,7 +201,7 @@ bool Operation::all_choose_the_same() const { return lane_ == 0 || set_.chooser.
 // ranks that may choose another algorithm, everybody who is a partner in any.
 std::vector<int> Operation::partners() const {
   std::vector<int> all;
-  if (explain_ || submission_.kind != OpKind::allreduce) return all;
+  if (describes() || submission_.kind != OpKind::allreduce) return all;
   const auto may_choose = [&](Algorithm algorithm) { return !all_choose_the_same() || algorithm == chosen_; };
   for (const AlgorithmRow& row : algorithm_table()) {
     if (row.partners == nullptr || !may_choose(row.algorithm)) continue;
@@ -232,7 +249,7 @@ Schedule Operation::fixed_schedule(const Elements& e) const {
   }
 }
 
-uint64_t Operation::row_count() const { return explain_ ? 1 : submission_.row_count(); }
+uint64_t Operation::row_count() const { return describes() ? 1 : submission_.row_count(); }
 
 // All-gather and all-to-all: first every rank tells its number of rows, then the data follow.
 void Operation::run_sizes() {
@@ -242,18 +259,18 @@ void Operation::run_sizes() {
   Elements e;
   e.dtype = Dtype::int64;
   const std::vector<uint64_t> ones(ranks, 1);
-  if (submission_.kind == OpKind::alltoall && !explain_) {
+  if (submission_.kind == OpKind::alltoall && !describes()) {
     my_sizes_.assign(submission_.splits.begin(), submission_.splits.end());
     start_run(pairwise_alltoall(set_.rank(), ones, ones, one), {my_sizes_.data(), all_sizes_.data()}, e, 0);
   } else {
-    my_sizes_ = {static_cast<int64_t>(explain_ ? description_.size() : submission_.shape[0])};
+    my_sizes_ = {static_cast<int64_t>(describes() ? description_.size() : submission_.shape[0])};
     start_run(ring_allgather(set_.rank(), ones, one), {my_sizes_.data(), all_sizes_.data()}, e, 0);
   }
 }
 
 void Operation::run_variable_data() {
   Elements e;
-  e.dtype = explain_ ? Dtype::uint8 : submission_.dtype;
+  e.dtype = describes() ? Dtype::uint8 : submission_.dtype;
   std::vector<uint64_t> counts;
   uint64_t total = 0;
   for (const int64_t rows : all_sizes_) {
@@ -264,8 +281,8 @@ void Operation::run_variable_data() {
   }
   result_.output_bytes = total * size_of(e.dtype);
   result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
-  const Memory memory{explain_ ? description_.data() : submission_.input, result_.output.get()};
-  if (submission_.kind == OpKind::alltoall && !explain_) {
+  const Memory memory{describes() ? description_.data() : submission_.input, result_.output.get()};
+  if (submission_.kind == OpKind::alltoall && !describes()) {
     std::vector<uint64_t> mine;
     for (const uint64_t rows : submission_.splits) mine.push_back(rows * row_count());
     // Every rank has other counts, and both ends of a channel must cut alike: the segment does not grow with them.
@@ -283,10 +300,11 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
   const OpKind kind = submission_.kind;
   const bool in_host = set_.one_host() && !shared.mates.empty();  // then there are no messages
   const bool in_two_levels = kind == OpKind::allreduce && chosen_ == Algorithm::two_level && all_choose_the_same();
-  const Neighbours neighbours = explain_                    ? Neighbours::ring
+  const Neighbours neighbours = describes()                 ? Neighbours::ring
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
+  by_bell_ = in_host;
   std::unique_ptr<Casts> casts = casts_of(schedule);
   run_ =
       std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()),
@@ -297,7 +315,7 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
 // In pieces of about a segment: casts then overlap with transfers, and the caches hold what is cast.
 std::unique_ptr<Casts> Operation::casts_of(const Schedule& schedule) const {
   const Submission& s = submission_;
-  if (!s.wide || explain_) return nullptr;
+  if (!s.wide || describes()) return nullptr;
   const uint64_t piece = pipeline_of(row().algorithm).segment;
   return std::make_unique<Casts>(schedule, s.wide, s.output, s.dtype, s.count(), piece);
 }
@@ -311,16 +329,16 @@ Header Operation::header(const Elements& e, uint32_t part) const {
   h.generation = generation_;
   h.process_set = static_cast<uint32_t>(set_.id);
   h.root = s.root;
-  h.digest = s.lane >= 0 ? s.plan_digest : Digest().add(s.name).value();
+  h.digest = s.lane >= 0 ? s.plan_digest : s.key;
   h.sequence = sequence();
-  h.count = explain_ ? 0 : s.first_may_differ() ? s.row_count() : s.count();
+  h.count = describes() ? 0 : s.first_may_differ() ? s.row_count() : s.count();
   h.scale = Digest().add(scale[0]).add(scale[1]).value();
   h.bucket = s.bucket;
-  h.part = part;
+  h.part = part_ + part;
   h.kind = static_cast<uint8_t>(s.kind);
   h.dtype = static_cast<uint8_t>(e.dtype);
   h.op = static_cast<uint8_t>(s.op);
-  if (explain_) {  // the ranks differ: only the name and the place in the order are the same
+  if (describes()) {  // the ranks differ: only the name and the place in the order are the same
     h.root = -1;
     h.scale = h.kind = h.op = 0;
   }
@@ -335,17 +353,15 @@ void Operation::run_finished() {
         Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + run_->error());
     return;
   }
-  if ((explain_ || submission_.first_may_differ()) && !sizes_known_) {
+  if ((describes() || submission_.first_may_differ()) && !sizes_known_) {
     sizes_known_ = true;
     return run_variable_data();
   }
+  if (describes()) return described();
   finish();
 }
 
-void Operation::finish() {
-  done_ = true;
-  if (explain_) error_ = Error(ErrorKind::mismatch, disagreement());
-}
+void Operation::finish() { done_ = true; }
 
 void Operation::deliver() {
   if (error_)
@@ -361,16 +377,79 @@ void Operation::give_up(const Error& error) {
   submission_.handle->give_up_memory();
 }
 
-// What every rank has submitted, in words, as they have come.
-std::string Operation::disagreement() const {
+// What every rank has told of its submission.
+std::vector<std::string> Operation::descriptions() const {
   const char* text = reinterpret_cast<const char*>(result_.output.get());
   std::vector<std::string> descriptions;
   for (const uint64_t length : result_.rows) {
     descriptions.emplace_back(text, length);
     text += length;
   }
+  return descriptions;
+}
+
+std::string Operation::disagreement(const std::vector<std::string>& descriptions) const {
   return "rank " + std::to_string(set_.name()) + ": '" + submission_.name +
          "' differs between ranks; nothing was exchanged:" + differences(descriptions, set_.ranks);
+}
+
+// Ranks that have joined have told nothing but that.
+void Operation::described() {
+  const std::vector<std::string> all = descriptions();
+  const Describe why = std::exchange(describe_, Describe::no);
+  result_ = {};
+  if (why == Describe::difference) {
+    done_ = true;
+    error_ = Error(ErrorKind::mismatch, disagreement(all));
+    return;
+  }
+  int active = 0;
+  bool divides_by_active = false;
+  const std::string* encoded = nullptr;
+  for (const std::string& one : all) {
+    divides_by_active |= one == kAbsentNotCounted;
+    if (one == kAbsent || one == kAbsentNotCounted) continue;
+    ++active;
+    encoded = &one;
+  }
+  RINGDP_CHECK(encoded != nullptr);
+  if (divides_by_active) divisor_ = active;
+  if (submission_.absent) take_part(*encoded);
+  const Submission& s = submission_;
+  const auto is_absent = [&](int rank) { return all[rank] == kAbsent || all[rank] == kAbsentNotCounted; };
+  const bool lacks_root = s.kind == OpKind::broadcast && is_absent(s.root);
+  if (lacks_root || s.kind == OpKind::alltoall || s.kind == OpKind::open_plan) {
+    int rank = lacks_root ? s.root : 0;
+    while (!is_absent(rank)) ++rank;
+    done_ = true;
+    error_ =
+        Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " cannot complete: rank " +
+                                   std::to_string(set_.ranks[rank]) + " has joined, and has nothing to contribute");
+    return;
+  }
+  run_.reset();
+  sizes_known_ = false;
+  part_ = 2;
+  begin();
+}
+
+// As one that has submitted it, too, with what changes nothing.
+void Operation::take_part(const std::string& encoded) {
+  Submission mine = Submission::decoded(encoded);
+  mine.process_set = submission_.process_set;
+  mine.key = submission_.key;
+  mine.absent = true;
+  mine.handle = submission_.handle;
+  submission_ = std::move(mine);
+  Submission& s = submission_;
+  if (s.first_may_differ()) s.shape[0] = 0;
+  chosen_ = set_.chooser.choose(s.count() * size_of(s.dtype), s.dtype);
+  const uint64_t bytes = s.count() * size_of(s.dtype);
+  scratch_.resize(s.kind == OpKind::reducescatter ? 2 * bytes : bytes);
+  s.input = s.output = scratch_.data();
+  if (s.kind == OpKind::reducescatter) s.output = scratch_.data() + bytes;
+  if (s.kind == OpKind::allreduce || s.kind == OpKind::reducescatter)
+    fill_neutral(scratch_.data(), s.count(), s.dtype, s.op);
 }
 
 }  // namespace ringdp

@@ -20,13 +20,16 @@ namespace ringdp {
 // What is done to the elements of a reduction over so many ranks.
 Elements elements_of(const Submission& submission, int ranks);
 
+// Why the ranks tell each other first what the operation is: they mean different things, and it fails with a table of them;
+// or some rank has joined, and takes part in what the others have submitted.
+enum class Describe { no, difference, to_joined };
+
 class Operation {
  public:
-  // `explain`: the ranks disagree about this operation; exchange descriptions and fail with a table of them.
   // `told`: what the ranks of the host have told of their memory already, by member.
   // `ticket`: for a bucket, its place in the lane.
   Operation(Submission submission, ProcessSet& set, uint64_t ticket, uint32_t generation, const Options& options,
-            bool explain, std::vector<Whereabouts> told, Counters& counters);
+            Describe describe, std::vector<Whereabouts> told, Counters& counters);
 
   bool progress();  // true if anything was done
   bool done() const { return done_; }
@@ -36,6 +39,7 @@ class Operation {
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }
   uint64_t sequence() const { return Tickets::sequence_of(ticket_); }
+  bool waits_for_messages() const { return run_ && !by_bell_; }  // else whoever it waits for rings this rank's bell
   bool overdue() const { return deadline_.passed(); }
   Clock::time_point last_move() const { return last_move_; }
 
@@ -46,6 +50,7 @@ class Operation {
 
  private:
   void begin();
+  bool describes() const { return describe_ != Describe::no; }
   bool uses_shared_memory() const;
   void meet();
   void met();
@@ -58,6 +63,10 @@ class Operation {
   void run_variable_data();
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
   void finish();
+  std::vector<std::string> descriptions() const;
+  void described();
+  void take_part(const std::string& encoded);
+  Elements elements() const { return elements_of(submission_, divisor_); }
   std::unique_ptr<Casts> casts_of(const Schedule& schedule) const;
   Schedule fixed_schedule(const Elements& elements) const;
   bool all_choose_the_same() const;
@@ -69,14 +78,14 @@ class Operation {
     return cut_for_messages(chunk_elements, dtype, options_);
   }
   uint64_t row_count() const;
-  std::string disagreement() const;
+  std::string disagreement(const std::vector<std::string>& descriptions) const;
 
   Submission submission_;
   ProcessSet& set_;
   const uint64_t ticket_;
   const uint32_t generation_;
   const Options& options_;
-  const bool explain_;
+  Describe describe_;  // no: from now on it is carried out
   Counters& counters_;
   const std::string description_;
   const int lane_;
@@ -84,11 +93,15 @@ class Operation {
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
   // All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
-  const Algorithm chosen_;
+  Algorithm chosen_;
+  int divisor_;                     // of averages
+  uint32_t part_ = 0;               // of the first run
+  std::vector<std::byte> scratch_;  // of a rank that has joined: its input and output
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Meetings::Meeting* meeting_ = nullptr;
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
+  bool by_bell_ = false;                       // the run that is on
   bool sizes_known_ = false, begun_ = false, done_ = false;
   std::optional<Error> error_;
   Result result_;

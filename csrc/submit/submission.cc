@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "agree/digest.h"
+#include "base/check.h"
 #include "base/error.h"
 
 namespace ringdp {
@@ -29,6 +30,39 @@ std::string text_of(double x) {
       return out.str();
   }
 }
+
+template <class T>
+void put(std::string& out, T value) {
+  out.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+void put(std::string& out, const std::string& text) {
+  put(out, uint64_t{text.size()});
+  out += text;
+}
+
+// Reads back what put() has written.
+class Reader {
+ public:
+  explicit Reader(const std::string& text) : text_(text) {}
+  template <class T>
+  T take() {
+    T value{};
+    RINGDP_CHECK(at_ + sizeof value <= text_.size());
+    std::memcpy(&value, text_.data() + at_, sizeof value);
+    at_ += sizeof value;
+    return value;
+  }
+  std::string text() {
+    const auto length = take<uint64_t>();
+    RINGDP_CHECK(length <= text_.size() - at_);
+    at_ += length;
+    return text_.substr(at_ - length, length);
+  }
+
+ private:
+  const std::string& text_;
+  size_t at_ = 0;
+};
 
 bool reduces(OpKind kind) { return kind == OpKind::allreduce || kind == OpKind::reducescatter; }
 bool has_16_bits(Dtype dtype) { return is_float(dtype) && size_of(dtype) == 2; }
@@ -56,11 +90,46 @@ uint64_t Submission::signature() const {
   return digest.value();
 }
 
+std::string Submission::encoded() const {
+  std::string out;
+  put(out, name);
+  put(out, group ? group->signature : uint64_t{0});
+  put(out, kind);
+  put(out, dtype);
+  put(out, op);
+  put(out, prescale);
+  put(out, postscale);
+  put(out, int32_t{root});
+  put(out, uint64_t{shape.size()});
+  for (const uint64_t length : shape) put(out, length);
+  return out;
+}
+
+Submission Submission::decoded(const std::string& text) {
+  Reader in(text);
+  Submission s;
+  s.name = in.text();
+  if (const auto signature = in.take<uint64_t>()) {
+    auto group = std::make_shared<Group>();
+    group->signature = signature;
+    s.group = std::move(group);
+  }
+  s.kind = in.take<OpKind>();
+  s.dtype = in.take<Dtype>();
+  s.op = in.take<ReduceOp>();
+  s.prescale = in.take<double>();
+  s.postscale = in.take<double>();
+  s.root = in.take<int32_t>();
+  s.shape.resize(in.take<uint64_t>());
+  for (uint64_t& length : s.shape) length = in.take<uint64_t>();
+  return s;
+}
+
 std::string Submission::description() const {
   std::ostringstream out;
   if (kind == OpKind::open_plan) return text;
   out << name_of(kind);
-  if (kind == OpKind::barrier) return out.str();
+  if (kind == OpKind::barrier || kind == OpKind::join) return out.str();
   out << " of " << name_of(wide ? wide.dtype : dtype) << "[";
   for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
   out << "]";

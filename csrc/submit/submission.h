@@ -12,11 +12,11 @@
 
 namespace ringdp {
 
-enum class OpKind : uint8_t { allreduce, reducescatter, broadcast, allgather, alltoall, barrier, open_plan };
+enum class OpKind : uint8_t { allreduce, reducescatter, broadcast, allgather, alltoall, barrier, open_plan, join };
 
 constexpr const char* name_of(OpKind kind) {
   constexpr const char* names[] = {"allreduce", "reducescatter", "broadcast", "allgather",
-                                   "alltoall",  "barrier",       "open_plan"};
+                                   "alltoall",  "barrier",       "open_plan", "join"};
   return names[static_cast<int>(kind)];
 }
 
@@ -46,6 +46,11 @@ struct Submission {
   std::vector<uint64_t> splits;  // all-to-all: rows for each rank
   std::string text;              // open_plan: the plan as text, a line a parameter, compared between ranks
 
+  uint32_t epoch = 0;              // in which it was submitted: see agree/meetings.h
+  bool awaits_joined = false;      // ranks that have joined submit it, too; else they take part without a tensor
+  bool absent = false;             // of this rank, which has joined: it only has the key
+  bool divides_by_active = false;  // join: what is averaged meanwhile is divided by the number of the other ranks
+
   // A bucket of a plan (lane >= 0): exchanged at once, without agreement; every rank submits the same buckets in order.
   int lane = -1;
   uint32_t bucket = 0;
@@ -57,7 +62,9 @@ struct Submission {
   uint64_t count() const;      // elements
   uint64_t row_count() const;  // elements of one row of the first dimension
   bool first_may_differ() const { return kind == OpKind::allgather || kind == OpKind::alltoall; }
-  uint64_t signature() const;       // digest of everything that must be equal on all ranks
+  uint64_t signature() const;   // digest of everything that must be equal on all ranks
+  std::string encoded() const;  // all that a rank needs to know that has not submitted it
+  static Submission decoded(const std::string& text);
   std::string description() const;  // the same in words: "allreduce float32[3, 4] Average, prescale 1, postscale 1"
 };
 

@@ -45,7 +45,7 @@ struct Lane {
   uint64_t votes_begun = 0;
 };
 
-// The places of named operations in the order of a process set: drawn by the first rank, told to the others with its note.
+// The places of named operations in the order of a process set: drawn by one rank (Meetings::drawer), told to the others with its note.
 // A plan's lane is drawn with it, so that all ranks give it the same number.
 class Tickets {
  public:
@@ -83,10 +83,12 @@ struct ProcessSet {
     control->call_ranks(ranks);
     join_neighbours(made_of.neighbourhood);
     if (letters) levels = levels_of(made_of.sharing, rank());
+    meetings().draw_ticket = [this] { return tickets.draw(false).value_or(Note::kNoTicket); };
   }
 
   int rank() const { return data->rank(); }
   int size() const { return members; }
+  bool draws_tickets() const { return rank() == (one_host() ? letters->drawer() : doubling.drawer()); }
   int name() const { return ranks[static_cast<size_t>(rank())]; }  // what users are told of this rank: that of the job
 
   // All ranks share memory (or there is one alone): they meet by letters. Those of several hosts send messages.
@@ -120,9 +122,10 @@ struct ProcessSet {
   int with_memory = 0;           // operations that hold counts of progress, and perhaps an area
   std::optional<Levels> levels;  // where there are several hosts that share memory each
   std::map<int, Lane> lanes;
-  Tickets tickets;                         // the first rank's
+  Tickets tickets;                         // of the rank that draws them
   uint64_t unnamed = 0;                    // calls without a name so far
   std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight
+  bool divides_by_active = false;          // while this rank has joined: see Submission
   bool left = false;                       // this rank has told the others that it submits nothing more
 
  private:

@@ -15,6 +15,7 @@ from ringdp.errors import (
     TransportError,
     UsageError,
 )
+from ringdp.joined import join
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from ringdp.torch.built import (
@@ -140,6 +141,7 @@ __all__ = [
     "init",
     "is_homogeneous",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "mpi_built",
