@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringdp.constants import Average, Max, Min, Product, ReduceOp, Sum
+    from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
     from ringdp.errors import (
         DeadlineError,
         DuplicateNameError,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Adasum",
     "Average",
     "DeadlineError",
     "DuplicateNameError",

@@ -13,9 +13,10 @@ class ReduceOp(enum.IntEnum):
     Min = 2
     Max = 3
     Product = 4
+    Adasum = 5
 
 
-Average, Sum, Min, Max, Product = ReduceOp
+Average, Sum, Min, Max, Product, Adasum = ReduceOp
 
 
 class Dtype(enum.IntEnum):

@@ -22,8 +22,8 @@ enum class Dtype : uint8_t {
 };
 inline constexpr int kDtypes = 10;
 
-enum class ReduceOp : uint8_t { average = 0, sum = 1, min = 2, max = 3, product = 4 };
-inline constexpr int kReduceOps = 5;
+enum class ReduceOp : uint8_t { average = 0, sum = 1, min = 2, max = 3, product = 4, adasum = 5 };
+inline constexpr int kReduceOps = 6;
 
 constexpr size_t size_of(Dtype t) {
   constexpr size_t sizes[kDtypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
@@ -37,7 +37,7 @@ constexpr const char* name_of(Dtype t) {
 }
 
 constexpr const char* name_of(ReduceOp op) {
-  constexpr const char* names[kReduceOps] = {"Average", "Sum", "Min", "Max", "Product"};
+  constexpr const char* names[kReduceOps] = {"Average", "Sum", "Min", "Max", "Product", "Adasum"};
   return names[static_cast<int>(op)];
 }
 

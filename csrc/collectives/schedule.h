@@ -144,6 +144,9 @@ Schedule ring_allgather(int rank, const std::vector<uint64_t>& counts, Pipeline)
 // (on root too, by a copy, unless in_place).
 Schedule tree_broadcast(int ranks, int rank, int root, uint64_t count, Pipeline, bool in_place);
 
+// Two ranks swap their tensors: each sends its input, and ends with the other's in its output.
+Schedule swap(int peer, uint64_t count, Pipeline);
+
 // All-to-all: send_counts[i] elements go to rank i, receive_counts[i] come from rank i, both packed in rank order.
 // Pairwise: in round k exchange with rank + k and rank - k.
 Schedule pairwise_alltoall(int rank, const std::vector<uint64_t>& send_counts,

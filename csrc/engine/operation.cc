@@ -7,6 +7,7 @@
 
 #include "agree/digest.h"
 #include "base/check.h"
+#include "collectives/adasum.h"
 #include "collectives/neutral.h"
 #include "collectives/ring.h"
 #include "submit/differences.h"
@@ -92,6 +93,7 @@ void Operation::begin() {
     set_.lanes[result_.lane];
     return finish();
   }
+  if (submission_.op == ReduceOp::adasum && submission_.kind == OpKind::allreduce) return begin_adasum();
   if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
   const Elements e = elements();
   start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
@@ -300,16 +302,17 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
   const OpKind kind = submission_.kind;
   const bool in_host = set_.one_host() && !shared.mates.empty();  // then there are no messages
   const bool in_two_levels = kind == OpKind::allreduce && chosen_ == Algorithm::two_level && all_choose_the_same();
+  const bool swaps = adasum_level_ >= 0;
   const Neighbours neighbours = describes()                 ? Neighbours::ring
                                 : kind == OpKind::broadcast ? Neighbours::of_schedule
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
   by_bell_ = in_host;
   std::unique_ptr<Casts> casts = casts_of(schedule);
-  run_ =
-      std::make_unique<Run>(std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()),
-                            kLongestMessage, in_host || in_two_levels ? Neighbours::of_schedule : neighbours,
-                            in_host ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(casts));
+  run_ = std::make_unique<Run>(
+      std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()), kLongestMessage,
+      in_host || in_two_levels || swaps ? Neighbours::of_schedule : neighbours,
+      in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(casts));
 }
 
 // In pieces of about a segment: casts then overlap with transfers, and the caches hold what is cast.
@@ -358,7 +361,39 @@ void Operation::run_finished() {
     return run_variable_data();
   }
   if (describes()) return described();
+  if (adasum_level_ >= 0) return end_adasum_level();
   finish();
+}
+
+// In exchange k a rank and the one whose number differs in bit k swap what they have, and both form the same Adasum of the
+// two. The whole tensor is needed for its products, so nothing is pipelined but the swap.
+void Operation::begin_adasum() {
+  const Submission& s = submission_;
+  elements().begin(s.output, s.input, s.count());
+  theirs_.resize(s.count() * size_of(s.dtype));
+  begin_adasum_level(0);
+}
+
+void Operation::begin_adasum_level(int level) {
+  const Submission& s = submission_;
+  if (1 << level >= set_.size()) {
+    elements().finish(s.output, s.output, s.count());
+    return finish();
+  }
+  adasum_level_ = level;
+  Elements e;
+  e.dtype = s.dtype;
+  start_run(swap(set_.rank() ^ 1 << level, s.count(), pipeline(s.count(), s.dtype)), {s.output, theirs_.data()}, e,
+            static_cast<uint32_t>(1 + level));
+}
+
+void Operation::end_adasum_level() {
+  const Submission& s = submission_;
+  const bool mine_first = !(set_.rank() >> adasum_level_ & 1);
+  const void *mine = s.output, *theirs = theirs_.data();
+  adasum(s.dtype, s.output, mine_first ? mine : theirs, mine_first ? theirs : mine, s.count());
+  run_.reset();
+  begin_adasum_level(adasum_level_ + 1);
 }
 
 void Operation::finish() { done_ = true; }

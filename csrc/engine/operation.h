@@ -52,6 +52,9 @@ class Operation {
   void begin();
   bool describes() const { return describe_ != Describe::no; }
   bool uses_shared_memory() const;
+  void begin_adasum();
+  void begin_adasum_level(int level);
+  void end_adasum_level();
   void meet();
   void met();
   void run_in_host();
@@ -96,6 +99,8 @@ class Operation {
   Algorithm chosen_;
   int divisor_;                     // of averages
   uint32_t part_ = 0;               // of the first run
+  int adasum_level_ = -1;           // the exchange that is on
+  std::vector<std::byte> theirs_;   // what it brings
   std::vector<std::byte> scratch_;  // of a rank that has joined: its input and output
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;

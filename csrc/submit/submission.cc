@@ -165,6 +165,12 @@ void validate(const Submission& s, int rank, int size) {
     if (s.op == ReduceOp::average) refuse("bool tensors have no average; use Max (or) or Min (and)");
     if (s.prescale != 1 || s.postscale != 1) refuse("bool tensors cannot be scaled");
   }
+  if (reduces(s.kind) && s.op == ReduceOp::adasum) {
+    if (s.kind != OpKind::allreduce || s.lane >= 0 || s.wide)
+      refuse("only a whole tensor has an Adasum: use allreduce");
+    if (!is_float(s.dtype)) refuse("only tensors of floats have an Adasum, not those of ", name_of(s.dtype));
+    if (size & (size - 1)) refuse("Adasum needs a power of two of ranks, not ", size);
+  }
   if ((s.kind == OpKind::reducescatter || s.first_may_differ()) && s.shape.empty())
     refuse("the tensor needs at least one dimension");
   if (s.wide) {

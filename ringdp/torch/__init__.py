@@ -3,7 +3,7 @@
 Importing touches no MPI; `init()` does. CPU tensors, so far.
 """
 
-from ringdp.constants import Average, Max, Min, Product, ReduceOp, Sum
+from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
     DeadlineError,
     DuplicateNameError,
@@ -83,6 +83,7 @@ from ringdp.world import (
 )
 
 __all__ = [
+    "Adasum",
     "Average",
     "Compression",
     "DeadlineError",
