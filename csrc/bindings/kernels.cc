@@ -24,8 +24,8 @@ Dtype dtype_of(int number) {
   return static_cast<Dtype>(number);
 }
 
-ReduceOp operation_of(int number) {
-  if (number < 0 || number >= kReduceOps)
+ReduceOp operation_of(int number) {  // element by element: Adasum is none of these
+  if (number < 0 || number > static_cast<int>(ReduceOp::product))
     throw nb::value_error(("no reduce operation has number " + std::to_string(number)).c_str());
   return static_cast<ReduceOp>(number);
 }
