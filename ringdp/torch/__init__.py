@@ -30,6 +30,7 @@ from ringdp.torch.built import (
     nccl_built,
     rocm_built,
 )
+from ringdp.torch.comm_hook import GradBucket
 from ringdp.torch.compression import Compression
 from ringdp.torch.grouped import (
     grouped_allgather,
@@ -62,6 +63,7 @@ from ringdp.torch.ops import (
     synchronize,
 )
 from ringdp.torch.optimizer import DistributedOptimizer
+from ringdp.torch.sparse import SparseHandle, sparse_allreduce_async
 from ringdp.torch.state import (
     allgather_object,
     broadcast_object,
@@ -89,6 +91,7 @@ __all__ = [
     "DeadlineError",
     "DistributedOptimizer",
     "DuplicateNameError",
+    "GradBucket",
     "Handle",
     "InitError",
     "Max",
@@ -100,6 +103,7 @@ __all__ = [
     "Product",
     "ReduceOp",
     "RingdpError",
+    "SparseHandle",
     "Sum",
     "TransportError",
     "UsageError",
@@ -157,5 +161,6 @@ __all__ = [
     "rocm_built",
     "shutdown",
     "size",
+    "sparse_allreduce_async",
     "synchronize",
 ]

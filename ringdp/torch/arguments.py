@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ringdp.constants import Average, Sum
+from ringdp.constants import Average, Max, Min, Product, Sum
 from ringdp.errors import UsageError
+from ringdp.requests import usable
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.wire import Options
 
@@ -60,14 +61,12 @@ def check_names(parameters: Sequence[tuple[str, torch.Tensor]], names: dict[torc
 def check_arguments(
     parameters: Sequence[tuple[str, torch.Tensor]],
     options: Options,
-    num_groups: int,
-    groups: Any,
 ) -> None:
     """Refuse what cannot be right, and what is not offered yet."""
-    if num_groups or groups is not None:
-        raise UsageError("num_groups and groups are not offered yet: buckets are cut by size (bucket_bytes)")
-    if options.op not in (Average, Sum):
-        raise UsageError(f"op must be Average or Sum, not {getattr(options.op, 'name', options.op)}")
+    if options.op not in (Average, Sum, Min, Max, Product):
+        raise UsageError(
+            f"op must be Average, Sum, Min, Max or Product, not {getattr(options.op, 'name', options.op)}"
+        )
     if not isinstance(options.passes, int) or options.passes < 1:
         raise UsageError(f"backward_passes_per_step must be a positive integer, not {options.passes!r}")
     if options.predivide != 1 and options.op is not Average:
@@ -76,7 +75,6 @@ def check_arguments(
         raise UsageError(f"gradient_predivide_factor must be positive, not {options.predivide!r}")
     if options.bucket_bytes < 1:
         raise UsageError(f"bucket_bytes must be positive, not {options.bucket_bytes!r}")
-    if options.process_set.process_set_id != 0:
-        raise UsageError("process sets other than global_process_set are not offered yet")
+    usable(options.process_set)
     for name, param in parameters:
         refuse_unsupported(param, f"parameter {name}")

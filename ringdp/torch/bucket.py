@@ -12,12 +12,13 @@ from ringdp.torch.slot import Slot
 
 
 class Bucket:
-    """The memory of one bucket of a plan. Elements between the parameters stay zero."""
+    """The memory of one bucket of a plan. Elements between the parameters stay zero; `tail` is what travels besides."""
 
     def __init__(self, index: int, plan: BucketPlan, members: Sequence[Slot]) -> None:
         self.index = index
         self.slots = [members[i] for i in plan.members]
-        self.flat = bucket_memory(plan.count, plan.dtype)
+        self.flat = bucket_memory(plan.count + plan.tail, plan.dtype)
+        self.gradients, self.tail = self.flat.split([plan.count, plan.tail])
         self.waiting = 0  # gradients that have not come in this pass
         for slot, offset in zip(self.slots, plan.offsets, strict=True):
             entry = slot.planned_as
@@ -27,14 +28,14 @@ class Bucket:
         """Every gradient came in this window."""
         return all(slot.came_in(window) for slot in self.slots)
 
-    def fill(self, window: int, sparse_as_dense: bool) -> bool:
+    def fill(self, window: int, densify: bool) -> bool:
         """The bucket is about to leave: whatever did not come is filled in. False if a gradient is missing."""
         complete = True
         for slot in self.slots:
             if not slot.came_in(window):
                 grad = slot.param.grad
                 if grad is not None and grad.layout is not torch.strided:
-                    grad = slot.densify(grad, sparse_as_dense)
+                    grad = slot.dense_or_beside(grad, densify)
                 complete &= slot.fill(grad, window)
             if slot.window == window:
                 slot.pack()

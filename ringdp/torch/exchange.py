@@ -13,35 +13,53 @@ calls that the user makes on all ranks alike: `backward`, `zero_grad`, `synchron
 What is exchanged once is never exchanged again: a gradient that comes on top of a reduced one starts a new
 window; the reduced one is carried beside and added afterwards. One that comes after its bucket has left, in a
 window that is still open, is late: it is exchanged with the leftovers.
+
+A pass inside `no_sync()` does not count among the passes of a window: it only adds to the gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from ringdp.ops import Handle
+from ringdp.constants import Average, Sum
+from ringdp.errors import UsageError
+from ringdp.process_sets import global_process_set
 from ringdp.torch import hooks
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.comm_hook import CommHook
+from ringdp.torch.finite import is_finite, partial_gradients_are_finite, show
 from ringdp.torch.leftovers import exchange_leftovers, has_new_gradient
 from ringdp.torch.passes import Passes
 from ringdp.torch.plans import Plans
+from ringdp.torch.sending import Sent, hides_overflows, send
 from ringdp.torch.slot import Slot
 from ringdp.torch.vote import Vote
+from ringdp.torch.weights import Weights
 from ringdp.torch.wire import Options
 
 
 class Exchange:
     """The gradients of one optimizer."""
 
-    def __init__(self, named: Sequence[tuple[str, torch.Tensor]], options: Options) -> None:
+    def __init__(
+        self,
+        named: Sequence[tuple[str, torch.Tensor]],
+        options: Options,
+        groups: Mapping[torch.Tensor, int] | None = None,
+        hook: CommHook | None = None,
+    ) -> None:
         """Start to agree on the plan for `named`; the first exchange waits for that."""
         self.options = options
-        self._plans = Plans(self, options)
+        self.local = 0  # so many no_sync() are entered
+        self._plans = Plans(self, options, groups or {})
+        self._plans.hook = hook
         self._slots = self._plans.slots
+        self._weights = Weights()
+        self._densify = options.sparse_as_dense or options.op not in (Average, Sum)
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
         self._window = 0
@@ -49,6 +67,11 @@ class Exchange:
         self.extend(named)
         weakref.finalize(self, hooks.detach_all, self._slots).atexit = False
         self._plans.renew([slot for slot in self._slots if slot.param.requires_grad])
+
+    def agreed(self) -> None:
+        """Wait until all ranks have compared their plans; raise MismatchError where they differ."""
+        with self._abandoned_on_failure():
+            self._plans.wire.agreed()
 
     # --- what the optimizer says ------------------------------------------------------------------
 
@@ -61,6 +84,8 @@ class Exchange:
         if self.finished:
             return
         self._passes.stop()
+        self._weights.count(self._submitted > 0)
+        self._weights.pass_ended()
         with self._abandoned_on_failure():
             self._prepare()
             self._conclude(everything=True)
@@ -91,15 +116,42 @@ class Exchange:
         """The optimizer's, the same on all ranks."""
         return self._plans.wire.name
 
+    def weigh(self, count: int) -> None:
+        """What the gradients of the next pass stand for."""
+        if not self._weights.on:
+            self._between_windows("weigh() must be called before the first backward() of a window")
+            self._weights.on = self._plans.weighed = True
+            self._renew_as_it_is()
+        self._weights.announce(count)
+
+    def weight(self) -> int | None:
+        """What this rank's gradients of this window stand for; None if they are not weighed."""
+        return self._weights.total + self._weights.late if self._weights.on else None
+
+    def use_hook(self, hook: CommHook) -> None:
+        """Let buckets leave by a communication hook from now on."""
+        self._between_windows("register_comm_hook() must be called between steps, before backward()")
+        self._plans.hook = hook
+        self._renew_as_it_is()
+
+    def has_hook(self) -> bool:
+        """Buckets leave by a communication hook."""
+        return self._plans.hook is not None
+
     # --- what the hooks say -----------------------------------------------------------------------
 
-    def arriving(self, slot: Slot) -> None:
-        """Autograd is about to accumulate into `param.grad`: put aside there what must not be exchanged again."""
+    def arriving(self, slot: Slot, grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Autograd is about to accumulate into `param.grad`: put aside there what must not be exchanged again.
+
+        Returns:
+            What it is to accumulate instead of `grads`, or None.
+        """
         if self._count > 0 and not self._passes.running and not self.finished:
             self._look_for_dropped()
         if self.finished:
             self._new_window()
         slot.put_aside(slot.bucket is not None and slot.bucket.index < self._submitted)
+        return (self._weights.scale(grads[0]),) if self._weights.on and grads[0] is not None else None
 
     def arrived(self, slot: Slot) -> None:
         """Autograd has accumulated into `param.grad`."""
@@ -109,14 +161,14 @@ class Exchange:
         if grad is None:
             return  # another hook has used it up
         if grad.layout is not torch.strided:
-            grad = slot.densify(grad, self.options.sparse_as_dense)
+            grad = slot.dense_or_beside(grad, self._densify)
         bucket = slot.bucket
         if slot.late or bucket is None or not slot.fits():
             slot.late = self._has_late = True
             return
         if grad is not slot.view:
             slot.take(grad)
-        if slot.casts and self._count + 1 >= self.options.passes:
+        if slot.casts and self._is_last_pass():
             slot.pack()
         if slot.window != self._window:
             slot.window = self._window
@@ -124,7 +176,7 @@ class Exchange:
         if slot.arrived_in != self._passes.number:
             slot.arrived_in = self._passes.number
             bucket.waiting -= 1
-            if bucket.waiting == 0 and self._count + 1 >= self.options.passes:
+            if bucket.waiting == 0 and self._is_last_pass():
                 self._launch()
 
     # --- windows and passes -----------------------------------------------------------------------
@@ -134,8 +186,9 @@ class Exchange:
         self._count = 0  # passes that have ended
         self._submitted = 0  # buckets that have left
         self._reduced = 0  # buckets that are back
-        self._handles: list[Handle[None]] = []
+        self._sent: list[Sent] = []
         self._voted = self._has_late = self._has_missing = False
+        self._weights.new_window()
         self.finished = False  # all gradients of the window are reduced
         self._plans.new_window()
 
@@ -153,11 +206,24 @@ class Exchange:
             slot.param.grad = None
             slot.forget()
 
+    def _is_last_pass(self) -> bool:
+        return self.local == 0 and self._count + 1 >= self.options.passes
+
+    def _between_windows(self, otherwise: str) -> None:
+        came = any(slot.came_in(self._window) or slot.late for slot in self._slots)
+        if not self.finished and (self._begun() or came):
+            raise UsageError(otherwise)
+
+    def _renew_as_it_is(self) -> None:
+        if not self._plans.out_of_date():
+            self._plans.renew([slot for slot in self._slots if slot.planned])
+
     def _begun(self) -> bool:
         """Other ranks may wait for this window."""
         return self._voted or self._submitted > 0
 
     def _pass_begins(self) -> None:
+        self._weights.count(self._submitted > 0)
         with self._abandoned_on_failure():
             self._prepare()
         for bucket in self._plans.buckets:
@@ -167,6 +233,9 @@ class Exchange:
         return all(bucket.waiting == 0 for bucket in self._plans.buckets)
 
     def _pass_ended(self) -> None:
+        self._weights.pass_ended()
+        if self.local:
+            return
         self._count += 1
         if self._count < self.options.passes:
             return
@@ -189,8 +258,8 @@ class Exchange:
                 self._submit(self._plans.buckets[self._submitted])
 
     def _submit(self, bucket: Bucket) -> None:
-        self._has_missing |= not bucket.fill(self._window, self.options.sparse_as_dense)
-        self._handles.append(self._plans.wire.submit(bucket))
+        self._has_missing |= not bucket.fill(self._window, self._densify)
+        self._sent.append(send(self._plans, bucket, self._weights.total))
         self._submitted += 1
 
     def _conclude(self, everything: bool) -> None:
@@ -206,22 +275,36 @@ class Exchange:
 
     def _vote(self) -> Vote:
         self._voted = True
-        beside = self._has_late or any(has_new_gradient(s) for s in self._slots if not s.planned)
-        return self._plans.wire.vote(self._steps, self._submitted, not beside, not self._has_missing)
+        extra = [s for s in self._slots if (s.late or not s.planned) and has_new_gradient(s)]
+        beside = self._has_late or bool(extra)
+        finite = self._is_finite(extra)
+        return self._plans.wire.vote(self._steps, self._submitted, not beside, not self._has_missing, finite)
+
+    def _is_finite(self, extra: Sequence[Slot]) -> bool:
+        """False if this rank has seen an overflow that the others might not see by themselves."""
+        finite = all(sent.is_finite for sent in self._sent)
+        if finite and hides_overflows(self.options):
+            finite = all(slot.param.grad is None or is_finite(slot.param.grad) for slot in extra)
+        if finite and self._plans.wire.set == global_process_set.process_set_id:
+            finite = partial_gradients_are_finite(self._plans.wire.world)
+        return finite
 
     def _wait(self, buckets: int) -> None:
         """Buckets up to this one are reduced, and so are the gradients that this rank has in them."""
-        for bucket, handle in zip(
-            self._plans.buckets[self._reduced : buckets], self._handles[self._reduced : buckets], strict=True
+        for bucket, sent in zip(
+            self._plans.buckets[self._reduced : buckets], self._sent[self._reduced : buckets], strict=True
         ):
-            handle.wait()
+            sent.wait()
             bucket.came_back(self._window)
             self._reduced += 1
 
     def _finish(self, vote: Vote) -> None:
         members = None
         if not (vote.complete and vote.in_plan):
-            members = exchange_leftovers(self._plans.wire, self._slots, self._window)
+            weights = self._weights if self._weights.on else None
+            members = exchange_leftovers(self._plans.wire, self._slots, self._window, weights)
+        if not vote.finite:
+            show(slot.param for slot in self._slots)
         self.finished = True
         if members is not None:
             self._plans.renew(members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,10 +28,9 @@ def attach(exchange: weakref.ref[Exchange], slot: Slot) -> None:
         return
     detach(slot)
 
-    def before(_: Any) -> None:
+    def before(grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         alive = exchange()
-        if alive is not None:
-            alive.arriving(slot)
+        return None if alive is None else alive.arriving(slot, grads)
 
     def after(_: torch.Tensor) -> None:
         alive = exchange()

@@ -7,10 +7,11 @@ know the same:
     has     a gradient came for this parameter of the plan. A parameter that has none on any rank keeps `grad`
             None, as in a single process; if any rank has one, all get the reduced view.
     extra   1: a gradient beside the plan's buckets; 2: the same, and the parameter has changed its shape or dtype.
-    wanted  the parameter requires grad: it belongs in the next plan.
+    wanted  the parameter requires grad: it belongs in the next plan, unless it is sparse.
+    sparse  the number of sparse dimensions of its gradient; 0: it is dense.
 
 Then the extra gradients go as one flat tensor per dtype, in the order of the parameters, with zeros where a
-rank has none.
+rank has none; and sparse ones by themselves.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from collections.abc import Sequence
 
 import torch
 
+from ringdp.constants import Sum
 from ringdp.torch.slot import Slot
+from ringdp.torch.sparse import sparse_allreduce_async
+from ringdp.torch.weights import Weights
 from ringdp.torch.wire import Wire
 
 
-def exchange_leftovers(wire: Wire, slots: Sequence[Slot], window: int) -> list[Slot] | None:
-    """Exchange what is left over.
+def exchange_leftovers(
+    wire: Wire, slots: Sequence[Slot], window: int, weights: Weights | None = None
+) -> list[Slot] | None:
+    """Exchange what is left over. `weights`: those of this window, if the gradients are weighed.
 
     Returns:
         The parameters of the next plan, or None if the plan may stay.
@@ -34,22 +40,28 @@ def exchange_leftovers(wire: Wire, slots: Sequence[Slot], window: int) -> list[S
             [slot.came_in(window) for slot in slots],
             [_extra(slot) for slot in slots],
             [slot.param.requires_grad for slot in slots],
+            [slot.sparse_dim for slot in slots],
         ],
         dtype=torch.uint8,
     )
     wire.max_(marks, "marks")
-    has, extra, wanted = marks.tolist()
+    has, extra, wanted, sparse = marks.tolist()
     for slot in slots:
+        slot.sparse_dim = sparse[slot.index]
         if has[slot.index] and slot.window != window and slot.fits():
             slot.adopt()
     beside = [slot for slot in slots if extra[slot.index]]
-    for dtype in dict.fromkeys(slot.param.dtype for slot in beside):
-        _exchange_flat(wire, dtype, [slot for slot in beside if slot.param.dtype == dtype])
+    divisors = _divisors(wire, weights) if weights is not None and beside else None
+    _exchange_sparse(wire, [slot for slot in beside if slot.sparse_dim], divisors)
+    dense = [slot for slot in beside if not slot.sparse_dim]
+    for dtype in dict.fromkeys(slot.param.dtype for slot in dense):
+        _exchange_flat(wire, dtype, [slot for slot in dense if slot.param.dtype == dtype], divisors)
     for slot in slots:
         if slot.late:
             slot.forget()  # it came late, and was dropped by module.zero_grad()
-    stays = 2 not in extra and all(slot.planned == bool(wanted[slot.index]) for slot in slots)
-    return None if stays else [slot for slot in slots if wanted[slot.index]]
+    members = [slot for slot in slots if wanted[slot.index] and not slot.sparse_dim]
+    stays = 2 not in extra and members == [slot for slot in slots if slot.planned]
+    return None if stays else members
 
 
 def has_new_gradient(slot: Slot) -> bool:
@@ -58,13 +70,26 @@ def has_new_gradient(slot: Slot) -> bool:
     return grad is not None and (slot.late or (not slot.planned and grad is not slot.reduced))
 
 
+def _is_late(slot: Slot) -> bool:
+    """What is beside the plan for it came after its bucket had left."""
+    return slot.planned and not slot.sparse_dim
+
+
 def _extra(slot: Slot) -> int:
     if not has_new_gradient(slot):
         return 0
-    return 2 if slot.planned and not slot.fits() else 1
+    return 2 if slot.planned and not slot.sparse_dim and not slot.fits() else 1
 
 
-def _exchange_flat(wire: Wire, dtype: torch.dtype, beside: list[Slot]) -> None:
+def _divisors(wire: Wire, weights: Weights) -> tuple[int, int]:
+    """The sums over all ranks of what this window's gradients, and its late ones, stand for."""
+    total, late = wire.sum([weights.total + weights.late, weights.late], "weights").wait().tolist()
+    return max(total, 1), max(late or total, 1)
+
+
+def _exchange_flat(
+    wire: Wire, dtype: torch.dtype, beside: list[Slot], divisors: tuple[int, int] | None
+) -> None:
     counts = [slot.param.numel() for slot in beside]
     flat = torch.zeros(sum(counts), dtype=wire.options.compression.on_wire(dtype))
     parts = [
@@ -74,8 +99,10 @@ def _exchange_flat(wire: Wire, dtype: torch.dtype, beside: list[Slot]) -> None:
         for slot, part in zip(beside, parts, strict=True):
             if has_new_gradient(slot):
                 part.copy_(slot.param.grad)
-        wire.reduce_(flat, f"leftovers.{dtype}")
+        wire.reduce_(flat, f"leftovers.{dtype}", Sum if divisors else None)
         for slot, part in zip(beside, parts, strict=True):
+            if divisors:
+                part.div_(divisors[_is_late(slot)])
             _take(slot, part)
 
 
@@ -94,3 +121,33 @@ def _take(slot: Slot, part: torch.Tensor) -> None:
         total.zero_() if base is None else total.copy_(base)
     slot.forget()
     slot.param.grad = slot.reduced = total.add_(part)
+
+
+def _exchange_sparse(wire: Wire, beside: list[Slot], divisors: tuple[int, int] | None) -> None:
+    op = Sum if divisors else wire.options.op
+    mine = [_sparse_of(slot) for slot in beside]
+    handles = [
+        sparse_allreduce_async(grad, f"{wire.name}.sparse.{slot.index}", op, wire.options.process_set)
+        for slot, grad in zip(beside, mine, strict=True)
+    ]
+    for slot, handle in zip(beside, handles, strict=True):
+        part = handle.wait()
+        if divisors:
+            part = part / divisors[_is_late(slot)]
+        base = slot.base if has_new_gradient(slot) else slot.param.grad
+        slot.forget()
+        slot.param.grad = slot.reduced = part if base is None else (base + part).detach()
+
+
+def _sparse_of(slot: Slot) -> torch.Tensor:
+    """What this rank has for the parameter, as a sparse tensor; without entries where it has nothing."""
+    grad = slot.param.grad
+    if not has_new_gradient(slot) or grad is None:
+        shape = slot.param.shape
+        values = torch.empty((0, *shape[slot.sparse_dim :]), dtype=slot.param.dtype)
+        return torch.sparse_coo_tensor(
+            torch.empty((slot.sparse_dim, 0), dtype=torch.int64), values, shape, is_coalesced=True
+        )
+    if grad.layout is torch.strided:
+        return grad.detach().to_sparse(slot.sparse_dim)
+    return grad

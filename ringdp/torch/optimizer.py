@@ -26,14 +26,20 @@ from typing import Any
 import torch
 
 from ringdp import world
-from ringdp.constants import Average, ReduceOp
+from ringdp.constants import Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch.arguments import check_arguments, check_names, named, named_from
+from ringdp.torch.comm_hook import CommHook, Hook
 from ringdp.torch.compression import Compression, known
 from ringdp.torch.exchange import Exchange
+from ringdp.torch.finite import Partial
+from ringdp.torch.model import Buffers, make_equal
 from ringdp.torch.ops import operations
+from ringdp.torch.parameter_groups import group_numbers
 from ringdp.torch.plan import MIB
+from ringdp.torch.user_compression import UserCompression
+from ringdp.torch.weights import whole
 from ringdp.torch.wire import Options
 
 Closure = Callable[[], Any]
@@ -45,6 +51,7 @@ class _Distributed(torch.optim.Optimizer):
     _exchange: Exchange | None  # None with one rank
     _names: dict[torch.Tensor, str]
     _settle_in_step: bool
+    _buffers: Buffers | None  # of the model that was given
 
     # --- Horovod's methods ---
 
@@ -56,6 +63,7 @@ class _Distributed(torch.optim.Optimizer):
         """
         if self._exchange is not None:
             self._exchange.settle()
+            self._buffers_are_due()
 
     @contextlib.contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -68,6 +76,81 @@ class _Distributed(torch.optim.Optimizer):
             yield
         finally:
             self._settle_in_step = True
+
+    # --- what DistributedDataParallel's users know, and our own ---
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """`backward()` inside accumulates on this rank alone; the next one outside exchanges the sum.
+
+        May be nested. Passes inside do not count among `backward_passes_per_step`. `step()` and `synchronize()`
+        exchange what is there, also inside.
+        """
+        exchange, buffers = self._exchange, self._buffers
+        if exchange is None:
+            yield
+            return
+        exchange.local += 1
+        if buffers is not None:
+            buffers.is_local = True
+        try:
+            yield
+        finally:
+            exchange.local -= 1
+            if buffers is not None:
+                buffers.is_local = exchange.local > 0
+
+    def weigh(self, n: int) -> None:
+        """Say how many samples or tokens the next `backward()` is about, so that ranks count by what they hold.
+
+        To be called before every `backward()`, on all ranks (from the same step on), for a loss that is the mean over
+        its samples or tokens. The exchanged gradient is then the sum of n·gradient over ranks, divided by the sum of n,
+        instead of the average over ranks: that of the joined batch. With several passes in a window (of
+        `backward_passes_per_step`, or inside `no_sync()`) the sums go over ranks and passes. The numbers travel in the
+        buckets. Until they are exchanged, gradients are n times as large (a number of 0 makes them 0, were they NaN):
+        mind float16, whose largest value is 65504.
+
+        Args:
+            n: 0 to 2**40. Called again before `backward()`, the later number counts.
+
+        Raises:
+            UsageError: not such a number; `op` is not Average, or there is a gradient_predivide_factor; or the first
+                call is not at the beginning of a window. A `backward()` without `weigh` raises it too, once it is used.
+        """
+        count = whole(n)
+        if self._exchange is None:
+            return
+        options = self._exchange.options
+        if options.op is not Average or options.predivide != 1:
+            raise UsageError("weigh() needs op=Average and no gradient_predivide_factor")
+        self._exchange.weigh(count)
+
+    def register_comm_hook(self, state: Any, hook: Hook) -> None:
+        """Exchange buckets by `hook(state, bucket)`, as torch's DistributedDataParallel does: see
+        `ringdp.torch.comm_hook` for what a hook gets and returns, and how it names its operations.
+
+        To be called once, on all ranks, between steps. What comes beside the buckets (see `docs/optimizer.md`) is
+        averaged without it. With one rank it is not called.
+
+        Raises:
+            UsageError: there is a hook or a compression of the user's own already; `compression`, `op` other than
+                Average or gradient_predivide_factor was given; or not between steps.
+            MismatchError: in the next `backward()` or `step()`, where the ranks have different hooks.
+        """
+        if not callable(hook):
+            raise UsageError(
+                f"a communication hook is a function of (state, bucket), not a {type(hook).__name__}"
+            )
+        if self._exchange is None:
+            return
+        options = self._exchange.options
+        if self._exchange.has_hook() or options.compression is not Compression.none:
+            raise UsageError(
+                "register_comm_hook: this optimizer has a compression or a communication hook already"
+            )
+        if options.op is not Average or options.predivide != 1:
+            raise UsageError("register_comm_hook needs op=Average and no gradient_predivide_factor")
+        self._exchange.use_hook(CommHook(state, hook))
 
     # --- torch's methods ---
 
@@ -87,7 +170,15 @@ class _Distributed(torch.optim.Optimizer):
             exchange.settle()
         result = self._plain_step(closure, **kwargs)
         exchange.stepped()
+        self._buffers_are_due()
         return result
+
+    def _buffers_are_due(self) -> None:
+        if self._buffers is not None:
+            self._buffers.is_due = True
+
+    def _parameters(self) -> Iterable[torch.Tensor]:
+        return (p for group in self.__dict__["param_groups"] for p in group["params"])
 
     # LR schedulers need not patch it, and torch need not add step hooks: those of the original step run.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
@@ -103,18 +194,7 @@ class _Distributed(torch.optim.Optimizer):
             exchange.settle()
             if loss is None:
                 return None
-            number = (
-                loss.detach()
-                if isinstance(loss, torch.Tensor)
-                else torch.tensor(float(loss), dtype=torch.float64)
-            )
-            reduced = operations.allreduce(
-                number,
-                name=f"{exchange.name()}.loss",
-                op=exchange.options.op,
-                process_set=exchange.options.process_set,
-            )
-            return reduced if isinstance(loss, torch.Tensor) else reduced.item()
+            return reduced_loss(loss, exchange)
 
         return evaluate
 
@@ -125,6 +205,7 @@ class _Distributed(torch.optim.Optimizer):
         super().zero_grad(*args, **kwargs)
         if self._exchange is not None:
             self._exchange.gradients_dropped()
+            self._buffers_are_due()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. The new parameters' gradients are exchanged from the next step on, by a new plan."""
@@ -154,6 +235,24 @@ class _Distributed(torch.optim.Optimizer):
         return _plain, (type(self).__mro__[2], self.__getstate__())
 
 
+def reduced_loss(loss: Any, exchange: Exchange) -> Any:
+    """The loss as the gradients are reduced: a sum with op=Sum, else an average, weighed where they are."""
+    options, weight = exchange.options, exchange.weight()
+    value = (
+        loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+    )
+    op, given = (Sum if options.op is Sum else Average), value
+    if weight is not None:
+        wide = value.double().reshape(1) * weight if weight else torch.zeros(1, dtype=torch.float64)
+        op, given = Sum, torch.cat([wide, torch.tensor([float(weight)], dtype=torch.float64)])
+    reduced = operations.allreduce(
+        given, name=f"{exchange.name()}.loss", op=op, process_set=options.process_set
+    )
+    if weight is not None:
+        reduced = (reduced[0] / reduced[1].clamp(min=1)).to(value.dtype).reshape(value.shape)
+    return reduced if isinstance(loss, torch.Tensor) else reduced.item()
+
+
 def _plain(kind: Any, state: dict[str, Any]) -> Any:
     optimizer = kind.__new__(kind)
     optimizer.__setstate__(state)
@@ -173,6 +272,8 @@ def DistributedOptimizer(
     process_set: ProcessSet = global_process_set,
     *,
     bucket_bytes: int = 25 * MIB,
+    model: torch.nn.Module | None = None,
+    broadcast_buffers: bool = True,
 ) -> Any:
     """Let `optimizer` reduce its gradients over all ranks.
 
@@ -185,20 +286,31 @@ def DistributedOptimizer(
         named_parameters: `model.named_parameters()`: names for errors and for the agreement between ranks. All
             parameters of the optimizer must be among them. Default: names by number.
         compression: `Compression.none`, or `.fp16`, `.bf16`: float32 and float64 gradients are cast to 16 bits as
-            they are put into the bucket, and back after the exchange. They are accumulated in their own dtype.
+            they are put into the bucket, and back after the exchange. They are accumulated in their own dtype. Or an
+            object of one's own with Horovod's `compress` and `decompress`, called for each gradient by itself.
         backward_passes_per_step: so many backward passes accumulate (summed, not averaged) before one exchange.
-        op: Average or Sum.
+            `step()` after fewer exchanges what is there; passes beyond it accumulate on this rank until `step()`.
+        op: Average, Sum, Min, Max or Product. A gradient that a rank lacks counts as zeros, whatever the operation.
         gradient_predivide_factor: gradients are divided by it before the sum and multiplied by it afterwards.
-        num_groups, groups: not offered yet; buckets are cut by size.
-        sparse_as_dense: sparse gradients (of torch.nn.Embedding(sparse=True)) are made dense; otherwise they
-            are refused.
-        process_set: the ranks that exchange.
+        num_groups: so many buckets of consecutive parameters in place of those by size (and one more for each further
+            dtype in a group).
+        groups: a number, as `num_groups`; or lists of parameters: each list is exchanged as one bucket, the other
+            parameters in buckets by size.
+        sparse_as_dense: sparse gradients (of torch.nn.Embedding(sparse=True)) are made dense. Otherwise the ranks
+            gather indices and values (`sparse_allreduce_async`; only with Average and Sum), in `step()`, and `grad`
+            is sparse.
+        process_set: the ranks that exchange. The others may make the optimizer too: there it steps by itself.
         bucket_bytes: gradients are exchanged in buckets of about this size.
+        model: the ranks' models are compared here, parameters and buffers, and then made equal: every rank gets the
+            first rank's, as with DistributedDataParallel, whose users do not call `broadcast_parameters`. Gives the
+            names where `named_parameters` is None.
+        broadcast_buffers: with `model`, its buffers (BatchNorm's statistics) are broadcast from the first rank
+            at the first forward in training mode of each step.
 
     Raises:
         UsageError, TypeError: here, for arguments that cannot be right.
         MismatchError: in the first `backward()` or `step()`, where the ranks' parameters or options differ; on
-            every rank, naming the first parameter that differs, before any parameter changes.
+            every rank, naming the first parameter that differs, before any parameter changes. With `model`: here.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
@@ -206,8 +318,9 @@ def DistributedOptimizer(
         )
     if isinstance(optimizer, _Distributed):
         raise UsageError("this optimizer is a DistributedOptimizer already")
-    names = named_from(named_parameters)
+    names = named_from(model.named_parameters() if named_parameters is None and model else named_parameters)
     parameters = named(optimizer.param_groups, names)
+    ours = known(compression)
     options = Options(
         op,
         backward_passes_per_step,
@@ -215,18 +328,29 @@ def DistributedOptimizer(
         sparse_as_dense,
         bucket_bytes,
         process_set,
-        known(compression),
+        ours or Compression.none,
     )
-    check_arguments(parameters, options, num_groups, groups)
+    check_arguments(parameters, options)
     if named_parameters is not None:
         check_names(parameters, names)
-    exchange = Exchange(parameters, options) if world.size() > 1 else None
+    grouped = group_numbers(parameters, num_groups, groups)
+    hook = CommHook(None, UserCompression(compression, options)) if ours is None else None
+    exchanges = process_set.included() and process_set.size() > 1
+    exchange = Exchange(parameters, options, grouped, hook) if exchanges else None
+    buffers = None
+    if exchange is not None and model is not None:
+        exchange.agreed()
+        make_equal(model, exchange.name(), process_set)
+        buffers = Buffers(model, exchange.name(), process_set) if broadcast_buffers else None
     _remove_scheduler_patch(optimizer)
     kind = type(optimizer)
     optimizer.__class__ = type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})
     optimizer._names = names  # type: ignore[attr-defined]
     optimizer._settle_in_step = True  # type: ignore[attr-defined]
     optimizer._exchange = exchange  # type: ignore[attr-defined]
+    optimizer._buffers = buffers  # type: ignore[attr-defined]
+    if process_set.size() < world.size():
+        optimizer._partial = Partial(optimizer._parameters)  # type: ignore[attr-defined]
     return optimizer
 
 

@@ -7,7 +7,7 @@ and in every vote.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from ringdp.torch.adapter import DTYPES
 from ringdp.torch.compression import Compressor, NoneCompressor
 
 MIB = 1 << 20
+NO_LIMIT = 1 << 62
 FIRST_BYTES = MIB  # the first bucket is small, so that the exchange starts early in the backward pass
 
 
@@ -28,6 +29,7 @@ class Entry:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+    group: int | None = None  # whose parameters are exchanged together
 
     @property
     def count(self) -> int:
@@ -37,17 +39,21 @@ class Entry:
     def line(self) -> str:
         """The parameter in the plan's text: `conv.weight: float32[8, 3, 3, 3]`."""
         text = f"{self.name}: {DTYPES[self.dtype].name}{list(self.shape)}"
-        return text if self.strides == row_major(self.shape) else f"{text}, strides {list(self.strides)}"
+        if self.strides != row_major(self.shape):
+            text += f", strides {list(self.strides)}"
+        return text if self.group is None else f"{text}, group {self.group}"
 
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """One bucket: `members` are positions in the plan's list of entries, `offsets` theirs in the bucket (elements)."""
+    """One bucket: `members` are positions in the plan's list of entries, `offsets` theirs in the bucket (elements).
+    `tail` elements follow the `count` of the gradients."""
 
     dtype: torch.dtype
     count: int
     members: tuple[int, ...]
     offsets: tuple[int, ...]
+    tail: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def lay_out(
     bucket_bytes: int,
     options: str,
     compression: type[Compressor] = NoneCompressor,
+    tail: Callable[[torch.dtype], int] = lambda _: 0,
 ) -> Plan:
     """The plan for `entries`, whose gradients are expected in `order` (positions).
 
@@ -97,15 +104,9 @@ def lay_out(
         bucket_bytes: a bucket is full beyond this.
         options: further text that must be the same on all ranks, the compression's name included.
         compression: gives the dtype of each parameter in its bucket.
+        tail: elements that a bucket of some dtype has besides.
     """
-    counts = [entries[i].count for i in order]
-    dtypes = [compression.on_wire(entries[i].dtype) for i in order]
-    buckets = tuple(
-        BucketPlan(dtypes[members[0]], count, tuple(order[m] for m in members), tuple(offsets))
-        for _, count, members, offsets in _core.assign_buckets(
-            counts, [int(DTYPES[dtype]) for dtype in dtypes], min(FIRST_BYTES, bucket_bytes), bucket_bytes
-        )
-    )
+    buckets = _buckets(entries, order, bucket_bytes, compression, tail)
     # First what the user has made, then what follows from it: the first line that differs is the cause.
     lines = [f"options: {options}, buckets of {bucket_bytes} bytes"]
     lines += [entry.line() for entry in entries]
@@ -114,4 +115,32 @@ def lay_out(
             lines.append(f"{entries[member].name} is in bucket {number} at {offset}")
     text = "\n".join(lines)
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    return Plan(buckets, text, digest)
+    return Plan(tuple(buckets), text, digest)
+
+
+def _buckets(
+    entries: Sequence[Entry],
+    order: Sequence[int],
+    bucket_bytes: int,
+    compression: type[Compressor],
+    tail: Callable[[torch.dtype], int],
+) -> list[BucketPlan]:
+    """Those of each group, and of what is in none; with groups, in the order in which they become complete."""
+    groups = sorted({entries[i].group for i in order}, key=lambda group: -1 if group is None else group)
+    buckets = []
+    for group in groups:
+        members = [i for i in order if entries[i].group == group]
+        dtypes = [compression.on_wire(entries[i].dtype) for i in members]
+        first, full = (
+            (min(FIRST_BYTES, bucket_bytes), bucket_bytes) if group is None else (NO_LIMIT, NO_LIMIT)
+        )
+        for _, count, places, offsets in _core.assign_buckets(
+            [entries[i].count for i in members], [int(DTYPES[dtype]) for dtype in dtypes], first, full
+        ):
+            dtype = dtypes[places[0]]
+            inside = tuple(members[i] for i in places)
+            buckets.append(BucketPlan(dtype, count, inside, tuple(offsets), tail(dtype)))
+    if len(groups) > 1:
+        position = {member: i for i, member in enumerate(order)}
+        buckets.sort(key=lambda bucket: max(position[member] for member in bucket.members))
+    return buckets

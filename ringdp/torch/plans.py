@@ -8,7 +8,7 @@ show that the parameters have changed. Each is agreed on by all ranks before the
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from ringdp import world
 from ringdp.torch import hooks
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.comm_hook import CommHook
 from ringdp.torch.plan import Plan, lay_out
 from ringdp.torch.slot import Slot
 from ringdp.torch.wire import Options, Wire
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 class Plans:
     """One optimizer's plans."""
 
-    def __init__(self, exchange: Exchange, options: Options) -> None:
+    def __init__(self, exchange: Exchange, options: Options, groups: Mapping[torch.Tensor, int]) -> None:
+        """`groups`: numbers of those that the user wants exchanged together."""
         self.options = options
+        self.hook: CommHook | None = None
+        self.weighed = False  # the ranks' gradients have weights, which travel in the buckets
+        self._groups = groups
         self._exchange = weakref.ref(exchange)
         self.wire = Wire(options)
         self.slots: list[Slot] = []  # all parameters, planned or not
@@ -41,7 +46,7 @@ class Plans:
     def extend(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Further parameters, outside the plan."""
         for name, param in named:
-            self.slots.append(Slot(len(self.slots), name, param))
+            self.slots.append(Slot(len(self.slots), name, param, self._groups.get(param)))
             hooks.attach(self._exchange, self.slots[-1])
 
     def new_window(self) -> None:
@@ -81,11 +86,20 @@ class Plans:
             [slot.planned_as for slot in self._members],
             [position[i] for i in self._order],
             self.options.bucket_bytes,
-            str(self.options),
+            self._text(),
             self.options.compression,
+            self._tail,
         )
         self.buckets = []
         self.wire.open(self.plan)
+
+    def _text(self) -> str:
+        hook = f", communication hook {self.hook}" if self.hook is not None else ""
+        return f"{self.options}{hook}{', weighed' if self.weighed else ''}"
+
+    def _tail(self, dtype: torch.dtype) -> int:
+        # A hook would not leave it as it is: there the weight goes apart.
+        return self.wire.weight_code(dtype).elements if self.weighed and self.hook is None else 0
 
     def prepare(self) -> None:
         """The plan has memory from now on: not before it is needed, so that the last plan's may be gone by then."""
@@ -102,6 +116,9 @@ class Plans:
         self.plan, self.buckets, self._order, self._observed = None, [], [], []
         for slot in self.slots:
             slot.leave_plan()
+            slot.sparse_dim = (
+                0  # where that was this rank's knowledge alone, the next exchange shows it again
+            )
 
     def start_over(self) -> None:
         """A plan where there is none."""
@@ -110,4 +127,4 @@ class Plans:
             self.wire = Wire(self.options)
         for slot in self.slots:
             hooks.attach(self._exchange, slot)
-        self.renew([slot for slot in self.slots if slot.param.requires_grad])
+        self.renew([slot for slot in self.slots if slot.param.requires_grad and not slot.sparse_dim])

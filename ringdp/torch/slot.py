@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ringdp import world
-from ringdp.errors import UsageError
 from ringdp.torch.memory import copy_past_caches, passes_caches
 from ringdp.torch.plan import Entry, view_strides
 
@@ -24,10 +22,14 @@ class Slot:
     into its place before the bucket leaves (`pack`) and back when the bucket has come back.
     """
 
-    def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
+    def __init__(self, index: int, name: str, param: torch.Tensor, group: int | None = None) -> None:
         self.index = index  # in the optimizer's list
         self.name = name
         self.param = param
+        self.group = group  # whose gradients the user wants exchanged together
+        self.sparse_dim = (
+            0  # its gradients are sparse, with so many sparse dimensions: they go beside the plan
+        )
         self.planned = False  # is one of the plan's parameters
         self.bucket: Bucket | None = None
         self.place: torch.Tensor | None = None  # in the bucket
@@ -48,7 +50,7 @@ class Slot:
     def entry(self) -> Entry:
         """What a plan made now knows of the parameter."""
         p = self.param
-        return Entry(self.name, tuple(p.shape), view_strides(p.shape, p.stride()), p.dtype)
+        return Entry(self.name, tuple(p.shape), view_strides(p.shape, p.stride()), p.dtype, self.group)
 
     def forget(self) -> None:
         """The gradient was dropped."""
@@ -122,15 +124,14 @@ class Slot:
             self.place.copy_(self.memory())
             self.packed = self.memory()._version
 
-    def densify(self, grad: torch.Tensor, allowed: bool) -> torch.Tensor:
-        """A sparse gradient made dense."""
-        if not allowed:
-            raise UsageError(
-                f"rank {world.rank()}: the gradient of {self.name} is sparse; give DistributedOptimizer "
-                "sparse_as_dense=True (sparse gradients on the wire come in a later release)"
-            )
-        self.param.grad = dense = grad.to_dense()
-        return dense
+    def dense_or_beside(self, grad: torch.Tensor, densify: bool) -> torch.Tensor:
+        """A sparse gradient made dense, if it is to be; else it is noted that it goes beside the plan."""
+        if densify or grad.layout is not torch.sparse_coo:
+            self.param.grad = grad = grad.to_dense()
+        else:
+            self.sparse_dim = max(self.sparse_dim, grad.sparse_dim())
+            self.late = True
+        return grad
 
     def came_in(self, window: int) -> bool:
         """A gradient came in this window, and module.zero_grad() has not dropped it since."""

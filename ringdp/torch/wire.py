@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ringdp import world
-from ringdp.constants import Average, Max, ReduceOp
+from ringdp.constants import Average, Max, ReduceOp, Sum
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.requests import usable
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.comm_hook import CommHook, GradBucket, Waits
 from ringdp.torch.compression import NAMES, Compressor, NoneCompressor
 from ringdp.torch.ops import operations
 from ringdp.torch.plan import MIB, Plan
 from ringdp.torch.vote import Vote
+from ringdp.torch.weights import Code, code_for
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,13 @@ class Wire:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.world = world.current()
-        # The ranks make their optimizers in the same order: so the number is the same on all.
-        self.name = f"optimizer.{self.world.plans}"
-        self.world.plans += 1
+        self.set = usable(options.process_set)
+        self.ranks = options.process_set.size()
+        self.rank = options.process_set.rank() or 0  # this one's number among them
+        # The ranks of a set make its optimizers in the same order: so the number is the same on all.
+        number = self.world.plans.get(self.set, 0)
+        self.world.plans[self.set] = number + 1
+        self.name = f"optimizer.{number}"
         self._version = 0
         self._digest = 0
         self._opening: Handle[int] | None = None
@@ -62,38 +70,60 @@ class Wire:
         """
         self._version += 1
         self._digest = plan.digest
-        core = self.world.engine.open_plan(
-            self.options.process_set.process_set_id, f"{self.name}.plan.{self._version}", plan.text
-        )
+        core = self.world.engine.open_plan(self.set, f"{self.name}.plan.{self._version}", plan.text)
         self._opening = Handle(core, None, lambda core: int(core.lane()), self.world)
 
-    def _lane(self) -> int:
+    def agreed(self) -> int:
+        """The lane that the plan was given; waits for it. Raises as `open` says."""
         assert self._opening is not None
         return self._opening.wait()
 
-    def submit(self, bucket: Bucket) -> Handle[None]:
+    def weight_code(self, dtype: torch.dtype) -> Code:
+        """How the ranks' weights travel in a bucket of this dtype."""
+        return code_for(dtype, self.ranks)
+
+    def submit(self, bucket: Bucket) -> Waits:
         """Reduce a bucket in place. Its memory must not be touched until the handle was waited for."""
+        weighed = bucket.tail.numel() > 0  # then the sum is divided by the sum of weights
         core = self.world.engine.submit_bucket(
-            self.options.process_set.process_set_id,
-            self._lane(),
+            self.set,
+            self.agreed(),
             bucket.index,
             self._digest,
             bucket.flat.data_ptr(),
             bucket.flat.numel(),
             int(DTYPES[bucket.flat.dtype]),
-            int(self.options.op),
+            int(Sum if weighed else self.options.op),
             *self.options.scale,
         )
         return Handle(core, bucket.flat, lambda _: None, self.world)
 
-    def vote(self, step: int, submitted: int, in_plan: bool, complete: bool) -> Vote:
+    def submit_by(self, hook: CommHook, bucket: GradBucket) -> Waits:
+        """As `submit`, by a communication hook."""
+        self.agreed()
+        return hook.start(bucket)
+
+    def for_hook(self, bucket: Bucket, is_last: bool) -> GradBucket:
+        """What a communication hook is shown of a bucket."""
+        name = f"{self.name}.plan.{self._version}.bucket.{bucket.index}"
+        return GradBucket(bucket, is_last, name, self._digest, self.options.process_set)
+
+    def vote(self, step: int, submitted: int, in_plan: bool, complete: bool, finite: bool) -> Vote:
         """What all ranks say together.
 
         Raises:
             MismatchError: the ranks disagree on plan, generation or step.
         """
-        mine = Vote(self._digest, self.world.generation, step, submitted, in_plan=in_plan, complete=complete)
-        core = self.world.engine.vote(self.options.process_set.process_set_id, self._lane(), mine.encode())
+        mine = Vote(
+            self._digest,
+            self.world.generation,
+            step,
+            submitted,
+            in_plan=in_plan,
+            complete=complete,
+            finite=finite,
+        )
+        core = self.world.engine.vote(self.set, self.agreed(), mine.encode())
         words = Handle(core, None, lambda core: list(core.words()), self.world).wait()
         return Vote.decode(words, self.name)
 
@@ -101,14 +131,23 @@ class Wire:
         """The greatest mark of all ranks, in place."""
         operations.allreduce_(marks, name=f"{self.name}.{what}", op=Max, process_set=self.options.process_set)
 
-    def reduce_(self, flat: torch.Tensor, what: str) -> None:
-        """What a bucket's exchange would do to these gradients, in place."""
+    def reduce_(self, flat: torch.Tensor, what: str, op: ReduceOp | None = None) -> None:
+        """What a bucket's exchange would do to these gradients, in place; or another operation."""
+        op = self.options.op if op is None else op
         operations.allreduce_(
-            flat, None, f"{self.name}.{what}", self.options.op, *self.options.scale, self.options.process_set
+            flat, None, f"{self.name}.{what}", op, *self.options.scale, self.options.process_set
         )
 
-    def from_rank_0(self, numbers: list[int], what: str) -> list[int]:
-        """Rank 0's list of as many numbers."""
+    def sum(self, numbers: Sequence[int], what: str) -> Handle[torch.Tensor]:
+        """Start to add up each of these numbers over the ranks."""
         given = torch.tensor(numbers, dtype=torch.int64)
         name = f"{self.name}.{what}"
-        return operations.broadcast(given, 0, name, self.options.process_set).tolist()
+        return operations.allreduce_async_(given, name=name, op=Sum, process_set=self.options.process_set)
+
+    def from_rank_0(self, numbers: list[int], what: str) -> list[int]:
+        """The list of as many numbers of the first rank."""
+        assert self.options.process_set.ranks is not None
+        root = self.options.process_set.ranks[0]
+        given = torch.tensor(numbers, dtype=torch.int64)
+        name = f"{self.name}.{what}"
+        return operations.broadcast(given, root, name, self.options.process_set).tolist()

@@ -1,0 +1,73 @@
+"""What `DistributedOptimizer(model=…)` adds, for who is used to DistributedDataParallel: the ranks' models are compared
+and made equal at once, and buffers (BatchNorm's running statistics) stay those of the first rank.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+from ringdp.process_sets import ProcessSet
+from ringdp.torch.adapter import refuse_unsupported
+from ringdp.torch.ops import operations
+from ringdp.torch.state import broadcast_parameters
+
+
+def make_equal(model: torch.nn.Module, name: str, process_set: ProcessSet) -> None:
+    """Give every rank the first rank's parameters and buffers.
+
+    Raises:
+        MismatchError: names, shapes or dtypes differ, naming the first; on every rank, before anything is written.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert process_set.ranks is not None
+    broadcast_parameters(tensors, process_set.ranks[0], name, process_set)
+
+
+class Buffers:
+    """A model's buffers: broadcast from the first rank of the set before the first training forward of each step.
+
+    That is a `forward` of the model itself in training mode, with gradients recorded, outside `no_sync()`, and the
+    first one since the last `step()`, `synchronize()` or `zero_grad()`: with accumulation, ranks may disagree within a
+    window, as DDP's may under `no_sync()`. Evaluation exchanges nothing, so one rank may validate alone.
+    """
+
+    def __init__(self, model: torch.nn.Module, name: str, process_set: ProcessSet) -> None:
+        self.is_due = True
+        self.is_local = False  # inside no_sync()
+        self._name, self._process_set = name, process_set
+        for buffer_name, buffer in model.named_buffers():
+            refuse_unsupported(buffer, f"buffer {buffer_name}")
+        mine = weakref.ref(self)
+
+        def before(module: torch.nn.Module, _: Any) -> None:
+            alive = mine()
+            if alive is not None:
+                alive.before_forward(module)
+
+        self._handle = model.register_forward_pre_hook(before)
+        weakref.finalize(self, self._handle.remove).atexit = False
+
+    def before_forward(self, model: torch.nn.Module) -> None:
+        """The model is about to run."""
+        if not (self.is_due and model.training and torch.is_grad_enabled()) or self.is_local:
+            return
+        self.is_due = False
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for buffer in model.buffers():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        with torch.no_grad():
+            for dtype, buffers in by_dtype.items():
+                self._broadcast(dtype, buffers)
+
+    def _broadcast(self, dtype: torch.dtype, buffers: list[torch.Tensor]) -> None:
+        ranks = self._process_set.ranks
+        assert ranks is not None
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        operations.broadcast_(flat, ranks[0], f"{self._name}.buffers.{dtype}", self._process_set)
+        if self._process_set.rank() == 0:
+            return
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view(buffer.shape))

@@ -1,0 +1,59 @@
+"""How a full bucket leaves: looked at, weighed, and handed to the core or to a communication hook."""
+
+from __future__ import annotations
+
+import torch
+
+from ringdp.constants import Max, Min
+from ringdp.ops import Handle
+from ringdp.torch.bucket import Bucket
+from ringdp.torch.comm_hook import Waits
+from ringdp.torch.finite import is_finite
+from ringdp.torch.plans import Plans
+from ringdp.torch.wire import Options, Wire
+
+
+def needs_look(plans: Plans) -> bool:
+    """An overflow of one rank might not survive the exchange, and nobody else looks for it."""
+    return hides_overflows(plans.options) or (plans.hook is not None and plans.hook.needs_look)
+
+
+def hides_overflows(options: Options) -> bool:
+    """Other ranks' numbers may win over an inf. (In sums and products they cannot.)"""
+    return options.op in (Min, Max)
+
+
+class Sent:
+    """A bucket on its way."""
+
+    def __init__(
+        self, bucket: Bucket, future: Waits, wire: Wire, finite: bool, weight: Handle[torch.Tensor] | None
+    ) -> None:
+        self._bucket, self._future, self._wire, self._weight = bucket, future, wire, weight
+        self.is_finite = finite  # what this rank has put in; True where nobody looks
+
+    def wait(self) -> None:
+        """The bucket holds the reduced gradients."""
+        self._future.wait()
+        gradients = self._bucket.gradients
+        if self._weight is not None:
+            total = int(self._weight.wait()[0])
+            gradients.mul_(self._wire.ranks).div_(max(total, 1))  # the hook has averaged
+        elif self._bucket.tail.numel():
+            code = self._wire.weight_code(gradients.dtype)
+            gradients.div_(max(code.decode(self._bucket.tail.tolist()), 1))
+
+
+def send(plans: Plans, bucket: Bucket, weight: int) -> Sent:
+    """Let a bucket leave. `weight`: what this rank's gradients stand for, if they are weighed."""
+    wire, hook = plans.wire, plans.hook
+    finite = not needs_look(plans) or is_finite(bucket.gradients)
+    if hook is None:
+        if bucket.tail.numel():
+            code = wire.weight_code(bucket.flat.dtype)
+            bucket.tail.copy_(torch.tensor(code.encode(weight, wire.rank)))
+        return Sent(bucket, wire.submit(bucket), wire, finite, None)
+    seen = wire.for_hook(bucket, bucket.index + 1 == len(plans.buckets))
+    apart = wire.sum([weight], f"weight.{bucket.index}") if plans.weighed else None
+    future = wire.submit_by(hook, seen)
+    return Sent(bucket, future, wire, finite and seen.is_finite, apart)
