@@ -54,7 +54,7 @@ class World:
     sets_made: int = 0
     # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    plans: dict[int, int] = field(default_factory=dict)  # optimizers made so far in each process set, for their names
+    plans: dict[int, int] = field(default_factory=dict)  # by process set: optimizers made so far
     members: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)  # see ringdp/joined.py
     work_at_join: dict[int, int] = field(
         default_factory=dict

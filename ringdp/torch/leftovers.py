@@ -145,9 +145,8 @@ def _sparse_of(slot: Slot) -> torch.Tensor:
     if not has_new_gradient(slot) or grad is None:
         shape = slot.param.shape
         values = torch.empty((0, *shape[slot.sparse_dim :]), dtype=slot.param.dtype)
-        return torch.sparse_coo_tensor(
-            torch.empty((slot.sparse_dim, 0), dtype=torch.int64), values, shape, is_coalesced=True
-        )
+        indices = torch.empty((slot.sparse_dim, 0), dtype=torch.int64)
+        return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
     if grad.layout is torch.strided:
         return grad.detach().to_sparse(slot.sparse_dim)
     return grad

@@ -18,8 +18,7 @@ NARROW = (torch.float16, torch.bfloat16)
 
 
 class SparseHandle:
-    """A sparse all-reduce in flight: `poll()`, `wait()` or `ringdp.torch.synchronize(handle)`, or, as in Horovod, a call
-    of it."""
+    """A sparse all-reduce in flight: `poll()`; `wait()`, `hvd.synchronize(handle)` or, as in Horovod, a call of it."""
 
     def __init__(
         self, indices: Handle[torch.Tensor], values: Handle[torch.Tensor], shape: torch.Size, divisor: int
@@ -68,7 +67,7 @@ def sparse_allreduce_async(
 
     Raises:
         TypeError, UsageError: no sparse COO tensor, or another `op`.
-        MismatchError: in `wait`, where the ranks differ in dtype, the shape of a row, or the number of sparse dimensions.
+        MismatchError: in `wait`, where ranks differ in dtype, in the shape of a row, or in the sparse dimensions.
     """
     op = Average if op is None else op
     if op not in (Average, Sum):
@@ -105,4 +104,4 @@ def _coalesced(
 
 
 def _sparse(indices: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return torch.sparse_coo_tensor(indices.t(), values, shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(indices.t(), values, shape, is_coalesced=True, check_invariants=False)

@@ -140,7 +140,7 @@ def test_what_the_vote_merges():
         complete=True,
         go_on=hvd.rank() != 0,
     )
-    handle = wire.world.engine.vote(0, wire._lane(), mine.encode())
+    handle = wire.world.engine.vote(0, wire.agreed(), mine.encode())
     assert wire.world.engine.wait(handle, 30)
     merged = Vote.decode(handle.words(), "this")
     assert (merged.submitted, merged.in_plan, merged.complete, merged.go_on) == (5, False, True, False)

@@ -258,17 +258,6 @@ def test_sparse_gradients_as_dense():
         optimizer.step()
 
 
-def test_sparse_gradients_are_refused_by_default():
-    table = torch.nn.Embedding(6, 2, sparse=True)
-    named = [("table", table.weight)]
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(table.parameters(), lr=1.0), named_parameters=named)
-    with pytest.raises(
-        hvd.UsageError, match=f"rank {hvd.rank()}: the gradient of table is sparse.*sparse_as_dense=True"
-    ):
-        table(torch.tensor([1])).sum().backward()
-    optimizer.zero_grad()
-
-
 def test_an_optimizer_that_is_dropped_falls_silent():
     params = parameters()
     optimizer = wrap(params)

@@ -78,23 +78,55 @@ def test_scaler():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"num_groups": 2}, "num_groups and groups are not offered yet"),
-        ({"groups": [[1]]}, "num_groups and groups are not offered yet"),
-        (
-            {"compression": object()},
-            "is not offered: DistributedOptimizer casts while it packs, and knows Compression.none, Compression.fp16",
-        ),
-        ({"op": hvd.Max}, "op must be Average or Sum, not Max"),
+        ({"num_groups": -1}, "must not be negative, as -1 is"),
+        ({"groups": [[1]]}, "group 0 of groups holds what is no parameter of this optimizer, a int"),
+        ({"groups": "all"}, "a number or a list of lists of parameters, not 'all'"),
+        ({"groups": 2, "num_groups": 3}, "num_groups or groups, not both"),
+        ({"compression": object()}, "compression must have the methods compress and decompress"),
+        ({"op": 7}, "op must be Average, Sum, Min, Max or Product, not 7"),
+        ({"op": hvd.Max, "gradient_predivide_factor": 2.0}, "needs op=Average"),
         ({"backward_passes_per_step": 0}, "backward_passes_per_step must be a positive integer, not 0"),
         ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, "needs op=Average"),
         ({"gradient_predivide_factor": 0.0}, "must be positive"),
         ({"bucket_bytes": 0}, "bucket_bytes must be positive"),
-        ({"process_set": hvd.ProcessSet([3])}, "not offered yet"),
+        ({"process_set": hvd.ProcessSet([3])}, "cannot be used: give it to init"),
     ],
 )
 def test_arguments_that_are_refused(options, text):
-    with pytest.raises(hvd.UsageError, match=text):
+    with pytest.raises(hvd.RingdpError, match=text):
         wrap(parameters(), **options)
+
+
+def test_groups_that_are_refused():
+    a, b = parameters((2, 3))
+    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    for groups, text in [
+        ([[a], [b, a]], "groups names p0 twice: in groups 0 and 1"),
+        ([[frozen]], "groups names p2, which does not require a gradient"),
+        ([[torch.zeros(1)]], "group 0 of groups holds what is no parameter of this optimizer"),
+    ]:
+        with pytest.raises(hvd.UsageError, match=text):
+            wrap([a, b, frozen], groups=groups)
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, "many", None, 1 << 60, float("nan"), torch.ones(2)])
+def test_weights_that_are_refused(n):
+    with pytest.raises(hvd.UsageError, match="a whole number from 0 to"):
+        wrap(parameters()).weigh(n)
+
+
+def test_what_one_rank_need_not_do():
+    model = torch.nn.BatchNorm1d(3)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0), model=model, num_groups=2
+    )
+    optimizer.register_comm_hook(None, lambda state, bucket: None)
+    with pytest.raises(hvd.UsageError, match="a communication hook is a function"):
+        optimizer.register_comm_hook(None, "hook")
+    with optimizer.no_sync():
+        optimizer.weigh(3)
+        model(torch.ones(2, 3)).sum().backward()
+    assert torch.equal(model.bias.grad, torch.full((3,), 2.0)) and not model._forward_pre_hooks
 
 
 def test_names_that_are_refused():
