@@ -12,17 +12,16 @@ def test_a_name_in_flight_leaves_nothing_of_a_group_queued():
     tensors = [torch.full((3,), float(i)) for i in range(3)]
     if hvd.size() == 1:
         pytest.skip("an operation of one rank is never in flight")
-    blocker = None
     if hvd.rank() == 0:  # the second of the group's names
         blocker = hvd.allreduce_async(tensors[1], op=hvd.Sum, name="group.1")
         with pytest.raises(
             hvd.DuplicateNameError, match=r"'group\.1': an operation of this name is still in flight"
         ):
             hvd.grouped_allreduce_async(tensors, op=hvd.Sum, name="group")
-        first = hvd.allreduce_async(tensors[0] + 5, op=hvd.Sum, name="group.0")  # its name is free
-    else:
-        first = hvd.allreduce_async(tensors[0] + 5, op=hvd.Sum, name="group.0")
+    hvd.barrier()  # until now nobody else has come to it
+    if hvd.rank() > 0:
         blocker = hvd.allreduce_async(tensors[1], op=hvd.Sum, name="group.1")
+    first = hvd.allreduce_async(tensors[0] + 5, op=hvd.Sum, name="group.0")  # its name is free
     assert (first.wait() == 5 * hvd.size()).all() and (blocker.wait() == hvd.size()).all()
     with pytest.raises(hvd.UsageError, match="names that begin with 'unnamed"):
         hvd.grouped_allreduce_async(tensors, name="unnamed")
