@@ -7,6 +7,7 @@ on with empty windows, until in a window's vote all ranks have joined.
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Protocol
 
@@ -67,6 +68,7 @@ def join(device: int = -1, *, divide_by: str = "all", process_set: ProcessSet = 
         int(OpKind.join), NAME, number, 0, 0, int(Dtype.uint8), [], 0, 1.0, 1.0, -1, []
     )
     submission.divides_by_active = divide_by == "active"
+    gc.collect()  # optimizers that were dropped are gone on all ranks
     members = [member for member in list(here.members) if member.exchanges_in(number)]
     handle = Handle(here.engine.submit(submission), None, lambda _: None, here)
     _take_part(members, divide_by == "active", here)

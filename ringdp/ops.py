@@ -14,7 +14,7 @@ from ringdp import world
 from ringdp.constants import ReduceOp
 from ringdp.errors import DeadlineError
 from ringdp.process_sets import ProcessSet, global_process_set
-from ringdp.requests import Adapter, Request, Requests, reduce_op, usable
+from ringdp.requests import Adapter, Request, Requests, awaiting, reduce_op, usable
 
 T = TypeVar("T")
 
@@ -141,6 +141,9 @@ class Operations(Generic[T]):
 
         Algorithms: docs/architecture.md; csrc/collectives names the source of each.
         """
+        if awaiting.on:
+            how = prescale_factor, postscale_factor, process_set
+            return self.allreduce_async(tensor, average, name, op, *how).wait()
         here = world.current()
         chosen = op if average is None and type(op) is ReduceOp else reduce_op(op, average)
         if type(tensor) in self._direct:
@@ -189,6 +192,9 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Any:
         """As `allreduce`, in place: writes the result into `tensor` and returns it."""
+        if awaiting.on:
+            how = prescale_factor, postscale_factor, process_set
+            return self.allreduce_async_(tensor, average, name, op, *how).wait()
         here = world.current()
         chosen = op if average is None and type(op) is ReduceOp else reduce_op(op, average)
         if type(tensor) in self._direct and here.engine.allreduce(

@@ -5,8 +5,10 @@ A request is made from the caller's tensors by an `Adapter`; `ringdp.ops` submit
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -67,6 +69,23 @@ class Adapter(Protocol[T]):
         ...
 
 
+class _Awaiting(threading.local):
+    on = False
+
+
+awaiting = _Awaiting()
+
+
+@contextlib.contextmanager
+def awaiting_joined_ranks() -> Iterator[None]:
+    """What this thread submits inside, ranks that have joined (ringdp/joined.py) submit too."""
+    before, awaiting.on = awaiting.on, True
+    try:
+        yield
+    finally:
+        awaiting.on = before
+
+
 @dataclass(slots=True)
 class Request(Generic[T]):
     """One operation of the core on one tensor."""
@@ -91,10 +110,12 @@ class Request(Generic[T]):
         if self.wide is not None:
             wide_address, wide_dtype, _ = adapter.describe(self.wide[0])
             wide = wide_dtype, wide_address, adapter.describe(self.wide[1])[0]
-        return _core.Submission(
+        submission = _core.Submission(
             int(self.kind), name, process_set_id, address, target, dtype, list(shape), int(self.op),
             *self.scale, self.root, list(self.splits), *wide,
         )  # fmt: skip
+        submission.awaits_joined = awaiting.on
+        return submission
 
 
 class Requests(Generic[T]):

@@ -188,6 +188,7 @@ void barrier(Engine& engine, int process_set, nb::handle world) {
 std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string name, std::string text) {
   Submission s;
   s.kind = OpKind::open_plan;
+  s.awaits_joined = true;  // they hold the plan, too
   s.process_set = process_set;
   s.name = std::move(name);
   s.text = std::move(text);

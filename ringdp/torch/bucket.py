@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from ringdp.constants import Max, Min, Product, ReduceOp
 from ringdp.torch.memory import bucket_memory
 from ringdp.torch.plan import BucketPlan
 from ringdp.torch.slot import Slot
@@ -40,6 +42,11 @@ class Bucket:
             if slot.window == window:
                 slot.pack()
         return complete
+
+    def fill_with_nothing(self, op: ReduceOp) -> None:
+        """What changes nothing in the other ranks' gradients."""
+        neutral = {Min: math.inf, Max: -math.inf, Product: 1.0}.get(op, 0.0)
+        self.gradients.fill_(neutral)
 
     def came_back(self, window: int) -> None:
         """The places hold the reduced gradients."""

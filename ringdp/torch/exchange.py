@@ -14,6 +14,9 @@ What is exchanged once is never exchanged again: a gradient that comes on top of
 window; the reduced one is carried beside and added afterwards. One that comes after its bucket has left, in a
 window that is still open, is late: it is exchanged with the leftovers.
 
+A rank that has joined (`ringdp.join`) takes part in windows with nothing to contribute, as long as others have
+something.
+
 A pass inside `no_sync()` does not count among the passes of a window: it only adds to the gradients.
 """
 
@@ -22,12 +25,14 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ringdp.constants import Average, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import global_process_set
+from ringdp.requests import awaiting_joined_ranks
 from ringdp.torch import hooks
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import CommHook
@@ -40,6 +45,13 @@ from ringdp.torch.slot import Slot
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Weights
 from ringdp.torch.wire import Options
+
+
+@dataclass(frozen=True)
+class JoinedBy:
+    """How a rank has joined."""
+
+    divide_by_active: bool
 
 
 class Exchange:
@@ -62,11 +74,13 @@ class Exchange:
         self._densify = options.sparse_as_dense or options.op not in (Average, Sum)
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
+        self._joined: JoinedBy | None = None
         self._window = 0
         self._new_window()
         self.extend(named)
         weakref.finalize(self, hooks.detach_all, self._slots).atexit = False
         self._plans.renew([slot for slot in self._slots if slot.param.requires_grad])
+        self._plans.wire.world.members.add(self)
 
     def agreed(self) -> None:
         """Wait until all ranks have compared their plans; raise MismatchError where they differ."""
@@ -138,6 +152,33 @@ class Exchange:
         """Buckets leave by a communication hook."""
         return self._plans.hook is not None
 
+    # --- see ringdp.joined.Member ---
+
+    def exchanges_in(self, process_set_id: int) -> bool:
+        """True if these gradients are exchanged in that process set."""
+        return self._plans.wire.set == process_set_id
+
+    def join_window(self, divide_by_active: bool) -> bool:
+        """Take part in one window with nothing to contribute; True if all ranks did. Gradients are dropped."""
+        if self._begun() and not self.finished:
+            self.settle()
+        self._drop_gradients()
+        self._joined = JoinedBy(divide_by_active)
+        try:
+            self.settle()
+            all_joined = self._all_joined
+        finally:
+            self._joined = None
+            self._drop_gradients()
+        if all_joined:
+            self._steps = 0  # on every rank: they have taken different numbers of steps
+        return all_joined
+
+    def _drop_gradients(self) -> None:
+        for slot in self._slots:
+            slot.param.grad = None
+        self.gradients_dropped()
+
     # --- what the hooks say -----------------------------------------------------------------------
 
     def arriving(self, slot: Slot, grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
@@ -187,7 +228,8 @@ class Exchange:
         self._submitted = 0  # buckets that have left
         self._reduced = 0  # buckets that are back
         self._sent: list[Sent] = []
-        self._voted = self._has_late = self._has_missing = False
+        self._voted = self._has_late = self._has_missing = self._all_joined = False
+        self._plans.wire.active = None
         self._weights.new_window()
         self.finished = False  # all gradients of the window are reduced
         self._plans.new_window()
@@ -258,7 +300,10 @@ class Exchange:
                 self._submit(self._plans.buckets[self._submitted])
 
     def _submit(self, bucket: Bucket) -> None:
-        self._has_missing |= not bucket.fill(self._window, self._densify)
+        if self._joined is None:
+            self._has_missing |= not bucket.fill(self._window, self._densify)
+        else:
+            bucket.fill_with_nothing(self.options.op)
         self._sent.append(send(self._plans, bucket, self._weights.total))
         self._submitted += 1
 
@@ -267,6 +312,8 @@ class Exchange:
             for bucket in self._plans.buckets[self._submitted :] if everything else ():
                 self._submit(bucket)
             vote = self._vote()
+            if not vote.by_all and self.options.op is Average and self._plans.wire.active is None:
+                self._plans.wire.active = max(self._count_active(), 1)
             self._wait(vote.submitted)
             if vote.submitted == len(self._plans.buckets):
                 return self._finish(vote)
@@ -278,7 +325,13 @@ class Exchange:
         extra = [s for s in self._slots if (s.late or not s.planned) and has_new_gradient(s)]
         beside = self._has_late or bool(extra)
         finite = self._is_finite(extra)
-        return self._plans.wire.vote(self._steps, self._submitted, not beside, not self._has_missing, finite)
+        said = self._steps, self._submitted, not beside, not self._has_missing, finite
+        if self._joined is None:
+            return self._plans.wire.vote(*said)
+        return self._plans.wire.vote(*said, joined=True, by_all=not self._joined.divide_by_active)
+
+    def _count_active(self) -> int:
+        return int(self._plans.wire.sum([self._joined is None], "active").wait()[0])
 
     def _is_finite(self, extra: Sequence[Slot]) -> bool:
         """False if this rank has seen an overflow that the others might not see by themselves."""
@@ -299,6 +352,10 @@ class Exchange:
             self._reduced += 1
 
     def _finish(self, vote: Vote) -> None:
+        self._all_joined = vote.joined
+        if vote.joined:
+            self.finished = True
+            return
         members = None
         if not (vote.complete and vote.in_plan):
             weights = self._weights if self._weights.on else None
@@ -319,12 +376,14 @@ class Exchange:
         if self._plans.out_of_date():
             self._abandon()
             self._plans.start_over()
+            self._plans.wire.world.members.add(self)
         self._plans.prepare()
 
     @contextlib.contextmanager
     def _abandoned_on_failure(self) -> Iterator[None]:
         try:
-            yield
+            with awaiting_joined_ranks():  # what is exchanged here, they do too
+                yield
         except BaseException:
             self._abandon()
             raise

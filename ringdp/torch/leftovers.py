@@ -103,6 +103,8 @@ def _exchange_flat(
         for slot, part in zip(beside, parts, strict=True):
             if divisors:
                 part.div_(divisors[_is_late(slot)])
+            else:
+                wire.rescale(part)
             _take(slot, part)
 
 
@@ -132,8 +134,7 @@ def _exchange_sparse(wire: Wire, beside: list[Slot], divisors: tuple[int, int] |
     ]
     for slot, handle in zip(beside, handles, strict=True):
         part = handle.wait()
-        if divisors:
-            part = part / divisors[_is_late(slot)]
+        part = part / divisors[_is_late(slot)] if divisors else wire.rescale(part)
         base = slot.base if has_new_gradient(slot) else slot.param.grad
         slot.forget()
         slot.param.grad = slot.reduced = part if base is None else (base + part).detach()

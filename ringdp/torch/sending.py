@@ -36,6 +36,8 @@ class Sent:
         """The bucket holds the reduced gradients."""
         self._future.wait()
         gradients = self._bucket.gradients
+        if self._weight is None and not self._bucket.tail.numel():
+            self._wire.rescale(gradients)
         if self._weight is not None:
             total = int(self._weight.wait()[0])
             gradients.mul_(self._wire.ranks).div_(max(total, 1))  # the hook has averaged

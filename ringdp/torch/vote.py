@@ -13,7 +13,9 @@ the same. A yes-or-no word is 1 where all is well, so that one rank's 0 wins.
     8, 9  replica       hash of the parameters, and complement; all ones in both where it was not computed
     10    submitted     so many leading buckets every rank has submitted
     11    complete      0: some rank had no gradient for a parameter of the plan, and sent zeros
-    12,13 step          number of step() calls so far, and complement
+    12,13 step          number of step() calls so far, and complement; all ones in both where the rank has joined
+    14    joined        1: all ranks have joined, this was the last window
+    15    by_all        0: some rank has joined, and averages are divided by the number of those that have not
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from dataclasses import dataclass
 from ringdp.errors import MismatchError
 
 PLAN, NOT_PLAN, IN_PLAN, COMMIT, FINITE, GO_ON, GENERATION, NOT_GENERATION = range(8)
-REPLICA, NOT_REPLICA, SUBMITTED, COMPLETE, STEP, NOT_STEP = range(8, 14)
-WORDS = 14
+REPLICA, NOT_REPLICA, SUBMITTED, COMPLETE, STEP, NOT_STEP, JOINED, BY_ALL = range(8, 16)
+WORDS = 16
 
 ALL_ONES = (1 << 64) - 1
 
@@ -44,13 +46,17 @@ class Vote:
     finite: bool = True
     go_on: bool = True
     replica: int | None = None
+    joined: bool = False
+    by_all: bool = True
 
     def encode(self) -> list[int]:
         """The words to be merged."""
         words = [0] * WORDS
         words[PLAN], words[NOT_PLAN] = self.plan, ALL_ONES ^ self.plan
         words[GENERATION], words[NOT_GENERATION] = self.generation, ALL_ONES ^ self.generation
-        words[STEP], words[NOT_STEP] = self.step, ALL_ONES ^ self.step
+        words[STEP] = ALL_ONES if self.joined else self.step
+        words[NOT_STEP] = ALL_ONES if self.joined else ALL_ONES ^ self.step
+        words[JOINED], words[BY_ALL] = int(self.joined), int(self.by_all)
         words[IN_PLAN], words[COMMIT], words[FINITE] = int(self.in_plan), int(self.commit), int(self.finite)
         words[GO_ON], words[COMPLETE] = int(self.go_on), int(self.complete)
         words[SUBMITTED] = self.submitted
@@ -66,7 +72,7 @@ class Vote:
             MismatchError: the ranks gave different plans, generations, steps or replica hashes. On every rank alike.
         """
         for what, here in (("plan", PLAN), ("generation", GENERATION), ("step", STEP)):
-            if words[here] ^ words[here + 1] != ALL_ONES:
+            if words[here] ^ words[here + 1] != ALL_ONES and not (here == STEP and words[JOINED]):
                 raise MismatchError(
                     f"{optimizer}: the ranks differ in {what} ({words[here]} to {ALL_ONES ^ words[here + 1]}): "
                     "they must call backward(), zero_grad() and step() alike. No parameter was changed"
@@ -79,7 +85,7 @@ class Vote:
         return cls(
             plan=words[PLAN],
             generation=words[GENERATION],
-            step=words[STEP],
+            step=0 if words[JOINED] else words[STEP],
             submitted=words[SUBMITTED],
             in_plan=bool(words[IN_PLAN]),
             complete=bool(words[COMPLETE]),
@@ -87,4 +93,6 @@ class Vote:
             finite=bool(words[FINITE]),
             go_on=bool(words[GO_ON]),
             replica=replica,
+            joined=bool(words[JOINED]),
+            by_all=bool(words[BY_ALL]),
         )

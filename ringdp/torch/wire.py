@@ -62,6 +62,7 @@ class Wire:
         self._version = 0
         self._digest = 0
         self._opening: Handle[int] | None = None
+        self.active: int | None = None  # in this window: ranks by which averages are divided, unless by all
 
     def open(self, plan: Plan) -> None:
         """Start to agree on a plan; the first `submit` or `vote` waits for it.
@@ -108,7 +109,16 @@ class Wire:
         name = f"{self.name}.plan.{self._version}.bucket.{bucket.index}"
         return GradBucket(bucket, is_last, name, self._digest, self.options.process_set)
 
-    def vote(self, step: int, submitted: int, in_plan: bool, complete: bool, finite: bool) -> Vote:
+    def vote(
+        self,
+        step: int,
+        submitted: int,
+        in_plan: bool,
+        complete: bool,
+        finite: bool,
+        joined: bool = False,
+        by_all: bool = True,
+    ) -> Vote:
         """What all ranks say together.
 
         Raises:
@@ -122,10 +132,16 @@ class Wire:
             in_plan=in_plan,
             complete=complete,
             finite=finite,
+            joined=joined,
+            by_all=by_all,
         )
         core = self.world.engine.vote(self.set, self.agreed(), mine.encode())
         words = Handle(core, None, lambda core: list(core.words()), self.world).wait()
         return Vote.decode(words, self.name)
+
+    def rescale(self, reduced: torch.Tensor) -> torch.Tensor:
+        """An average over all ranks made one over those that have not joined, in place, where that is wanted."""
+        return reduced if self.active is None else reduced.mul_(self.ranks).div_(self.active)
 
     def max_(self, marks: torch.Tensor, what: str) -> None:
         """The greatest mark of all ranks, in place."""
