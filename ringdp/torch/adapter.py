@@ -26,12 +26,24 @@ def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
             f"{what} is sparse ({tensor.layout}), which ringdp cannot exchange yet: use .to_dense()"
         )
     if tensor.device.type != "cpu":
+        remedy = (
+            "a meta tensor has no values: give it some first, as module.to_empty() and a load do"
+            if tensor.is_meta
+            else "use .cpu()"
+        )
         raise TypeError(
-            f"{what} is on device {tensor.device}; so far ringdp exchanges CPU tensors only: use .cpu()"
+            f"{what} is on device {tensor.device}; so far ringdp exchanges CPU tensors only: {remedy}"
         )
     if tensor.dtype not in DTYPES:
         known = ", ".join(dtype.name for dtype in Dtype)
-        raise TypeError(f"{what} has dtype {tensor.dtype}, which ringdp cannot exchange; it knows {known}")
+        remedy = ""
+        if tensor.is_complex():
+            remedy = " (torch.view_as_real gives a view of it that can be exchanged)"
+        elif tensor.is_quantized:
+            remedy = " (exchange int_repr(), or dequantize() it)"
+        raise TypeError(
+            f"{what} has dtype {tensor.dtype}, which ringdp cannot exchange; it knows {known}{remedy}"
+        )
 
 
 def is_plain(tensor: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from ringdp import world
 from ringdp.constants import Min
-from ringdp.errors import MismatchError, UsageError
+from ringdp.errors import MismatchError, PeerError, UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.state import allgather_object, broadcast_object
 from ringdp.torch.adapter import refuse_unsupported
@@ -34,14 +34,16 @@ def broadcast_parameters(
         process_set: the ranks that take part.
 
     Raises:
-        MismatchError: names, dtypes or shapes differ between ranks; on every rank, before anything is written.
-        TypeError, UsageError: not such a collection, or a tensor that ringdp cannot exchange.
+        MismatchError: names, dtypes, shapes or devices differ between ranks; on every rank, before anything is written.
+        TypeError: an entry that is no tensor, or one that ringdp cannot exchange (sparse, quantised, complex, on a
+            device, without memory); on every rank, before anything is written.
+        UsageError: not such a collection.
     """
     tensors = _named_tensors(params)
     what = f"{prefix}.broadcast_parameters" if prefix else "broadcast_parameters"
-    for name, tensor in tensors:
+    agree([f"{name}: {_look(tensor)}" for name, tensor in tensors], what, process_set)
+    for name, tensor in tensors:  # after all ranks have compared: none waits for one that refuses
         refuse_unsupported(tensor, name)
-    _agree([f"{name}: {_look(tensor)}" for name, tensor in tensors], what, process_set)
     handles = [
         operations.broadcast_async_(tensor, root_rank, f"{what}.{i}.{name}", process_set)
         for i, (name, tensor) in enumerate(tensors)
@@ -63,11 +65,15 @@ def _named_tensors(params: Any) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
-def _look(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+def _look(tensor: Any) -> str:
+    if not isinstance(tensor, torch.Tensor):
+        return f"a {type(tensor).__name__}, no tensor"
+    layout = "" if tensor.layout is torch.strided else f" {tensor.layout}"
+    device = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{layout}{device}"
 
 
-def _agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
+def agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
     """Raise MismatchError on every rank, with the first difference, unless all ranks have the same lines."""
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=7).digest()
     number = int.from_bytes(digest, "little")
@@ -76,13 +82,13 @@ def _agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
     ).tolist()
     if lowest == -highest:
         return
-    of_rank = allgather_object(list(lines), f"{what}.lines", process_set)
-    longest = max(map(len, of_rank))
-    padded = [theirs + ["(nothing more)"] * (longest - len(theirs)) for theirs in of_rank]
-    differs = next(i for i in range(longest) if len({theirs[i] for theirs in padded}) > 1)
-    table = "".join(f"\n  rank {rank}: {theirs[differs]}" for rank, theirs in enumerate(padded[:8]))
+    of_ranks = allgather_object((world.rank(), list(lines)), f"{what}.lines", process_set)
+    longest = max(len(theirs) for _, theirs in of_ranks)
+    padded = [(rank, theirs + ["(nothing more)"] * (longest - len(theirs))) for rank, theirs in of_ranks]
+    differs = next(i for i in range(longest) if len({theirs[i] for _, theirs in padded}) > 1)
+    table = "".join(f"\n  rank {rank}: {theirs[differs]}" for rank, theirs in padded[:8])
     more = f"\n  and {len(padded) - 8} ranks more" if len(padded) > 8 else ""
-    raise MismatchError(f"{what}: the ranks differ; nothing was written:{table}{more}")
+    raise MismatchError(f"{what}: the ranks differ; nothing was done:{table}{more}")
 
 
 # --- optimizers -----------------------------------------------------------------------------------
@@ -108,19 +114,19 @@ def broadcast_optimizer_state(
     """Give every rank the optimizer state of `root_rank`: options of the groups (learning rates), and what was
     accumulated.
 
-    Never changes a parameter and takes no step: a rank without state gets the root's, and loses its own where
-        the root
+    Never changes a parameter and takes no step: a rank without state gets the root's, and loses its own where the root
     has none. Tensors go as tensors, the structure around them as a pickled object.
 
     Args:
         optimizer: any torch.optim.Optimizer, wrapped or not, over the same parameters on all ranks.
-        root_rank: whose state.
+        root_rank: whose state: the rank in the job.
         model: not needed; Horovod's scripts may give it.
         prefix: before the names on the wire.
         process_set: the ranks that take part.
 
     Raises:
         MismatchError: the parameters differ between ranks.
+        TypeError: the root's state holds a tensor that ringdp cannot exchange; PeerError on the other ranks.
     """
     what = f"{prefix}.broadcast_optimizer_state" if prefix else "broadcast_optimizer_state"
     groups = optimizer.param_groups
@@ -129,11 +135,22 @@ def broadcast_optimizer_state(
         for g, group in enumerate(groups)
         for i, p in enumerate(group["params"])
     ]
-    _agree(lines, what, process_set)
+    agree(lines, what, process_set)
     is_root = world.rank() == root_rank
     tensors: list[torch.Tensor] = []
-    structure = _take_apart(_state_of(optimizer), tensors) if is_root else None
+    structure: Any = None
+    if is_root:
+        try:
+            structure = _take_apart(state_of(optimizer), tensors)
+        except TypeError as error:  # the others wait for it
+            structure = error
     structure = broadcast_object(structure, root_rank, what, process_set)
+    if isinstance(structure, TypeError):
+        raise (
+            structure
+            if is_root
+            else PeerError(f"{what}: rank {root_rank} cannot send its state: {structure}")
+        )
     if not is_root:
         places = sorted(_places(structure), key=lambda place: place.index)
         tensors = [torch.empty_strided(p.shape, p.strides, dtype=p.dtype) for p in places]
@@ -144,11 +161,11 @@ def broadcast_optimizer_state(
     for handle in handles:
         handle.wait()
     if not is_root:
-        _put_state(optimizer, _put_together(structure, tensors))
+        put_state(optimizer, _put_together(structure, tensors))
 
 
-def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """State and options with parameters as numbers."""
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State and options, with parameters as numbers; not copied."""
     number = {p: i for i, p in enumerate(_parameters(optimizer))}
     return {
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
@@ -157,7 +174,8 @@ def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def _put_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def put_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The reverse of `state_of`."""
     # Not by load_state_dict: that casts to the parameters' dtype, so a 16-bit model's ranks would end with
     # different state.
     params = _parameters(optimizer)
