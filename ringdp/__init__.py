@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ringdp.errors import (
         DeadlineError,
         DuplicateNameError,
+        HorovodInternalError,
+        HostsUpdatedInterrupt,
         InitError,
         MismatchError,
         NotInitializedError,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ringdp.joined import join
+    from ringdp.metrics import average_metrics
     from ringdp.numpy.memory import empty
     from ringdp.numpy.ops import (
         allgather,
@@ -66,6 +69,8 @@ __all__ = [
     "DeadlineError",
     "DuplicateNameError",
     "Handle",
+    "HorovodInternalError",
+    "HostsUpdatedInterrupt",
     "InitError",
     "Max",
     "Min",
@@ -90,6 +95,7 @@ __all__ = [
     "allreduce_async_",
     "alltoall",
     "alltoall_async",
+    "average_metrics",
     "barrier",
     "broadcast",
     "broadcast_",
@@ -128,6 +134,7 @@ _MODULES = (
     "numpy.memory",
     "joined",
     "state",
+    "metrics",
 )
 
 

@@ -99,6 +99,7 @@ class World:
 
 _world: World | None = None
 _generation = 0
+_left: World | None = None  # before all ranks had: an exception that nobody catches still ends the job by it
 # Worlds whose transport may still use the memory of operations that were given up.
 _abandoned: list[World] = []
 _local = threading.local()
@@ -247,10 +248,15 @@ def shutdown() -> None:
 
     MPI stays initialised. Does nothing where ringdp is not initialised. `init()` may follow.
     """
-    global _world
+    leave()
+
+
+def leave() -> bool:
+    """As `shutdown()`. Whether all ranks have left within RINGDP_TIMEOUT: if not, `init()` would wait for ever."""
+    global _world, _left
     world = _world
     if world is None or world.pid != os.getpid():
-        return
+        return True
     _world = None
     os.environ.pop(PARENT_VARIABLE, None)
     for process_set in world.process_sets.values():
@@ -260,6 +266,9 @@ def shutdown() -> None:
         _abandoned.append(world)
     if all_left and isinstance(world.job, MpiJob):
         world.job.free()
+    elif not all_left:
+        _left = world
+    return bool(all_left)
 
 
 def is_initialized() -> bool:
@@ -369,7 +378,7 @@ def _after_fork() -> None:
 
 def _end_job(kind: type[BaseException]) -> None:
     """An exception that nobody caught on this rank: the others would wait for it in vain."""
-    world = _world
+    world = _world or _left
     interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
     if world is None or world.pid != os.getpid() or world.place.size == 1 or interactive:
         return

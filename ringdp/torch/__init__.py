@@ -7,6 +7,8 @@ from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
     DeadlineError,
     DuplicateNameError,
+    HorovodInternalError,
+    HostsUpdatedInterrupt,
     InitError,
     MismatchError,
     NotInitializedError,
@@ -16,8 +18,10 @@ from ringdp.errors import (
     UsageError,
 )
 from ringdp.joined import join
+from ringdp.metrics import average_metrics
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
+from ringdp.torch import data, elastic
 from ringdp.torch.built import (
     ccl_built,
     cuda_built,
@@ -93,6 +97,8 @@ __all__ = [
     "DuplicateNameError",
     "GradBucket",
     "Handle",
+    "HorovodInternalError",
+    "HostsUpdatedInterrupt",
     "InitError",
     "Max",
     "Min",
@@ -118,6 +124,7 @@ __all__ = [
     "allreduce_async_",
     "alltoall",
     "alltoall_async",
+    "average_metrics",
     "barrier",
     "broadcast",
     "broadcast_",
@@ -131,6 +138,8 @@ __all__ = [
     "cross_size",
     "cuda_built",
     "ddl_built",
+    "data",
+    "elastic",
     "empty",
     "global_process_set",
     "gloo_built",

@@ -126,6 +126,11 @@ class Exchange:
         if self.finished or not self._begun():
             self._new_window()
 
+    def start_over(self) -> None:
+        """Ranks that failed at different places go on together: no window is open, and steps count from 0."""
+        self._abandon()
+        self._steps = 0
+
     def name(self) -> str:
         """The optimizer's, the same on all ranks."""
         return self._plans.wire.name

@@ -1,0 +1,232 @@
+"""State that is committed to memory and restored when an exchange fails: the part of Horovod's elastic interface that
+knows no framework. `ringdp.torch.elastic` has the rest.
+
+What works: ranks that are all alive go back to the last commit together and go on. What does not: ranks that are lost
+do not come back, and none join; then every rank gets an error that says so. See docs/elastic.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import functools
+import queue
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from ringdp import world
+from ringdp.constants import Max
+from ringdp.errors import HorovodInternalError, HostsUpdatedInterrupt, PeerError
+from ringdp.numpy.ops import operations
+from ringdp.process_sets import add_process_set
+
+RESET_LIMIT = 3
+
+
+class HostUpdateResult(enum.IntFlag):
+    """What has happened to the hosts of the job."""
+
+    no_update = 0
+    removed = 1
+    added = 2
+    mixed = 3
+
+
+class State:
+    """What the ranks must have alike, with a committed copy in memory. Derive from it, or use `TorchState`.
+
+    Args:
+        bcast_object: gives every rank the object of rank 0, as `broadcast_object`.
+        get_rank: this rank's number.
+    """
+
+    def __init__(self, bcast_object: Callable[[Any], Any], get_rank: Callable[[], int]) -> None:
+        self._bcast_object = bcast_object
+        self._rank = get_rank
+        self._host_messages: queue.SimpleQueue[tuple[float, int]] = queue.SimpleQueue()
+        self._last_updated_timestamp: float = 0
+        self._reset_callbacks: list[Callable[[], Any]] = []
+        self._commits = 0
+
+    def register_reset_callbacks(self, callbacks: Iterable[Callable[[], Any]]) -> None:
+        """Functions to call after each reset, before `sync()`: to scale the learning rate by `size()` anew, say."""
+        self._reset_callbacks.extend(callbacks)
+
+    def on_reset(self) -> None:
+        """`elastic.run` has initialised ringdp again."""
+        self._host_messages = queue.SimpleQueue()
+        self.reset()
+        for callback in self._reset_callbacks:
+            callback()
+
+    def on_hosts_updated(self, timestamp: float, update_res: int) -> None:
+        """The hosts of the job are about to change: the next `commit()` or `check_host_updates()` raises. Counts on
+        rank 0. May be called by a signal handler. (ringdp itself does not call it.)
+
+        Args:
+            timestamp: of the change; one that is not newer than the last is no news.
+            update_res: a `HostUpdateResult`.
+        """
+        self._host_messages.put((timestamp, update_res))
+
+    def commit(self) -> None:
+        """`save()`, then `check_host_updates()`. Collective. A copy of everything: not for every batch."""
+        self.save()
+        self.check_host_updates()
+        self._commits += 1
+
+    def check_host_updates(self) -> None:
+        """Raise HostsUpdatedInterrupt, on all ranks, if rank 0 was told that hosts change. Collective, no copy."""
+        previous = newest = self._last_updated_timestamp
+        changes = 0
+        while not self._host_messages.empty():
+            timestamp, change = self._host_messages.get()
+            if timestamp > newest:
+                newest = timestamp
+                changes |= int(change)
+        previous, self._last_updated_timestamp, changes = self._bcast_object((previous, newest, changes))
+        if self._last_updated_timestamp > previous:
+            self._commits += 1  # nothing will be lost: as good as a commit
+            raise HostsUpdatedInterrupt(skip_sync=changes == HostUpdateResult.removed)
+
+    def save(self) -> None:
+        """Copy what is there now: what `restore()` will bring back."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Bring back what was saved last. Local: other ranks may be in trouble."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Give every rank what rank 0 has. Collective."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """What must be forgotten or counted anew after a reset, before `sync()`."""
+
+
+class ObjectState(State):
+    """Python objects, each an attribute: `ObjectState(broadcast_object, rank, epoch=0, batch=0)`.
+
+    They are deep-copied when saved and when restored, so that a list that grew after the commit is short again; and
+    pickled by `sync()`, which gives every rank what rank 0's attributes are now. (Horovod keeps references, and
+    sends what was saved last.)
+
+    Args:
+        bcast_object, get_rank: see `State`.
+        kwargs: the attributes' first values.
+    """
+
+    def __init__(
+        self, bcast_object: Callable[[Any], Any], get_rank: Callable[[], int], **kwargs: Any
+    ) -> None:
+        super().__init__(bcast_object, get_rank)
+        self._saved_state: dict[str, Any] = {}
+        self._keep(kwargs)
+
+    def save(self) -> None:
+        self._keep({name: getattr(self, name) for name in self._saved_state})
+
+    def restore(self) -> None:
+        for name, value in copy.deepcopy(self._saved_state).items():
+            setattr(self, name, value)
+
+    def sync(self) -> None:
+        if self._saved_state:
+            self._keep(self._bcast_object({name: getattr(self, name) for name in self._saved_state}))
+
+    def _keep(self, values: dict[str, Any]) -> None:
+        self._saved_state = copy.deepcopy(values)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def run_fn(
+    func: Callable[..., Any], reset: Callable[[Exception], None], reset_limit: int = RESET_LIMIT
+) -> Callable[..., Any]:
+    """`func(state, ...)`, begun again after each failure: see `ringdp.torch.elastic.run`.
+
+    Args:
+        func: takes a `State` first.
+        reset: shuts ringdp down and initialises it again; is given what has happened.
+        reset_limit: so many resets after failures, without a commit in between, before it gives up.
+    """
+
+    @functools.wraps(func)
+    def wrapper(state: State, *args: Any, **kwargs: Any) -> Any:
+        failures, commits, skip_sync = 0, state._commits, False
+        while True:
+            cause: Exception
+            try:
+                if not skip_sync:
+                    state.sync()
+                result = func(state, *args, **kwargs)
+                # All ranks return together: one that fails in its last step is not left alone by those that did not.
+                if world.is_initialized():
+                    operations.allreduce(np.zeros(1), name="elastic.run has returned")
+                return result
+            except HorovodInternalError as error:
+                cause = error
+                failures = failures + 1 if state._commits == commits else 1
+                state.restore()
+                skip_sync = False
+            except HostsUpdatedInterrupt as interrupt:
+                cause = interrupt
+                failures = 0
+                skip_sync = interrupt.skip_sync
+            commits = state._commits
+            _tell(cause, failures)
+            reset(cause)
+            failures, must_sync = _greatest([failures, not skip_sync])
+            skip_sync = not must_sync
+            if failures > reset_limit:
+                raise HorovodInternalError(
+                    f"rank {world.rank()}: elastic.run gives up after {reset_limit} resets without a commit since; "
+                    f"the last failure was {type(cause).__name__}: {cause}"
+                ) from cause
+            state.on_reset()
+
+    return wrapper
+
+
+def reset(cause: Exception) -> None:
+    """Shut down and initialise again, as it was: the same communicator and process sets.
+
+    Raises:
+        PeerError: some rank has not come within RINGDP_TIMEOUT.
+    """
+    here = world.current()
+    process_sets = [here.process_sets[number] for number in sorted(here.process_sets)]
+    if not world.leave():
+        raise PeerError(
+            f"rank {here.place.rank}: elastic.run cannot go on: after {type(cause).__name__} ({cause}) not all of "
+            f"{here.place.size} ranks came to the reset within RINGDP_TIMEOUT={here.engine.timeout:g} s: one is lost, "
+            "stopped or busy elsewhere. ringdp does not recover lost ranks yet: start the job again from a checkpoint "
+            "(on this rank, `state` holds the last commit)"
+        ) from cause
+    world.init(*here.arguments)
+    for process_set in process_sets:
+        if process_set.process_set_id is None:  # added after init()
+            add_process_set(process_set)
+
+
+def _tell(cause: Exception, failures: int) -> None:
+    """A line from rank 0, and from the ranks where it began: what the others see is that a rank has left."""
+    rank = world.rank()
+    if rank != 0 and isinstance(cause, PeerError):
+        return
+    where = "from the last commit" if failures else "with what is there"
+    print(
+        f"ringdp: rank {rank}: elastic.run goes on {where} after {type(cause).__name__}: {cause}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _greatest(numbers: list[int]) -> list[int]:
+    """Of all ranks, number by number."""
+    mine = np.array(numbers, np.int64)
+    return operations.allreduce(mine, name="elastic.run begins again", op=Max).tolist()
