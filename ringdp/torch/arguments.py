@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ringdp.constants import Average, Max, Min, Product, Sum
+from ringdp.constants import Adasum, Average, Max, Min, Product, Sum
 from ringdp.errors import UsageError
 from ringdp.requests import usable
 from ringdp.torch.adapter import refuse_unsupported
@@ -63,9 +63,9 @@ def check_arguments(
     options: Options,
 ) -> None:
     """Refuse what cannot be right, and what is not offered yet."""
-    if options.op not in (Average, Sum, Min, Max, Product):
+    if options.op not in (Average, Sum, Min, Max, Product, Adasum):
         raise UsageError(
-            f"op must be Average, Sum, Min, Max or Product, not {getattr(options.op, 'name', options.op)}"
+            f"op must be Average, Sum, Min, Max, Product or Adasum, not {getattr(options.op, 'name', options.op)}"
         )
     if not isinstance(options.passes, int) or options.passes < 1:
         raise UsageError(f"backward_passes_per_step must be a positive integer, not {options.passes!r}")

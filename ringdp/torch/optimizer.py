@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ringdp import world
-from ringdp.constants import Average, ReduceOp, Sum
+from ringdp.constants import Adasum, Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch.arguments import check_arguments, check_names, named, named_from
@@ -45,7 +45,7 @@ from ringdp.torch.wire import Options
 Closure = Callable[[], Any]
 
 
-class _Distributed(torch.optim.Optimizer):
+class Distributed(torch.optim.Optimizer):
     """What is put between an optimizer and its class. Never instantiated by itself."""
 
     _exchange: Exchange | None  # None with one rank
@@ -232,7 +232,7 @@ class _Distributed(torch.optim.Optimizer):
         self.__dict__["param_groups"] = groups
 
     def __reduce__(self) -> Any:
-        return _plain, (type(self).__mro__[2], self.__getstate__())
+        return _plain, (type(self).__bases__[1], self.__getstate__())
 
 
 def reduced_loss(loss: Any, exchange: Exchange) -> Any:
@@ -291,6 +291,8 @@ def DistributedOptimizer(
         backward_passes_per_step: so many backward passes accumulate (summed, not averaged) before one exchange.
             `step()` after fewer exchanges what is there; passes beyond it accumulate on this rank until `step()`.
         op: Average, Sum, Min, Max or Product. A gradient that a rank lacks counts as zeros, whatever the operation.
+            Or Adasum: then each rank steps by itself, and `step()` combines what the ranks' steps have changed, a
+            parameter at a time (see `ringdp.torch.adasum`; only a power of two of ranks).
         gradient_predivide_factor: gradients are divided by it before the sum and multiplied by it afterwards.
         num_groups: so many buckets of consecutive parameters in place of those by size (and one more for each further
             dtype in a group).
@@ -316,7 +318,7 @@ def DistributedOptimizer(
         raise TypeError(
             f"DistributedOptimizer needs a torch.optim.Optimizer, not a {type(optimizer).__name__}"
         )
-    if isinstance(optimizer, _Distributed):
+    if isinstance(optimizer, Distributed):
         raise UsageError("this optimizer is a DistributedOptimizer already")
     names = named_from(model.named_parameters() if named_parameters is None and model else named_parameters)
     parameters = named(optimizer.param_groups, names)
@@ -333,6 +335,8 @@ def DistributedOptimizer(
     check_arguments(parameters, options)
     if named_parameters is not None:
         check_names(parameters, names)
+    if op is Adasum:
+        return _adasum(optimizer, compression, process_set)
     grouped = group_numbers(parameters, num_groups, groups)
     hook = CommHook(None, UserCompression(compression, options)) if ours is None else None
     exchanges = process_set.included() and process_set.size() > 1
@@ -342,16 +346,38 @@ def DistributedOptimizer(
         exchange.agreed()
         make_equal(model, exchange.name(), process_set)
         buffers = Buffers(model, exchange.name(), process_set) if broadcast_buffers else None
+    _become(optimizer, Distributed, names, exchange, buffers)
+    if process_set.size() < world.size():
+        optimizer._partial = Partial(optimizer._parameters)  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _adasum(optimizer: torch.optim.Optimizer, compression: Any, process_set: ProcessSet) -> Any:
+    from ringdp.torch.adasum import AdasumOptimizer, Combination
+
+    combines = process_set.included() and process_set.size() > 1
+    combination = Combination(compression, process_set) if combines else None
+    _become(optimizer, AdasumOptimizer if combines else Distributed, {}, None, None)
+    if combination is not None:
+        optimizer._combination = combination  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _become(
+    optimizer: torch.optim.Optimizer,
+    distributed: type[Distributed],
+    names: dict[torch.Tensor, str],
+    exchange: Exchange | None,
+    buffers: Buffers | None,
+) -> None:
+    """The optimizer gets a class of its own, derived from this one and from the one it has."""
     _remove_scheduler_patch(optimizer)
     kind = type(optimizer)
-    optimizer.__class__ = type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})
+    optimizer.__class__ = type(kind.__name__, (distributed, kind), {"__module__": kind.__module__})
     optimizer._names = names  # type: ignore[attr-defined]
     optimizer._settle_in_step = True  # type: ignore[attr-defined]
     optimizer._exchange = exchange  # type: ignore[attr-defined]
     optimizer._buffers = buffers  # type: ignore[attr-defined]
-    if process_set.size() < world.size():
-        optimizer._partial = Partial(optimizer._parameters)  # type: ignore[attr-defined]
-    return optimizer
 
 
 def _remove_scheduler_patch(optimizer: torch.optim.Optimizer) -> None:

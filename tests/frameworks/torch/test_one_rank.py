@@ -83,7 +83,7 @@ def test_scaler():
         ({"groups": "all"}, "a number or a list of lists of parameters, not 'all'"),
         ({"groups": 2, "num_groups": 3}, "num_groups or groups, not both"),
         ({"compression": object()}, "compression must have the methods compress and decompress"),
-        ({"op": 7}, "op must be Average, Sum, Min, Max or Product, not 7"),
+        ({"op": 7}, "op must be Average, Sum, Min, Max, Product or Adasum, not 7"),
         ({"op": hvd.Max, "gradient_predivide_factor": 2.0}, "needs op=Average"),
         ({"backward_passes_per_step": 0}, "backward_passes_per_step must be a positive integer, not 0"),
         ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, "needs op=Average"),
