@@ -232,7 +232,10 @@ class Distributed(torch.optim.Optimizer):
         self.__dict__["param_groups"] = groups
 
     def __reduce__(self) -> Any:
-        return _plain, (type(self).__bases__[1], self.__getstate__())
+        state = self.__getstate__()
+        # torch leaves these out, and a copy of an LBFGS could not step.
+        state |= {name: self.__dict__[name] for name in ("_params", "_numel_cache") if name in self.__dict__}
+        return _plain, (type(self).__bases__[1], state)
 
 
 def reduced_loss(loss: Any, exchange: Exchange) -> Any:
@@ -320,7 +323,9 @@ def DistributedOptimizer(
         )
     if isinstance(optimizer, Distributed):
         raise UsageError("this optimizer is a DistributedOptimizer already")
-    names = named_from(model.named_parameters() if named_parameters is None and model else named_parameters)
+    names = named_from(
+        model.named_parameters() if named_parameters is None and model is not None else named_parameters
+    )
     parameters = named(optimizer.param_groups, names)
     ours = known(compression)
     options = Options(
