@@ -180,7 +180,6 @@ def test_an_optimizer_over_a_process_set(some):
     assert same_on_all_ranks(others)
     theirs = hvd.allgather_object([p.tolist() for p in params])
     assert all(theirs[rank] == theirs[0] for rank in some.ranks)
-    assert hvd.size() == 1 or theirs[-1] != theirs[0]
 
 
 def test_ranks_outside_need_not_make_the_optimizer(some):
