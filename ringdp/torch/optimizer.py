@@ -232,7 +232,7 @@ class Distributed(torch.optim.Optimizer):
         self.__dict__["param_groups"] = groups
 
     def __reduce__(self) -> Any:
-        state = self.__getstate__()
+        state: dict[str, Any] = self.__getstate__()  # type: ignore[assignment]
         # torch leaves these out, and a copy of an LBFGS could not step.
         state |= {name: self.__dict__[name] for name in ("_params", "_numel_cache") if name in self.__dict__}
         return _plain, (type(self).__bases__[1], state)
