@@ -47,6 +47,7 @@ class Buffers:
             if alive is not None:
                 alive.before_forward(module)
 
+        before._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile runs it as it is
         self._handle = model.register_forward_pre_hook(before)
         weakref.finalize(self, self._handle.remove).atexit = False
 

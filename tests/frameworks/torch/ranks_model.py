@@ -129,3 +129,22 @@ def test_a_process_set():
     optimizer = wrap(model, process_set=some)
     assert optimizer._exchange is None and not model._forward_pre_hooks
     hvd.remove_process_set(some)
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_compiled_model(inner):
+    """Given as it is, or compiled; run compiled."""
+    torch.compiler.reset()
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model=model if inner else compiled
+    )
+    for step in range(3):
+        optimizer.zero_grad()
+        assert named_done(lambda step=step: compiled(inputs(step)).square().sum().backward()) >= 2
+        optimizer.step()
+    assert same_on_all_ranks(model.parameters())
+    optimizer.zero_grad()
+    compiled(inputs())
+    assert hvd.size() == 1 or not equal(model)[1]

@@ -141,6 +141,18 @@ def test_a_window_left_without_step_does_not_disturb_the_next():
         optimizer.step()
 
 
+def test_a_window_left_without_step_goes_on():
+    params = parameters()
+    optimizer = wrap(params, backward_passes_per_step=2)
+    for _ in range(2):
+        loss(params, 1).backward()  # the last pass of an epoch
+        assert all(torch.equal(p.grad, gradient(p)) for p in params)
+        loss(params, 2).backward()  # the first of the next
+        assert reduced(params, 3)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @pytest.mark.parametrize("passes", [1, 2])
 def test_more_passes_than_a_window_exchange_only_what_is_new(passes):
     params = parameters()
