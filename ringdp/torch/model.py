@@ -47,8 +47,8 @@ class Buffers:
             if alive is not None:
                 alive.before_forward(module)
 
-        before._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile runs it as it is
-        self._handle = model.register_forward_pre_hook(before)
+        # torch.compile runs it as it is. (Nothing more is imported: making an optimizer has imported the compiler.)
+        self._handle = model.register_forward_pre_hook(torch.compiler.disable(before))
         weakref.finalize(self, self._handle.remove).atexit = False
 
     def before_forward(self, model: torch.nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ringdp.constants import Max, Min
+from ringdp.constants import Adasum, Max, Min
 from ringdp.ops import Handle
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import Waits
@@ -20,7 +20,7 @@ def needs_look(plans: Plans) -> bool:
 
 def hides_overflows(options: Options) -> bool:
     """Other ranks' numbers may win over an inf. (In sums and products they cannot.)"""
-    return options.op in (Min, Max)
+    return options.op in (Min, Max, Adasum)
 
 
 class Sent:
