@@ -50,7 +50,7 @@ def join(device: int = -1, *, divide_by: str = "all", process_set: ProcessSet = 
         process_set: the ranks that join.
 
     Returns:
-        The rank (of the job) that has exchanged most since the last join, so that joined last; of several the highest.
+        The rank (of the job) that joined last: that has exchanged most since the last join; of several the highest.
 
     Raises:
         UsageError: another `divide_by`.
@@ -63,18 +63,16 @@ def join(device: int = -1, *, divide_by: str = "all", process_set: ProcessSet = 
 
     here = world.current()
     number = usable(process_set)
-    work = here.work_done()
     submission = _core.Submission(
         int(OpKind.join), NAME, number, 0, 0, int(Dtype.uint8), [], 0, 1.0, 1.0, -1, []
     )
     submission.divides_by_active = divide_by == "active"
     gc.collect()  # optimizers that were dropped are gone on all ranks
     members = [member for member in list(here.members) if member.exchanges_in(number)]
-    handle = Handle(here.engine.submit(submission), None, lambda _: None, here)
+    handle = Handle(here.engine.submit(submission), None, lambda core: int(core.words()[0]), here)
     _take_part(members, divide_by == "active", here)
-    handle.wait()
-    counts = operations.allgather(np.array([work - here.work_at_join.get(number, 0)]), NAME, process_set)
-    here.work_at_join[number] = here.work_done()
+    work = handle.wait() + here.windows.pop(number, 0)
+    counts = operations.allgather(np.array([work]), NAME, process_set)
     ranks = process_set.ranks
     assert ranks is not None
     return ranks[max(range(len(ranks)), key=lambda r: (counts[r], r))]

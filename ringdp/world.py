@@ -56,15 +56,10 @@ class World:
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: dict[int, int] = field(default_factory=dict)  # by process set: optimizers made so far
     members: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)  # see ringdp/joined.py
-    work_at_join: dict[int, int] = field(
+    windows: dict[int, int] = field(
         default_factory=dict
-    )  # by process set: work_done() when all had joined
+    )  # by process set: of optimizers, since the last join
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
-
-    def work_done(self) -> int:
-        """Operations that this rank has submitted so far."""
-        counters = self.engine.counters()
-        return int(counters["named"] + counters["buckets"])
 
     def ranks_of(self, comm: Any) -> tuple[int, ...]:
         """The ranks of the job that an mpi4py communicator holds, in order; none for MPI.COMM_NULL.

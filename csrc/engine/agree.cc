@@ -139,12 +139,17 @@ void Engine::met(ProcessSet& set, Meetings::Meeting& meeting) {
   Submission* found = agreeing_.find(token);
   RINGDP_CHECK(found != nullptr);
   Submission& s = *found;
-  if (s.kind == OpKind::join) set.meetings().end_join(), set.unnamed = 0;
+  Result result;
+  if (s.kind == OpKind::join) {
+    set.meetings().end_join();
+    set.unnamed = 0;
+    result.words = {std::exchange(set.since_join, 0)};
+  }
   if (agreed && !joined && ends_with_meeting(s, set)) {
     if (s.kind == OpKind::allreduce) set.one_host() ? sum_letters(s, set, meeting) : take_sum(s, set, meeting);
     set.meetings().close(meeting);
     ended(s, set, drawn);  // before anybody hears of the end: who has waited for a name may use it again at once
-    s.handle->finish();
+    s.handle->finish(std::move(result));
     agreeing_.erase(token);
     return;
   }

@@ -104,7 +104,10 @@ void Engine::take(Arrival& arrival) {
 }
 
 void Engine::take_named(Submission&& s, ProcessSet& set) {
-  if (s.slot < 0) s.epoch = set.meetings().epoch();
+  if (s.slot < 0) {
+    s.epoch = set.meetings().epoch();
+    ++set.since_join;
+  }
   if (s.name.empty()) {
     s.slot = static_cast<int>(set.unnamed++ % kUnnamedSlots);
     s.name = unnamed(s.slot).text;

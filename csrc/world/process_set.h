@@ -125,6 +125,7 @@ struct ProcessSet {
   Tickets tickets;                         // of the rank that draws them
   uint64_t unnamed = 0;                    // calls without a name so far
   std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight
+  uint64_t since_join = 0;                 // named operations that this rank has submitted
   bool divides_by_active = false;          // while this rank has joined: see Submission
   bool left = false;                       // this rank has told the others that it submits nothing more
 

@@ -358,6 +358,9 @@ class Exchange:
 
     def _finish(self, vote: Vote) -> None:
         self._all_joined = vote.joined
+        if self._joined is None:
+            wire = self._plans.wire
+            wire.world.windows[wire.set] = wire.world.windows.get(wire.set, 0) + 1
         if vote.joined:
             self.finished = True
             return
