@@ -21,7 +21,7 @@ from ringdp.joined import join
 from ringdp.metrics import average_metrics
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
-from ringdp.torch import data, elastic
+from ringdp.torch import comm_hooks, data, elastic
 from ringdp.torch.built import (
     ccl_built,
     cuda_built,
@@ -74,6 +74,7 @@ from ringdp.torch.state import (
     broadcast_optimizer_state,
     broadcast_parameters,
 )
+from ringdp.torch.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from ringdp.version import __version__
 from ringdp.world import (
     cross_rank,
@@ -111,6 +112,7 @@ __all__ = [
     "RingdpError",
     "SparseHandle",
     "Sum",
+    "SyncBatchNorm",
     "TransportError",
     "UsageError",
     "__version__",
@@ -134,6 +136,8 @@ __all__ = [
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "ccl_built",
+    "comm_hooks",
+    "convert_sync_batchnorm",
     "cross_rank",
     "cross_size",
     "cuda_built",
