@@ -102,8 +102,8 @@ class SyncBatchNorm(_BatchNorm):
     ) -> nn.Module:
         """`module` with a SyncBatchNorm for every BatchNorm in it, which takes over its parameters and buffers.
 
-        `module` itself is changed, but for one that is a BatchNorm: then a new one is returned. Parameters stay the same
-        objects: an optimizer made before goes on.
+        `module` itself is changed, but for one that is a BatchNorm: then a new one is returned. Parameters stay the
+        same objects: an optimizer made before goes on.
 
         Raises:
             UsageError: a lazy BatchNorm that has not seen an input yet.
@@ -130,7 +130,9 @@ def _convert(
 
 def _converted(cls: type[SyncBatchNorm], old: _BatchNorm, process_set: ProcessSet) -> SyncBatchNorm:
     if any(isinstance(tensor, UninitializedTensorMixin) for tensor in (old.weight, old.running_mean)):
-        raise UsageError("convert_sync_batchnorm: call the model once first, so that lazy modules know their sizes")
+        raise UsageError(
+            "convert_sync_batchnorm: call the model once first, so that lazy modules know their sizes"
+        )
     new = cls(old.num_features, old.eps, old.momentum, False, False, process_set)
     new.affine, new.track_running_stats, new.training = old.affine, old.track_running_stats, old.training
     new._parameters.update(old._parameters)
@@ -165,7 +167,8 @@ class _Normalise(torch.autograd.Function):
         mean, variance, count = combine(operations.allgather(_row(wide), process_set=process_set))
         if count < 2:
             raise UsageError(
-                f"SyncBatchNorm needs at least two values per channel on all ranks together to train; there are {count:.0f}"
+                "SyncBatchNorm needs at least two values per channel on all ranks together to train; "
+                f"there are {count:.0f}"
             )
         deviation = torch.rsqrt(variance + eps)
         ctx.save_for_backward(input, weight, mean, deviation)

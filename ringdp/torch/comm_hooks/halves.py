@@ -16,9 +16,7 @@ from ringdp.torch.ops import operations
 def _halves(bucket: GradBucket, dtype: torch.dtype) -> Waits:
     # Divided before the cast: the sum of many ranks would not fit into float16.
     narrow = (bucket.buffer() / bucket.process_set().size()).to(dtype)
-    return operations.allreduce_async_(
-        narrow, name=bucket.name(), op=Sum, process_set=bucket.process_set()
-    )
+    return operations.allreduce_async_(narrow, name=bucket.name(), op=Sum, process_set=bucket.process_set())
 
 
 def fp16_hook(state: Any, bucket: GradBucket) -> Waits:

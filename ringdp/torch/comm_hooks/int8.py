@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ringdp.errors import UsageError
 from ringdp.torch.comm_hook import GradBucket, Waits
 from ringdp.torch.comm_hooks.memory import Memory
 from ringdp.torch.finite import is_finite
@@ -60,7 +61,7 @@ class Int8State:
 
     def __init__(self, block: int = 256, error_feedback: bool = True) -> None:
         if block < 1:
-            raise ValueError(f"Int8State: block must be 1 or more, not {block}")
+            raise UsageError(f"Int8State: block must be 1 or more, not {block}")
         self.block = block
         self.error_feedback = error_feedback
         self.memory: Memory[_Kept] = Memory()

@@ -73,11 +73,12 @@ class PowerSGDState:
         return n * m >= self.min_compression_rate * (n + m) * self.rank
 
     def draw(self, bucket: GradBucket, number: int, q: torch.Tensor) -> None:
-        """Fill what is zero of a Q: all of a new one, and columns that a gradient of zeros has left without direction."""
+        """Fill what is zero of a Q: all of a new one, and columns that a gradient of zeros has left."""
         dead = (q == 0).all(dim=0)
         if dead.any():
-            seed = hash((self.random_seed, self.windows, bucket.index(), number)) % 2**63
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(self.random_seed)
+            for n in (self.windows, bucket.index(), number):
+                generator.manual_seed((generator.initial_seed() * 1_000_003 + n) % 2**63)
             q[:, dead] = torch.randn(q.shape, generator=generator, dtype=q.dtype)[:, dead]
 
 
@@ -129,7 +130,9 @@ class _Exchange:
     def _start(self, tensors: list[torch.Tensor], what: str, dtype: torch.dtype) -> Handle[torch.Tensor]:
         flat = torch.cat([t.reshape(-1).to(dtype) for t in tensors])
         bucket = self._bucket
-        return operations.allreduce_async_(flat, name=f"{bucket.name()}.{what}", process_set=bucket.process_set())
+        return operations.allreduce_async_(
+            flat, name=f"{bucket.name()}.{what}", process_set=bucket.process_set()
+        )
 
     def wait(self) -> torch.Tensor:
         """The averages are in the bucket."""
