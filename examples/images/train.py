@@ -26,6 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH, wher
 import digits
 from progress import ExchangeClock, Progress
 
+from ringdp.torch import comm_hooks
+
+HOOKS: dict[str, Any] = {  # how gradients travel: docs/compression.md
+    "fp16": lambda: (None, comm_hooks.fp16_hook),
+    "bf16": lambda: (None, comm_hooks.bf16_hook),
+    "int8": lambda: (comm_hooks.Int8State(), comm_hooks.int8_hook),
+    "powersgd": lambda: (comm_hooks.PowerSGDState(matrix_approximation_rank=4), comm_hooks.powersgd_hook),
+}
+
 
 def main() -> int:
     args = parse_arguments()
@@ -37,6 +46,8 @@ def main() -> int:
 
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
     optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+    if args.hook:
+        optimizer.register_comm_hook(*HOOKS[args.hook]())
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 
@@ -69,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=60, help="images a step, over all ranks (60)")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate (0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of the network and of the shuffling (0)")
+    parser.add_argument("--hook", choices=HOOKS, help="send the gradients compressed")
     parser.add_argument("--workers", type=int, default=0, help="processes a rank that load its data (0)")
     parser.add_argument("--start-method", choices=["fork", "spawn", "forkserver"], default="fork",
                         help="how these processes are started (fork)")  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ringdp.constants import Sum
 from ringdp.errors import UsageError
@@ -129,7 +129,7 @@ def _convert(
 
 
 def _converted(cls: type[SyncBatchNorm], old: _BatchNorm, process_set: ProcessSet) -> SyncBatchNorm:
-    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in (old.weight, old.running_mean)):
+    if is_lazy(old.weight) or is_lazy(old.running_mean):
         raise UsageError(
             "convert_sync_batchnorm: call the model once first, so that lazy modules know their sizes"
         )

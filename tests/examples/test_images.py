@@ -54,6 +54,16 @@ def test_two_ranks_learn_what_one_learns(train: Callable[..., dict[str, Any]]) -
     assert first_loss(two) == pytest.approx(first_loss(alone), rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", ["int8", "powersgd"])
+def test_compressed_gradients_reach_the_accuracy_of_float32(
+    train: Callable[..., dict[str, Any]], hook: str
+) -> None:
+    plain, compressed = train(2), train(2, "--hook", hook)
+    assert compressed["parameters_sha256"] != plain["parameters_sha256"]  # the hook was there
+    assert compressed["accuracy"] >= plain["accuracy"] - 0.005
+
+
 def test_time_in_exchange_is_shown(two_epochs: dict[str, Any]) -> None:
     assert two_epochs["exchange_ms_per_step"] > 0
     assert 0 < two_epochs["exchange_share"] < 1

@@ -1,12 +1,13 @@
 """Gradients of 8 bits on the wire, quantised once on the way to the owners of the chunks and once on the way back.
 
-A block of 256 elements travels as 256 signed bytes and one float32 scale, absmax / 127: 260 bytes instead of 1024. Each
-rank sends each chunk to its owner, the owner adds up what the ranks sent in rank order in float32, quantises the average
-and sends it to all. Every rank, the owner included, takes the values as they were on the wire: the same bits everywhere.
+A block of 256 elements travels as 256 signed bytes and one float32 scale, absmax / 127: 260 bytes instead of 1024.
+Each rank sends each chunk to its owner, the owner adds up what the ranks sent in rank order in float32, quantises the
+average and sends it to all. Every rank, the owner included, takes the values as they were on the wire: the same bits
+everywhere.
 
 What rounding has left out is kept and added to the next gradients (error feedback; Seide et al., "1-Bit Stochastic
-Gradient Descent", Interspeech 2014; Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019): by each rank for its
-own gradients, and by the owner for the average.
+Gradient Descent", Interspeech 2014; Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019): by each rank for
+its own gradients, and by the owner for the average.
 """
 
 from __future__ import annotations

@@ -51,8 +51,11 @@ def test_exact_where_nothing_is_lost(kind):
         optimizer.step()
 
 
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(kind, torch.float32) for kind in HOOKS if kind != "allreduce"]
+    + [(kind, dtype) for kind in ("int8", "powersgd") for dtype in (torch.bfloat16, torch.float64)],
+)
 def test_training_goes_like_float32_and_ranks_keep_the_same_bits(kind, dtype):
     results = {}
     for name in ("allreduce", kind):
@@ -90,8 +93,10 @@ def test_results_repeat(kind):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@every
-@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [(kind, torch.inf) for kind in HOOKS] + [("int8", torch.nan), ("powersgd", torch.nan)],
+)
 def test_scaler_skips_on_all_ranks_and_training_goes_on(kind, bad):
     make, hook = HOOKS[kind]
     model = network()
@@ -143,15 +148,18 @@ def test_int8_errors_are_bounded_and_fed_back(rows, columns):
     gradients = torch.randn(hvd.size(), rows, columns, generator=generator)
     mean = gradients.mean(0)
     bound = 2 * float(gradients.abs().max()) / 127 / 2 + 1e-5  # half a code each way
-    param, optimizer = one_matrix(rows, columns, int8_hook, Int8State())
-    total = torch.zeros(rows, columns)
-    for step in range(1, 21):
-        got = exchange(param, optimizer, gradients[hvd.rank()])
-        assert (got - mean).abs().max() <= 4 * bound
-        if step > 2:  # the plan may have changed before
+    drifts = []
+    for feedback in (True, False):
+        param, optimizer = one_matrix(rows, columns, int8_hook, Int8State(error_feedback=feedback))
+        total = torch.zeros(rows, columns)
+        for _ in range(20):
+            got = exchange(param, optimizer, gradients[hvd.rank()])
+            assert (got - mean).abs().max() <= 4 * bound
             total += got
-            assert (total - (step - 2) * mean).abs().max() <= 4 * bound  # the sum has not drifted away
-        optimizer.step()
+            optimizer.step()
+        drifts.append(float((total - 20 * mean).abs().max()))
+    assert drifts[0] <= 4 * bound  # the sum has not drifted away
+    assert rows * columns == 1 or drifts[1] > 4 * bound
 
 
 @needs_ranks
