@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from ringdp import launch, link, mpi, profile, sharing
+from ringdp.compat import variables
 from ringdp.errors import InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
 
@@ -191,6 +192,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             )
         return
     _refuse_children("ringdp.init()")
+    ignored = variables.honour(os.environ)
     MPI = mpi.load()
     base = _base(MPI, comm)
     library = launch.library_name(MPI.Get_library_version())
@@ -209,6 +211,9 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
     _warn_oversubscription(base, place)
+    if place.rank == 0:
+        for line in ignored:
+            print(f"ringdp: {line}", file=sys.stderr, flush=True)
     if base is not comm and base is not MPI.COMM_WORLD:
         base.Free()
     _add_process_sets(process_sets)
