@@ -15,7 +15,8 @@ PAGE = Path(__file__).with_name("api.md")
 MODULES = ("ringdp.torch", "ringdp.torch.data", "ringdp.torch.elastic", "ringdp", "ringdp.compat")
 HEAD = """# API reference
 
-Written from the docstrings by `python docs/make_api.py`; do not edit. A name that several modules have stands at the first.
+Written from the docstrings by `python docs/make_api.py`; do not edit. A name that several modules have stands at the
+first.
 """
 
 
