@@ -24,6 +24,7 @@ inline constexpr int kDtypes = 10;
 
 enum class ReduceOp : uint8_t { average = 0, sum = 1, min = 2, max = 3, product = 4, adasum = 5 };
 inline constexpr int kReduceOps = 6;
+inline constexpr int kElementwiseOps = 5;  // the first ones, which look at each element by itself
 
 constexpr size_t size_of(Dtype t) {
   constexpr size_t sizes[kDtypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};

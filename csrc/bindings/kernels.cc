@@ -25,7 +25,7 @@ Dtype dtype_of(int number) {
 }
 
 ReduceOp operation_of(int number) {  // element by element: Adasum is none of these
-  if (number < 0 || number > static_cast<int>(ReduceOp::product))
+  if (number < 0 || number >= kElementwiseOps)
     throw nb::value_error(("no reduce operation has number " + std::to_string(number)).c_str());
   return static_cast<ReduceOp>(number);
 }

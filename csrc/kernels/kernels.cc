@@ -34,6 +34,7 @@ const Casts& casts(Dtype narrow, Dtype wide) {
 }  // namespace
 
 void reduce(Dtype dtype, ReduceOp op, void* to, const void* a, const void* b, size_t count) {
+  RINGDP_CHECK(static_cast<int>(op) < kElementwiseOps, name_of(op), " does not look at each element by itself");
   const Reduce f = row(dtype).reduce[static_cast<int>(op)];
   RINGDP_CHECK(f != nullptr, name_of(dtype), " has no ", name_of(op));
   f(to, a, b, count);

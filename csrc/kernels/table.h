@@ -25,7 +25,7 @@ struct Casts {
 };
 
 struct Row {
-  Reduce reduce[kReduceOps];  // indexed by ReduceOp; nullptr: the dtype lacks this operation
+  Reduce reduce[kElementwiseOps];  // indexed by ReduceOp; nullptr: the dtype lacks this operation
   Scale scale;
   Divide divide;
   Casts float32, float64;  // of 16-bit floats: from these and to these

@@ -126,7 +126,7 @@ void all_results(Dtype dtype, const std::function<void(const std::string& what, 
   const void *a = in.a.data() + 1, *b = in.b.data() + 1;
   Bytes out(in.a.size());
   void* to = out.data() + 1;
-  for (int op = 0; op < kReduceOps; ++op) {
+  for (int op = 0; op < kElementwiseOps; ++op) {
     if (dtype == Dtype::boolean && op == static_cast<int>(ReduceOp::average)) continue;
     kernels::reduce(dtype, static_cast<ReduceOp>(op), to, a, b, in.count);
     use(name + " " + name_of(static_cast<ReduceOp>(op)), out);

@@ -175,7 +175,7 @@ TEST(small_integers_are_reduced_exactly_in_every_dtype) {
   for (int x = 0; x < 12; ++x)
     for (int y = 0; y < 10; ++y) a.push_back(x), b.push_back(y);
   for (int d = 0; d < kDtypes; ++d)
-    for (int o = 0; o < kReduceOps; ++o) {
+    for (int o = 0; o < kElementwiseOps; ++o) {
       const auto dtype = static_cast<Dtype>(d);
       const auto op = static_cast<ReduceOp>(o);
       if (dtype == Dtype::boolean && op == ReduceOp::average) continue;
