@@ -30,8 +30,10 @@ def main() -> None:
     script = arguments[0]
     if not os.path.exists(script):
         sys.exit(f"python -m ringdp.compat: there is no file {script}")
-    # python -m put the current folder there; a script finds the modules beside itself.
-    sys.path[0] = os.path.dirname(os.path.realpath(script))
+    # python -m put the current folder there; a script finds the modules beside itself. With PYTHONSAFEPATH neither is
+    # so.
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
     runpy.run_path(script, run_name="__main__")
 
 

@@ -58,13 +58,15 @@ IGNORED = {
 def honour(environment: MutableMapping[str, str]) -> list[str]:
     """Set our variables from Horovod's, and say in a line each which of Horovod's change nothing.
 
+    Their values are not repeated: HOROVOD_SECRET_KEY is one of them.
+
     Called by `init()` before the core reads its options. A variable of ours that is set (and not empty) wins.
     """
     for theirs, ours in HONOURED.items():
         if _means_something(theirs, environment) and not environment.get(ours):
             environment[ours] = environment[theirs]
     return [
-        f"{name}={environment[name]} is ignored: {_why(name)}"
+        f"{name} is ignored: {_why(name)}"
         for name in sorted(environment)
         if name.startswith("HOROVOD_") and not _means_something(name, environment)
     ]

@@ -29,9 +29,22 @@ print(__name__, sys.argv, __file__, sys.path[0])
 """
 
 
-def python(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def python(*arguments: object, folder: Path, safe_path: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ringdp.compat", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | (
+        {"PYTHONSAFEPATH": "1"} if safe_path else {}
+    )
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_path_is_left_alone_where_python_leaves_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nprint(sys.path)")
+    done = python("script.py", folder=tmp_path, safe_path=True)
+    env = os.environ | {"PYTHONSAFEPATH": "1"}
+    plain = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == plain.stdout, done.stderr
 
 
 def test_a_script_runs_as_python_runs_it(tmp_path: Path) -> None:
@@ -76,7 +89,7 @@ def test_ours_wins_over_horovods() -> None:
 def test_no_end_is_not_to_be_had(value: str) -> None:
     environment = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": value}
     (line,) = variables.honour(environment)
-    assert line.startswith(f"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={value} is ignored: ")
+    assert line.startswith("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS is ignored: ")
     assert "RINGDP_TIMEOUT" not in environment
 
 
@@ -88,10 +101,10 @@ def test_every_other_one_gets_a_line() -> None:
         "HOME": "/",
     }
     assert variables.honour(environment) == [
-        "HOROVOD_AUTOTUNE_LOG=x is ignored: nothing is tuned while a job runs: the algorithm is chosen from the "
+        "HOROVOD_AUTOTUNE_LOG is ignored: nothing is tuned while a job runs: the algorithm is chosen from the "
         "profile (RINGDP_PROFILE)",
-        "HOROVOD_FUSION_THRESHOLD=0 is ignored: write DistributedOptimizer(..., bucket_bytes=...)",
-        "HOROVOD_NEW=1 is ignored: ringdp does not know it",
+        "HOROVOD_FUSION_THRESHOLD is ignored: write DistributedOptimizer(..., bucket_bytes=...)",
+        "HOROVOD_NEW is ignored: ringdp does not know it",
     ]
 
 
@@ -99,3 +112,8 @@ def test_importing_the_hook_installs_nothing() -> None:
     code = "import sys, ringdp.compat; print(any('Horovod' in type(f).__name__ for f in sys.meta_path))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.stdout == "False\n", done.stderr
+
+
+def test_no_value_is_repeated() -> None:
+    (line,) = variables.honour({"HOROVOD_SECRET_KEY": "hunter2"})
+    assert line.startswith("HOROVOD_SECRET_KEY is ignored: ") and "hunter2" not in line
