@@ -46,7 +46,9 @@ class Bucket:
     def fill_with_nothing(self, op: ReduceOp) -> None:
         """What changes nothing in the other ranks' gradients."""
         neutral = {Min: math.inf, Max: -math.inf, Product: 1.0}.get(op, 0.0)
-        self.gradients.fill_(neutral)
+        for slot in self.slots:  # what lies between them stays zero
+            assert slot.place is not None
+            slot.place.fill_(neutral)
 
     def came_back(self, window: int) -> None:
         """The places hold the reduced gradients."""

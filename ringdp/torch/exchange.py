@@ -310,6 +310,8 @@ class Exchange:
         else:
             bucket.fill_with_nothing(self.options.op)
         self._sent.append(send(self._plans, bucket, self._weights.total))
+        if self._joined is not None:
+            self._sent[-1].is_finite = True  # the inf that changes nothing in a Min is no overflow
         self._submitted += 1
 
     def _conclude(self, everything: bool) -> None:

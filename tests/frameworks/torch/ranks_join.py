@@ -1,5 +1,7 @@
 """`join()` with optimizers: ranks whose data end sooner."""
 
+import math
+
 import pytest
 import torch
 
@@ -130,3 +132,22 @@ def test_gradients_that_one_rank_alone_has():
         optimizer.step()
     hvd.join()
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("op", [hvd.Min, hvd.Max, hvd.Product], ids=lambda op: op.name)
+def test_other_operations_than_sums(op):
+    """Rank r's gradient is r + 2 everywhere, and in the next parameter its negative."""
+    net = torch.nn.ModuleList([torch.nn.Linear(3, 1, bias=False) for _ in range(2)])
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(net.parameters(), lr=0.5), net.named_parameters(), op=op
+    )
+    combine = {hvd.Min: min, hvd.Max: max, hvd.Product: math.prod}[op]
+    for step in range(1 + hvd.rank()):
+        optimizer.zero_grad()
+        mine = hvd.rank() + 2.0
+        (net[0](torch.full((1, 3), mine)) + net[1](torch.full((1, 3), -mine))).sum().backward()
+        active = [rank + 2.0 for rank in range(hvd.size()) if step <= rank]
+        assert (net[0].weight.grad == combine(active)).all()
+        assert (net[1].weight.grad == combine([-n for n in active])).all()
+        optimizer.step()
+    hvd.join()
