@@ -112,7 +112,9 @@ class _Exchange:
             average += kept.average
         wire = quantise(average)
         if self._state.error_feedback:
-            self._state.memory.keep(bucket, _Kept(self._left, average - dequantise(wire)))
+            # An overflow of average and error together reaches all ranks, which skip the step; it must not stay here.
+            left = average - dequantise(wire) if is_finite(average) else torch.zeros_like(average)
+            self._state.memory.keep(bucket, _Kept(self._left, left))
         gathered = operations.allgather(wire, f"{bucket.name()}.gather", bucket.process_set())
         return dequantise(gathered).view(-1)[: bucket.buffer().numel()]
 

@@ -139,25 +139,28 @@ class _Exchange:
         flat = self._first.wait()
         ps = [matrix.new_empty(matrix.shape[0], self._state.rank) for matrix in self._matrices]
         _cut(flat, [*self._whole, *ps])
-        if self._matrices:
-            if is_finite(flat):
-                self._second(ps)
-            else:  # an overflow in the products, the same on all ranks: they skip the step, and start anew
-                self._state.memory.keep(self._bucket, self._kept_anew())
-                for gradient in self._low:
-                    gradient.fill_(torch.inf)
+        if self._matrices and not (is_finite(flat) and self._second(ps)):
+            # An overflow in the products, the same on all ranks: they skip the step, and start anew.
+            self._state.memory.keep(self._bucket, self._kept_anew())
+            for gradient in self._low:
+                gradient.fill_(torch.inf)
         return self._bucket.buffer()
 
-    def _second(self, ps: list[torch.Tensor]) -> None:
+    def _second(self, ps: list[torch.Tensor]) -> bool:
+        """False, and nothing has changed, if the Q's have overflowed."""
         for p in ps:
             orthogonalise(p)
         qs = [matrix.T @ p for matrix, p in zip(self._matrices, ps, strict=True)]
-        _cut(self._start(qs, "q", qs[0].dtype).wait(), qs)
+        flat = self._start(qs, "q", qs[0].dtype).wait()
+        if not is_finite(flat):
+            return False
+        _cut(flat, qs)
         for gradient, matrix, p, q in zip(self._low, self._matrices, ps, qs, strict=True):
             product = p @ q.T
             matrix -= product
             gradient.copy_(product.view(gradient.shape))
         self._state.memory.keep(self._bucket, _Kept(self._matrices, qs))
+        return True
 
     def _kept_anew(self) -> _Kept:
         return _Kept([m.zero_() for m in self._matrices], [q.zero_() for q in self._qs])

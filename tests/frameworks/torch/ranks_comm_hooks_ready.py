@@ -253,7 +253,8 @@ def test_a_pickled_state_goes_on_with_the_same_bits(kind):
         model, state = network(), make()
         for part in (list(batches(8))[:5], list(batches(8))[5:]):
             if again:
-                state = pickle.loads(pickle.dumps(state))
+                before, state = state, pickle.loads(pickle.dumps(state))
+                assert kept_in(state) == kept_in(before)
             inner = torch.optim.SGD(model.parameters(), lr=0.1)
             optimizer = hvd.DistributedOptimizer(inner, bucket_bytes=4096)
             optimizer.register_comm_hook(state, hook)
@@ -263,6 +264,37 @@ def test_a_pickled_state_goes_on_with_the_same_bits(kind):
                 optimizer.step()
         results.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert len(kept_in(state)) > 0
+
+
+def kept_in(state):
+    """The numbers of all that the state has kept, by bucket."""
+    kept = {}
+    for index, value in state.memory._kept.items():
+        fields = [f if isinstance(f, list) else [f] for f in vars(value).values()]
+        kept[index] = [tensor.tolist() for field in fields for tensor in field]
+    return kept
+
+
+@needs_ranks
+@pytest.mark.parametrize("kind", ["int8", "powersgd"])
+def test_an_overflow_on_the_way_back_is_seen_by_all_and_does_not_stay(kind):
+    """What a rank sends is finite, what comes of it is not: in the average with its error, or in the second factors."""
+    state, hook = (Int8State(), int8_hook) if kind == "int8" else (PowerSGDState(1, 0, 1.0), powersgd_hook)
+    param, optimizer = one_matrix(24, 30, hook, state)
+    for _ in range(3):  # the plan stands then
+        exchange(param, optimizer, torch.ones(24, 30))
+        optimizer.step()
+    (kept,) = state.memory._kept.values()
+    if kind == "int8":
+        kept.average.fill_(3e38)
+    else:
+        for q in kept.qs:
+            q.mul_(1e-10)
+    got = exchange(param, optimizer, torch.full((24, 30), 2e38))
+    assert not got.isfinite().all()
+    optimizer.step()
+    assert exchange(param, optimizer, torch.ones(24, 30)).isfinite().all()
 
 
 def test_arguments_that_are_refused():
