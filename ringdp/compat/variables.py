@@ -13,7 +13,7 @@ _CYCLE = "there are no cycles: a bucket is exchanged as soon as it is full"
 _GPU = "tensors are exchanged in host memory"
 _LAUNCHER = "the launcher of the MPI job says it"
 _LOG = "ringdp writes no log"
-_STALL = "a wait ends after RINGDP_TIMEOUT seconds with an error that names the ranks"
+_STALL = "a wait ends after RINGDP_TIMEOUT seconds with an error"
 _TIMELINE = "there is no timeline"
 _TRANSPORT = "MPI and shared memory carry everything"
 # By the variable's name or, ending in "*", by how it begins.
