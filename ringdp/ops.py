@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ringdp import world
-from ringdp.constants import ReduceOp
+from ringdp.constants import Average, ReduceOp
 from ringdp.errors import DeadlineError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import Adapter, Request, Requests, awaiting, reduce_op, usable
@@ -353,7 +353,7 @@ class Operations(Generic[T]):
         self,
         tensor: Any,
         name: str | None = None,
-        op: ReduceOp | None = None,
+        op: ReduceOp = Average,
         process_set: ProcessSet = global_process_set,
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
@@ -367,7 +367,7 @@ class Operations(Generic[T]):
         self,
         tensor: Any,
         name: str | None = None,
-        op: ReduceOp | None = None,
+        op: ReduceOp = Average,
         process_set: ProcessSet = global_process_set,
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,

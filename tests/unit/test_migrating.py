@@ -1,5 +1,6 @@
 """The table of names in docs/migrating.md says what is."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -52,3 +53,64 @@ def test_the_tests_are_there() -> None:
             continue
         path, name = test.split("::")
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), test
+
+
+# Positional parameters and defaults of horovod.torch 0.28.1, where there are any.
+HOW = "op=None, prescale_factor=1.0, postscale_factor=1.0, process_set=global_process_set"
+SCATTER = "op=Average, process_set=global_process_set, prescale_factor=1.0, postscale_factor=1.0"
+SET = "process_set=global_process_set"
+SIGNATURES = {
+    "DistributedOptimizer": "optimizer, named_parameters=None, compression=Compression.none, "
+    "backward_passes_per_step=1, op=Average, gradient_predivide_factor=1.0, num_groups=0, groups=None, sparse_as_dense=False, "
+    + SET,
+    "ProcessSet": "ranks_or_comm",
+    "SyncBatchNorm": "num_features, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True",
+    "add_process_set": "process_set",
+    "remove_process_set": "process_set",
+    "allgather": f"tensor, name=None, {SET}",
+    "allgather_async": f"tensor, name=None, {SET}",
+    "allgather_object": "obj, name=None",
+    "allreduce": f"tensor, average=None, name=None, compression=Compression.none, {HOW}",
+    "allreduce_": f"tensor, average=None, name=None, {HOW}",
+    "allreduce_async": f"tensor, average=None, name=None, {HOW}",
+    "allreduce_async_": f"tensor, average=None, name=None, {HOW}",
+    "alltoall": f"tensor, splits=None, name=None, {SET}",
+    "alltoall_async": f"tensor, splits=None, name=None, {SET}",
+    "barrier": SET,
+    "broadcast": f"tensor, root_rank, name=None, {SET}",
+    "broadcast_": f"tensor, root_rank, name=None, {SET}",
+    "broadcast_async": f"tensor, root_rank, name=None, {SET}",
+    "broadcast_async_": f"tensor, root_rank, name=None, {SET}",
+    "broadcast_object": f"obj, root_rank=0, name=None, {SET}",
+    "broadcast_optimizer_state": "optimizer, root_rank, model=None",
+    "broadcast_parameters": "params, root_rank",
+    "grouped_allgather": f"tensors, name=None, {SET}",
+    "grouped_allgather_async": f"tensors, name=None, {SET}",
+    "grouped_allreduce": f"tensors, average=None, name=None, compression=Compression.none, {HOW}",
+    "grouped_allreduce_": f"tensors, average=None, name=None, {HOW}",
+    "grouped_allreduce_async": f"tensors, average=None, name=None, {HOW}",
+    "grouped_allreduce_async_": f"tensors, average=None, name=None, {HOW}",
+    "grouped_reducescatter": f"tensors, name=None, compression=Compression.none, {SCATTER}",
+    "grouped_reducescatter_async": f"tensors, name=None, {SCATTER}",
+    "join": "device=-1",
+    "poll": "handle",
+    "reducescatter": f"tensor, name=None, compression=Compression.none, {SCATTER}",
+    "reducescatter_async": f"tensor, name=None, {SCATTER}",
+    "sparse_allreduce_async": f"tensor, name, op, {SET}",
+    "synchronize": "handle",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_arguments_are_horovods(name: str) -> None:
+    """In order, with their defaults; where theirs must be given, ours may have one. Further ones may follow."""
+    ours = list(inspect.signature(getattr(hvd, name)).parameters.values())
+    for text, parameter in zip(SIGNATURES[name].split(", "), ours, strict=False):
+        theirs, _, default = text.partition("=")
+        assert parameter.name == theirs
+        assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if default:
+            assert parameter.default == eval(default, vars(hvd)), theirs
+    wanted = len(SIGNATURES[name].split(", "))
+    assert len(ours) >= wanted
+    assert all(p.default is not p.empty for p in ours[wanted:])
