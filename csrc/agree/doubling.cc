@@ -279,7 +279,7 @@ void Doubling::tell_of_joining() {
   if (stages_.empty() || !stages_[0].is_result) return;
   Note note;
   note.topic = joining;
-  note.lane = epoch();
+  note.lane = era();
   send(stages_[0].peer, note, nullptr);
 }
 

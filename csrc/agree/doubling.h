@@ -97,7 +97,7 @@ class Doubling final : public Meetings {
   int open_ = 0;  // meetings that this rank has come to, and that are not complete
   size_t news_missing_ = 0;
   bool armed_ = false, told_ = false, all_left_ = false;
-  // For a rank that hands over to this one: it comes to nothing more, or to nothing more before this epoch.
+  // For a rank that hands over to this one: it comes to nothing more, or to nothing more before this era.
   bool stands_in_ = false, partner_ended_ = false;
   uint32_t partner_comes_from_ = 0;
 };

@@ -40,7 +40,7 @@ void Meetings::join() {
 
 void Meetings::end_join() {
   joined_ = false;
-  ++epoch_;
+  ++era_;
 }
 
 Note Meetings::joined_mark(const Subject& subject) const {

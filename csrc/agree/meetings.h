@@ -13,9 +13,9 @@
 //
 // Joining: a rank that has joined has nothing more to contribute, until all have. It comes to each named operation that it
 // hears of with a mark without a signature; the data then stay behind, for all ranks have to tell it first what the
-// operation is. When all have joined, the next *epoch* begins. It is part of what a named operation is about: so what a rank
+// operation is. When all have joined, the next *era* begins. It is part of what a named operation is about: so what a rank
 // has begun before it joined never meets what others begin afterwards, and a rank that hears of an operation of an earlier
-// epoch that it has not come to knows that it never will.
+// era that it has not come to knows that it never will.
 //
 // Leaving: a rank that leaves comes to nothing more, and all others soon hear that somebody has. Whoever has left, or has
 // heard of it, comes to each named operation that it hears of, and has not come to, with a mark. So all meetings that lack
@@ -70,10 +70,10 @@ class Meetings {
   virtual Meeting& come(const Note& note, const void* payload, uint64_t token) = 0;
   virtual void close(Meeting& meeting) = 0;  // once complete
 
-  // From now on this rank comes with a mark to what it hears of, until end_join() begins the next epoch.
+  // From now on this rank comes with a mark to what it hears of, until end_join() begins the next era.
   void join();
   void end_join();
-  uint32_t epoch() const { return epoch_; }
+  uint32_t era() const { return era_; }
   // Who gives named operations their tickets: a rank that hears of all of them, also where it comes with a mark.
   virtual int drawer() const = 0;
   std::function<uint64_t()> draw_ticket;  // on that rank
@@ -136,7 +136,7 @@ class Meetings {
     return note.topic == named && (left_ || first_left_ >= 0 || is_silent_about(note));
   }
   bool is_silent_about(const Note& note) const {  // it has joined, and will not come otherwise
-    return !(note.flags & Note::kAwaits) && (note.lane < epoch_ || (note.lane == epoch_ && joined_));
+    return !(note.flags & Note::kAwaits) && (note.lane < era_ || (note.lane == era_ && joined_));
   }
   Note mark(const Subject& subject, bool draws = true) const;
   Note joined_mark(const Subject& subject) const;
@@ -152,7 +152,7 @@ class Meetings {
   std::deque<Meeting*> complete_;
   bool left_ = false, joined_ = false;
   int first_left_ = -1;
-  uint32_t epoch_ = 0;
+  uint32_t era_ = 0;
 };
 
 }  // namespace ringdp

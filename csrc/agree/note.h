@@ -20,7 +20,7 @@ struct Note {
   uint64_t key = 0;
   uint64_t signature = 0;        // digest of all that must be the same on every rank
   uint64_t ticket = kNoTicket;   // the first rank's: the place of an operation in the order
-  uint32_t lane = 0, topic = 0;  // with the key: what it is about; of named operations, lane is the epoch
+  uint32_t lane = 0, topic = 0;  // with the key: what it is about; of named operations, lane is the era
   uint32_t flags = 0;
   uint32_t bytes = 0;  // of the payload
 };

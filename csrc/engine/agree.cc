@@ -63,7 +63,7 @@ void Engine::tell(Submission&& s, ProcessSet& set) {
   Note note;
   note.topic = Meetings::named;
   note.key = s.key;
-  note.lane = s.epoch;
+  note.lane = s.era;
   note.signature = s.signature();
   if (s.awaits_joined || s.kind == OpKind::join) note.flags = Note::kAwaits;
   if (set.draws_tickets()) {

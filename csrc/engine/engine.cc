@@ -105,7 +105,7 @@ void Engine::take(Arrival& arrival) {
 
 void Engine::take_named(Submission&& s, ProcessSet& set) {
   if (s.slot < 0) {
-    s.epoch = set.meetings().epoch();
+    s.era = set.meetings().era();
     ++set.since_join;
   }
   if (s.name.empty()) {

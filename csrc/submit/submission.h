@@ -46,7 +46,7 @@ struct Submission {
   std::vector<uint64_t> splits;  // all-to-all: rows for each rank
   std::string text;              // open_plan: the plan as text, a line a parameter, compared between ranks
 
-  uint32_t epoch = 0;              // in which it was submitted: see agree/meetings.h
+  uint32_t era = 0;                // in which it was submitted: see agree/meetings.h
   bool awaits_joined = false;      // ranks that have joined submit it, too; else they take part without a tensor
   bool absent = false;             // of this rank, which has joined: it only has the key
   bool divides_by_active = false;  // join: what is averaged meanwhile is divided by the number of the other ranks

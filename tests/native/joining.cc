@@ -1,8 +1,8 @@
-// Ranks that join (agree/meetings.h): whatever the order of events, every meeting of an epoch ends on every rank, and alike,
+// Ranks that join (agree/meetings.h): whatever the order of events, every meeting of an era ends on every rank, and alike,
 // on those that have joined as well.
 //
-// In each epoch a rank comes to as many names as it has data for, in any order and without waiting, then joins; when all
-// have, the next epoch begins with the same names. The ranks meet by messages over the local transport, as in meetings.cc.
+// In each era a rank comes to as many names as it has data for, in any order and without waiting, then joins; when all
+// have, the next era begins with the same names. The ranks meet by messages over the local transport, as in meetings.cc.
 #include <algorithm>
 #include <cstdint>
 #include <map>
@@ -30,7 +30,7 @@ struct Outcome {
 
 class Ranks {
  public:
-  // amounts[epoch][rank]: to how many names it comes.
+  // amounts[era][rank]: to how many names it comes.
   Ranks(std::vector<std::vector<int>> amounts, uint64_t delay_seed) : amounts_(std::move(amounts)) {
     const int size = static_cast<int>(amounts_[0].size());
     const auto hub = make_local_hub(size, delay_seed);
@@ -47,7 +47,7 @@ class Ranks {
   }
 
   bool done() const {
-    const auto is_done = [&](const Rank& rank) { return rank.epoch == epochs() && !rank.doubling->busy(); };
+    const auto is_done = [&](const Rank& rank) { return rank.era == eras() && !rank.doubling->busy(); };
     return std::all_of(ranks_.begin(), ranks_.end(), is_done);
   }
 
@@ -57,23 +57,23 @@ class Ranks {
     if (random() % 2 == 0) {
       rank.doubling->poll();
       while (Meetings::Meeting* meeting = rank.doubling->next_complete()) end(rank, *meeting);
-    } else if (rank.epoch < epochs() && !rank.joined) {
+    } else if (rank.era < eras() && !rank.joined) {
       rank.names.empty() ? join(rank) : come(rank, random());
     }
   }
 
   void check_end() const {
-    for (uint32_t epoch = 0; epoch < epochs(); ++epoch) {
-      const std::vector<int>& of_rank = amounts_[epoch];
+    for (uint32_t era = 0; era < eras(); ++era) {
+      const std::vector<int>& of_rank = amounts_[era];
       const int most = *std::max_element(of_rank.begin(), of_rank.end());
       for (int name = 0; name < most; ++name) {
         const auto active = std::count_if(of_rank.begin(), of_rank.end(), [&](int amount) { return amount > name; });
-        const auto seen = ended_.find({epoch, name});
-        CHECK(seen != ended_.end(), "epoch ", epoch, " name ", name);
-        CHECK(seen->second.size() == ranks_.size(), "epoch ", epoch, " name ", name, " ended ", seen->second.size());
+        const auto seen = ended_.find({era, name});
+        CHECK(seen != ended_.end(), "era ", era, " name ", name);
+        CHECK(seen->second.size() == ranks_.size(), "era ", era, " name ", name, " ended ", seen->second.size());
         for (const Outcome& outcome : seen->second) {
           CHECK(outcome == seen->second[0] && outcome.agreed);
-          CHECK(outcome.joined == (active < static_cast<int64_t>(ranks_.size())), "epoch ", epoch, " name ", name);
+          CHECK(outcome.joined == (active < static_cast<int64_t>(ranks_.size())), "era ", era, " name ", name);
         }
       }
     }
@@ -84,7 +84,7 @@ class Ranks {
     std::unique_ptr<Transport> transport;
     std::unique_ptr<Doubling> doubling;
     std::vector<int> names;  // that it has still to come to
-    uint32_t epoch = 0;
+    uint32_t era = 0;
     bool joined = false, draws = false;
 
     void fill(int amount) {
@@ -92,14 +92,14 @@ class Ranks {
     }
   };
 
-  uint32_t epochs() const { return static_cast<uint32_t>(amounts_.size()); }
+  uint32_t eras() const { return static_cast<uint32_t>(amounts_.size()); }
 
   void come(Rank& rank, unsigned which) {
     const auto at = rank.names.begin() + which % rank.names.size();
     Note note;
     note.topic = Meetings::named;
     note.key = static_cast<uint64_t>(*at);
-    note.lane = rank.epoch;
+    note.lane = rank.era;
     note.signature = 100 + note.key;
     if (rank.draws) note.ticket = tickets_++;
     const uint64_t token = note.key;
@@ -113,7 +113,7 @@ class Ranks {
     Note note;
     note.topic = Meetings::named;
     note.key = kJoinKey;
-    note.lane = rank.epoch;
+    note.lane = rank.era;
     note.flags = Note::kAwaits;
     if (rank.draws) note.ticket = tickets_++;
     rank.doubling->come(note, nullptr, kJoinToken);
@@ -129,7 +129,7 @@ class Ranks {
     if (!is_join) return;
     rank.doubling->end_join();
     rank.joined = false;
-    if (++rank.epoch < epochs()) rank.fill(amounts_[rank.epoch][static_cast<size_t>(rank.transport->rank())]);
+    if (++rank.era < eras()) rank.fill(amounts_[rank.era][static_cast<size_t>(rank.transport->rank())]);
   }
 
   const std::vector<std::vector<int>> amounts_;
