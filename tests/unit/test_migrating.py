@@ -61,8 +61,8 @@ SCATTER = "op=Average, process_set=global_process_set, prescale_factor=1.0, post
 SET = "process_set=global_process_set"
 SIGNATURES = {
     "DistributedOptimizer": "optimizer, named_parameters=None, compression=Compression.none, "
-    "backward_passes_per_step=1, op=Average, gradient_predivide_factor=1.0, num_groups=0, groups=None, sparse_as_dense=False, "
-    + SET,
+    "backward_passes_per_step=1, op=Average, gradient_predivide_factor=1.0, num_groups=0, groups=None, "
+    f"sparse_as_dense=False, {SET}",
     "ProcessSet": "ranks_or_comm",
     "SyncBatchNorm": "num_features, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True",
     "add_process_set": "process_set",
