@@ -151,3 +151,15 @@ def test_other_operations_than_sums(op):
         assert (net[1].weight.grad == combine([-n for n in active])).all()
         optimizer.step()
     hvd.join()
+
+
+def test_groups_while_some_have_joined():
+    """A rank that has joined knows of a group only what the others tell it."""
+    for step in range(1 + hvd.rank()):
+        active = [rank for rank in range(hvd.size()) if rank >= step]
+        tensors = [torch.full((n,), float(hvd.rank() + 1)) for n in (3, 70_000)]
+        sums = hvd.grouped_allreduce(tensors, op=hvd.Sum, name="group")
+        assert all((total == sum(rank + 1 for rank in active)).all() for total in sums)
+        gathered = hvd.grouped_allgather([t[:2] for t in tensors])
+        assert all(rows.tolist() == [rank + 1 for rank in active for _ in range(2)] for rows in gathered)
+    hvd.join()
