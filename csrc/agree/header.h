@@ -11,7 +11,7 @@
 namespace ringdp {
 
 struct Header {
-  static constexpr uint16_t kWireVersion = 1;
+  static constexpr uint16_t kWireVersion = 2;
   static constexpr uint16_t kMagic = 0x5244;  // "DR"
   enum Flags : uint8_t { kPoison = 1, kChecksum = 2 };
 
@@ -30,7 +30,8 @@ struct Header {
   uint8_t dtype = 0;
   uint8_t op = 0;
   uint8_t flags = 0;
-  uint32_t unused = 0;
+  uint8_t half = 0;  // of an all-reduce
+  uint8_t unused[3] = {};
 
   bool poisoned() const { return flags & kPoison; }
 };

@@ -197,12 +197,13 @@ std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string n
 
 std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t digest,
                                       uint64_t data, uint64_t count, int dtype, int op, double prescale,
-                                      double postscale) {
+                                      double postscale, Half half) {
   Submission s = on_tensor(OpKind::allreduce, process_set, at(data), at(data), static_cast<Dtype>(dtype), {count}, op,
                            prescale, postscale);
   s.lane = lane;
   s.bucket = bucket;
   s.plan_digest = digest;
+  s.half = half;
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
@@ -347,7 +348,15 @@ void bind_engine(nb::module_& m) {
       .def("barrier", &barrier, "process_set"_a, "world"_a, "Waits until all ranks of the set have come here.")
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
-           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a)
+           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a, "half"_a = Half::both)
+      .def(
+          "own_chunk",
+          [](Engine& e, int process_set, uint64_t count, int dtype) {
+            const Chunk own = e.own_chunk(process_set, count, static_cast<Dtype>(dtype));
+            return nb::make_tuple(own.begin, own.end);
+          },
+          "process_set"_a, "count"_a, "dtype"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "(begin, end) of the elements of a bucket that are this rank's own between its halves.")
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(
           "add_process_set",
@@ -403,11 +412,11 @@ void bind_plan(nb::module_& m) {
 
 NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
+  bind_schedules(m);  // the enum Half, for a default
   bind_host(m);
   bind_engine(m);
   bind_plan(m);
   bind_choice(m);
   bind_kernels(m);
-  bind_schedules(m);
   bind_agreement(m);
 }

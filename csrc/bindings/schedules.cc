@@ -48,6 +48,10 @@ void bind_enums(nb::module_& m) {
       .value("two_level_staged", Sharing::two_level_staged)
       .value("two_level_messages", Sharing::two_level_messages)
       .value("two_level_mixed", Sharing::two_level_mixed);
+  nb::enum_<Half>(m, "Half", "Of an all-reduce in place.")
+      .value("both", Half::both)
+      .value("reduce_scatter", Half::reduce_scatter)
+      .value("all_gather", Half::all_gather);
   nb::enum_<Algorithm> algorithms(m, "Algorithm");
   for (const AlgorithmRow& row : algorithm_table())
     if (row.schedule) algorithms.value(row.name, row.algorithm);
@@ -80,16 +84,17 @@ void bind_data(nb::module_& m) {
 
 Case make_case(Collective collective, int ranks, std::vector<uint64_t> counts, uint64_t segment, int depth,
                bool prescale, bool finish, bool in_place, int root, Algorithm algorithm, Sharing sharing,
-               std::vector<int> host_of) {
+               std::vector<int> host_of, Half half) {
   return {collective, ranks, std::move(counts), {segment, depth}, {prescale, finish},
-          in_place,   root,  algorithm,         sharing,          std::move(host_of)};
+          in_place,   root,  algorithm,         sharing,          std::move(host_of),
+          half};
 }
 
 uint64_t sweep(Collective collective, Algorithm algorithm, int ranks, uint64_t max_count,
                const std::vector<uint64_t>& segments, const std::vector<int>& depths, uint64_t seed, Sharing sharing,
-               std::vector<int> host_of) {
+               std::vector<int> host_of, Half half) {
   const Case like =
-      make_case(collective, ranks, {}, 1, 1, false, false, false, 0, algorithm, sharing, std::move(host_of));
+      make_case(collective, ranks, {}, 1, 1, false, false, false, 0, algorithm, sharing, std::move(host_of), half);
   return simulate::sweep(like, max_count, segments, depths, seed);
 }
 
@@ -101,12 +106,20 @@ void bind_simulator(nb::module_& m) {
       .def("__repr__", [](const Case& c) { return simulate::describe(c); });
   m.def("case", &make_case, "collective"_a, "ranks"_a, "counts"_a, "segment"_a, "depth"_a = 8, nb::kw_only(),
         "prescale"_a = false, "finish"_a = false, "in_place"_a = false, "root"_a = 0, "algorithm"_a = Algorithm::ring,
-        "sharing"_a = Sharing::none, "host_of"_a = std::vector<int>());
+        "sharing"_a = Sharing::none, "host_of"_a = std::vector<int>(), "half"_a = Half::both);
+  m.def(
+      "own_chunk",
+      [](const Case& c, int rank) {
+        const Chunk own = simulate::own_chunk(c, rank);
+        return nb::make_tuple(own.begin, own.end);
+      },
+      "case"_a, "rank"_a, "(begin, end) of the elements that are the rank's own between the halves.");
   m.def("schedules_of", &simulate::schedules_of, "case"_a, "The schedules of all ranks, by rank.");
   m.def("check", &simulate::check, "case"_a, "schedules"_a, "first_seed"_a = 0, "seeds"_a = 1, ReleaseGil(),
         "Simulates the schedules once for each seed; raises an error that names rank and move.");
   m.def("sweep", &sweep, "collective"_a, "algorithm"_a, "ranks"_a, "max_count"_a, "segments"_a, "depths"_a,
-        "seed"_a = 0, nb::kw_only(), "sharing"_a = Sharing::none, "host_of"_a = std::vector<int>(), ReleaseGil(),
+        "seed"_a = 0, nb::kw_only(), "sharing"_a = Sharing::none, "host_of"_a = std::vector<int>(),
+        "half"_a = Half::both, ReleaseGil(),
         "Simulates all cases of a collective on so many ranks once; returns how many there were.");
   m.def(
       "sums",

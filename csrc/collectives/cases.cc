@@ -36,10 +36,18 @@ std::vector<uint64_t> received_by(const Case& c, int r) {
   return counts;
 }
 
+// An all-gather begins with what a reduce-scatter ends with.
+void complete_own(std::vector<Value>& values, Chunk own, uint64_t ranks) {
+  for (uint64_t i = own.begin; i < own.end; ++i) values[i].ranks = ranks;
+}
+
 std::vector<Value> input_of(const Case& c, int r) {
   std::vector<Value> input;
   switch (c.collective) {
     case Collective::allreduce:
+      append_input(input, c.counts[0], r);
+      if (c.half == Half::all_gather) complete_own(input, own_chunk(c, r), everyone(c.ranks));
+      break;
     case Collective::reduce_scatter:
       append_input(input, sum_of(c.counts, 0, c.counts.size()), r);
       break;
@@ -56,11 +64,18 @@ std::vector<Value> input_of(const Case& c, int r) {
   return input;
 }
 
+// What a reduce-scatter leaves beside the own chunk may be anything.
+void leave_open(std::vector<Value>& values, Chunk but) {
+  for (uint64_t i = 0; i < values.size(); ++i)
+    if (i < but.begin || i >= but.end) values[i].ranks = 0;
+}
+
 std::vector<Value> expected_of(const Case& c, int r) {
   std::vector<Value> output;
   switch (c.collective) {
     case Collective::allreduce:
       append(output, 0, c.counts[0], everyone(c.ranks), c.arithmetic);
+      if (c.half == Half::reduce_scatter) leave_open(output, own_chunk(c, r));
       break;
     case Collective::reduce_scatter:
       append(output, sum_of(c.counts, 0, r), c.counts[r], everyone(c.ranks), c.arithmetic);
@@ -91,6 +106,12 @@ void check_shape(const Case& c) {
   if (c.sharing != Sharing::none && c.collective != Collective::allreduce)
     fail(ErrorKind::usage, describe(c), ": only all-reduce has schedules of shared memory");
   if (only_in_place(c.sharing) && !c.in_place) fail(ErrorKind::usage, describe(c), ": direct means in place");
+  if (c.half == Half::both) return;
+  const bool has_halves = c.sharing != Sharing::none || c.algorithm == Algorithm::ring;
+  if (c.collective != Collective::allreduce || !c.in_place || !has_halves)
+    fail(ErrorKind::usage, describe(c), ": only all-reduces in place, by ring or in shared memory, have halves");
+  if (c.half == Half::all_gather && (c.arithmetic.prescale || c.arithmetic.finish))
+    fail(ErrorKind::usage, describe(c), ": the second half has no arithmetic");
 }
 
 // In turn, so that the hosts of a mixed case differ.
@@ -103,19 +124,20 @@ Schedule two_level_of(const Case& c, int r) {
                                        Sharing::two_level_direct};
     way = ways[static_cast<size_t>(levels->host) % (c.in_place ? 3 : 2)];
   }
-  if (way == Sharing::two_level_direct) return two_level_direct(*levels, c.counts[0], c.pipeline, c.arithmetic);
-  if (way == Sharing::two_level_staged) return two_level_staged(*levels, c.counts[0], c.pipeline, c.arithmetic);
-  return two_level_messages(*levels, c.counts[0], c.pipeline, c.arithmetic);
+  if (way == Sharing::two_level_direct) return two_level_direct(*levels, c.counts[0], c.pipeline, c.arithmetic, c.half);
+  if (way == Sharing::two_level_staged) return two_level_staged(*levels, c.counts[0], c.pipeline, c.arithmetic, c.half);
+  return two_level_messages(*levels, c.counts[0], c.pipeline, c.arithmetic, c.half);
 }
 
 Schedule allreduce_of(const Case& c, int r) {
   switch (c.sharing) {
     case Sharing::none:
+      if (c.half != Half::both) return ring_half(c.half, c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
       return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
     case Sharing::direct:
-      return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+      return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.half);
     case Sharing::staged:
-      return shared_allreduce_staged(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+      return shared_allreduce_staged(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.half);
     default:
       return two_level_of(c, r);
   }
@@ -123,9 +145,16 @@ Schedule allreduce_of(const Case& c, int r) {
 
 }  // namespace
 
+Chunk own_chunk(const Case& c, int rank) {
+  if (!in_two_levels(c.sharing)) return chunk_of(c.counts[0], c.ranks, rank);
+  const std::optional<Levels> levels = levels_of(c.host_of, rank);
+  return levels ? ringdp::own_chunk(*levels, c.counts[0]) : Chunk{0, 0};
+}
+
 std::string describe(const Case& c) {
   constexpr const char* names[] = {"allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall"};
   std::ostringstream text;
+  if (c.half != Half::both) text << (c.half == Half::reduce_scatter ? "first" : "second") << " half of ";
   text << names[static_cast<int>(c.collective)];
   if (c.sharing != Sharing::none)
     text << " in shared memory, " << name_of(c.sharing);

@@ -34,9 +34,11 @@ struct Case {
   Algorithm algorithm = Algorithm::ring;  // allreduce by messages
   Sharing sharing = Sharing::none;        // allreduce
   std::vector<int> host_of;               // by rank: ranks of one host can share memory; empty: all are of one
+  Half half = Half::both;                 // allreduce in place, by ring or in shared memory
 };
 
 constexpr bool in_two_levels(Sharing s) { return s >= Sharing::two_level_direct; }
+Chunk own_chunk(const Case& c, int rank);  // of a half
 constexpr bool only_in_place(Sharing s) { return s == Sharing::direct || s == Sharing::two_level_direct; }
 const char* name_of(Sharing sharing);
 std::string describe(const Case& c);

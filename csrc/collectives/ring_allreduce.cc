@@ -29,8 +29,8 @@ namespace {
 
 class RingAllreduce : RingWalk {
  public:
-  RingAllreduce(Ring ring, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, bool in_place)
-      : RingWalk(std::move(ring), {0, count}, pipeline, arithmetic.finish),
+  RingAllreduce(Ring ring, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, bool in_place, Half half)
+      : RingWalk(std::move(ring), {0, count}, pipeline, arithmetic.finish, half),
         prescale_(arithmetic.prescale),
         in_place_(in_place) {}
 
@@ -56,7 +56,14 @@ Schedule ring_allreduce(int ranks, int rank, uint64_t count, Pipeline pipeline, 
   check(pipeline);
   check(ranks, rank);
   if (ranks == 1) return reduce_alone(count, pipeline.segment, arithmetic, in_place);
-  return RingAllreduce({ranks, rank}, count, pipeline, arithmetic, in_place).schedule();
+  return RingAllreduce({ranks, rank}, count, pipeline, arithmetic, in_place, Half::both).schedule();
+}
+
+Schedule ring_half(Half half, int ranks, int rank, uint64_t count, Pipeline pipeline, Arithmetic arithmetic) {
+  check(pipeline);
+  check(ranks, rank);
+  if (ranks == 1) return reduce_alone(count, pipeline.segment, arithmetic, true);
+  return RingAllreduce({ranks, rank}, count, pipeline, arithmetic, true, half).schedule();
 }
 
 }  // namespace ringdp

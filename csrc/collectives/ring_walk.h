@@ -14,7 +14,7 @@ class RingWalk {
 
  protected:
   // part: of the tensor, cut into as many chunks as the ring has ranks. finish: whether complete segments are finished.
-  RingWalk(Ring ring, Chunk part, Pipeline pipeline, bool finish);
+  RingWalk(Ring ring, Chunk part, Pipeline pipeline, bool finish, Half half);
 
   // This rank's own value of elements [at, at + n), for the first sum that it goes into: where it lies, from when on, and
   // whether that is where the result will be.
@@ -30,11 +30,13 @@ class RingWalk {
   void walk();                                                 // writes the moves
   uint64_t scratch() const { return scratch_slots_ * slot_; }  // elements, from the beginning of the scratch on
 
+  const Half half_;  // the output holds the own chunk from the beginning on, if it is the second
   const Ring ring_;
   Moves moves_;
 
  private:
   void send_first();
+  void send_own();
   void reduce_and_send_on(int hop);
   void gather_and_send_on(int hop);
   Cut cut_of(int chunk) const {

@@ -25,7 +25,8 @@ Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& head
       header_(header),
       tag_(tag),
       longest_message_(longest_message),
-      all_fail_together_(!partners.empty() && header.count > 0),
+      // Of a half, only where every rank has a chunk.
+      all_fail_together_(!partners.empty() && header.count >= uint64_t(header.half ? transport.size() : 1)),
       transport_(transport),
       shared_(std::move(shared)),
       casts_(std::move(casts)),

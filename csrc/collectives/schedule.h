@@ -90,6 +90,11 @@ struct Arithmetic {
   bool finish = false;    // fully reduced segments must be divided or scaled
 };
 
+// Which half of an all-reduce in place. After the first, a rank's own chunk is reduced and finished, and the rest of its
+// output is in between; the second begins with the own chunks, as they are then, and ends with all of them everywhere. Both one
+// after the other send as much as the whole, and add in the same order.
+enum class Half : uint8_t { both, reduce_scatter, all_gather };
+
 // Chunk i of `count` elements over `ranks`: [begin, end). Sizes differ by at most one.
 struct Chunk {
   uint64_t begin, end;
@@ -107,21 +112,24 @@ constexpr Chunk chunk_of(uint64_t count, int ranks, int i) {
 // Patarasu & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69 (2009).
 // in_place says that input and output are the same memory.
 Schedule ring_allreduce(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+// A half of it, in place. The own chunk is chunk `rank`.
+Schedule ring_half(Half, int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
 
 // All-reduce of two or more ranks that share memory. `direct`: the outputs lie in shared memory, and it is in place: rank r sums chunk
 // r of all outputs and writes it to all, so nothing is copied. `staged`: tensors that lie anywhere pass through the areas.
-// Both add in the order of the ring, so all three give the same bits.
-Schedule shared_allreduce_direct(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
-Schedule shared_allreduce_staged(int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
+// Both add in the order of the ring, so all three give the same bits. Of a half the own chunk is chunk `rank`.
+Schedule shared_allreduce_direct(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, Half = Half::both);
+Schedule shared_allreduce_staged(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, Half = Half::both);
 uint64_t shared_area(int ranks, uint64_t count, Pipeline);  // elements of each rank's area, if it is staged
 
 // All-reduce of ranks on several hosts, as many on each, in two levels: the ranks of a host sum by one of the ways above (or
 // by messages, where they share nothing), and chunk l of the hosts' sums goes by ring among those who are number l of
-// their host. Segment by segment, so that the two levels overlap. Whichever way each host takes, the bits are the same.
+// their host. Segment by segment, so that the two levels overlap. Whichever way each host takes, the bits are the same. Of a
+// half the own chunk is own_chunk() of levels.h.
 struct Levels;
-Schedule two_level_direct(const Levels&, uint64_t count, Pipeline, Arithmetic);
-Schedule two_level_staged(const Levels&, uint64_t count, Pipeline, Arithmetic);
-Schedule two_level_messages(const Levels&, uint64_t count, Pipeline, Arithmetic);
+Schedule two_level_direct(const Levels&, uint64_t count, Pipeline, Arithmetic, Half = Half::both);
+Schedule two_level_staged(const Levels&, uint64_t count, Pipeline, Arithmetic, Half = Half::both);
+Schedule two_level_messages(const Levels&, uint64_t count, Pipeline, Arithmetic, Half = Half::both);
 uint64_t two_level_area(const Levels&, uint64_t count, Pipeline);
 
 // All-reduce by recursive doubling: the whole tensor in log2 N exchanges. Sums are formed as in halving_doubling.

@@ -66,7 +66,7 @@ class Sums {
 struct Problem {
   bool in_place = false;                     // the output lies where the input lies
   std::vector<std::vector<Value>> inputs;    // inputs[r][i]: element i of rank r's input
-  std::vector<std::vector<Value>> expected;  // of the output
+  std::vector<std::vector<Value>> expected;  // of the output; without ranks: anything
   std::vector<int> host_of;                  // whose ranks share memory; empty: all of them
   bool outputs_are_shared = false;           // the outputs too, not the areas alone
   uint64_t receive_window = 0;               // receive j of a rank is posted when receive j - window is done; 0: any

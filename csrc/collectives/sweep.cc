@@ -64,7 +64,8 @@ void for_each_variant(Case c, bool every_root, const Use& use) {
     c.in_place = (variant & 4) != 0;
     if (!reduces && (variant & 3)) continue;
     if (!can_be_in_place && c.in_place) continue;
-    if (only_in_place(c.sharing) && !c.in_place) continue;
+    if ((only_in_place(c.sharing) || c.half != Half::both) && !c.in_place) continue;
+    if (c.half == Half::all_gather && (variant & 3)) continue;
     for (c.root = 0; c.root < (every_root ? c.ranks : 1); ++c.root) use(c);
   }
 }

@@ -37,9 +37,9 @@ class TwoLevel : protected RingWalk {
   }
 
  protected:
-  TwoLevel(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic)
+  TwoLevel(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half)
       : RingWalk({static_cast<int>(levels.ring.size()), levels.host, levels.ring},
-                 chunk_of(count, static_cast<int>(levels.mates.size()), levels.me), pipeline, arithmetic.finish),
+                 chunk_of(count, static_cast<int>(levels.mates.size()), levels.me), pipeline, arithmetic.finish, half),
         levels_(levels),
         mates_(static_cast<int>(levels.mates.size())),
         segment_(longest_segment(levels, count, pipeline)),
@@ -78,12 +78,12 @@ class TwoLevel : protected RingWalk {
 
 class Direct : TwoLevel {
  public:
-  Direct(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic)
-      : TwoLevel(levels, count, pipeline, arithmetic) {}
+  Direct(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half)
+      : TwoLevel(levels, count, pipeline, arithmetic, half) {}
 
   Schedule schedule() {
     walk();
-    moves_.await(1, {moves_.signal({handed_out_})});
+    moves_.await(1, {moves_.signal({handed_out_, half_ == Half::reduce_scatter ? summed_ : kNone})});
     return moves_.take(scratch_end());
   }
 
@@ -96,6 +96,7 @@ class Direct : TwoLevel {
     return {in_output(at), summed_, true};
   }
   void complete(uint64_t at, uint64_t n, int32_t final) override {
+    if (half_ == Half::reduce_scatter) return;
     for (int other = 1; other < mates_; ++other) {
       const Region to = in_output_of(levels_.mates[behind(other)], at);
       handed_out_ = moves_.copy(to, in_output(at), n, false, {handed_out_, final});
@@ -107,12 +108,16 @@ class Direct : TwoLevel {
 class Staged : TwoLevel {
  public:
   using TwoLevel::longest_segment;
-  Staged(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic)
-      : TwoLevel(levels, count, pipeline, arithmetic), prescale_(arithmetic.prescale) {}
+  Staged(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half)
+      : TwoLevel(levels, count, pipeline, arithmetic, half), prescale_(arithmetic.prescale) {}
 
   Schedule schedule() {
     walk();
-    while (turn_in_ < turns_) take_in();
+    while (half_ != Half::all_gather && turn_in_ < turns_) take_in();
+    if (half_ == Half::reduce_scatter) {  // the last pieces must be summed before this rank ends
+      moves_.await(turns_ + 1, {moves_.signal({copied_, summed_}, kIn), all_in_}, kIn);
+      return moves_.take(scratch_end(), area(levels_, segment_));
+    }
     while (turn_out_ < turns_) hand_out(kNone);
     await_out(moves_.signal({taken_}, kOut));
     return moves_.take(scratch_end(), area(levels_, segment_));
@@ -129,7 +134,9 @@ class Staged : TwoLevel {
     take_in();
     return {in_output(at), summed_, true};
   }
-  void complete(uint64_t, uint64_t, int32_t final) override { hand_out(final); }
+  void complete(uint64_t, uint64_t, int32_t final) override {
+    if (half_ != Half::reduce_scatter) hand_out(final);
+  }
 
   // One turn: this rank's contributions to the next segments of the others' parts go into its area, theirs to its own part
   // are summed. Signal t+1 says that turn t is copied and turn t-1 is summed, so that the pieces of turn t-1 are free.
@@ -190,13 +197,13 @@ class Staged : TwoLevel {
 // All that goes in is listed before the ring, and all that comes out after it: so both ends of a channel list alike.
 class Messages : TwoLevel {
  public:
-  Messages(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic)
-      : TwoLevel(levels, count, pipeline, arithmetic), window_(pipeline.depth) {}
+  Messages(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half)
+      : TwoLevel(levels, count, pipeline, arithmetic, half), window_(pipeline.depth) {}
 
   Schedule schedule() {
-    for (uint64_t turn = 0; turn < turns_; ++turn) take_in(turn);
+    for (uint64_t turn = 0; turn < turns_ && half_ != Half::all_gather; ++turn) take_in(turn);
     walk();
-    for (uint64_t turn = 0; turn < turns_; ++turn) hand_out(turn);
+    for (uint64_t turn = 0; turn < turns_ && half_ != Half::reduce_scatter; ++turn) hand_out(turn);
     return moves_.take(scratch_end() + kTurns * mates_ * segment_);
   }
 
@@ -234,7 +241,8 @@ class Messages : TwoLevel {
       }
       if (turn < out_[place].size()) {
         const auto [at, n] = out_[place][turn];
-        window_.add(moves_.receive(levels_.mates[place], in_output(at), n, {window_.oldest(), sent_.at(at)}));
+        const int32_t left = half_ == Half::both ? sent_.at(at) : kNone;
+        window_.add(moves_.receive(levels_.mates[place], in_output(at), n, {window_.oldest(), left}));
       }
     }
   }
@@ -250,19 +258,19 @@ class Messages : TwoLevel {
 
 }  // namespace
 
-Schedule two_level_direct(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic) {
+Schedule two_level_direct(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half) {
   check(pipeline);
-  return Direct(levels, count, pipeline, arithmetic).schedule();
+  return Direct(levels, count, pipeline, arithmetic, half).schedule();
 }
 
-Schedule two_level_staged(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic) {
+Schedule two_level_staged(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half) {
   check(pipeline);
-  return Staged(levels, count, pipeline, arithmetic).schedule();
+  return Staged(levels, count, pipeline, arithmetic, half).schedule();
 }
 
-Schedule two_level_messages(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic) {
+Schedule two_level_messages(const Levels& levels, uint64_t count, Pipeline pipeline, Arithmetic arithmetic, Half half) {
   check(pipeline);
-  return Messages(levels, count, pipeline, arithmetic).schedule();
+  return Messages(levels, count, pipeline, arithmetic, half).schedule();
 }
 
 uint64_t two_level_area(const Levels& levels, uint64_t count, Pipeline pipeline) {

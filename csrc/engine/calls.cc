@@ -112,6 +112,15 @@ void Engine::add_process_set(int id, Membership membership) {
   wake();
 }
 
+Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype) {
+  std::lock_guard drive(drive_);
+  turn();  // the set may just have been added
+  const ProcessSet& set = this->process_set(process_set);
+  const Algorithm chosen = set.chooser.choose(count * size_of(dtype), dtype);
+  if (chosen == Algorithm::two_level && set.levels) return ringdp::own_chunk(*set.levels, count);
+  return chunk_of(count, set.size(), set.rank());
+}
+
 bool Engine::is_idle(int process_set) {
   std::lock_guard drive(drive_);
   turn();  // it may just have been added

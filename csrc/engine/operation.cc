@@ -26,6 +26,13 @@ std::string description_of(const Submission& s, Describe describe) {
   return describe == Describe::difference ? s.description() : s.encoded();
 }
 
+// Of the algorithms that have no halves, the first is the whole, which gives the same bits; the second has no bits of its own.
+Algorithm chosen_for(const Submission& s, const ProcessSet& set) {
+  const Algorithm chosen = set.chooser.choose(s.count() * size_of(s.dtype), s.dtype);
+  const bool has_halves = chosen == Algorithm::shared_memory || chosen == Algorithm::two_level;
+  return s.half == Half::all_gather && !has_halves ? Algorithm::ring : chosen;
+}
+
 }  // namespace
 
 Elements elements_of(const Submission& s, int ranks) {
@@ -56,13 +63,14 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       description_(description_of(submission_, describe)),
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
-      chosen_(set.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype)),
+      chosen_(chosen_for(submission_, set)),
       divisor_(set.size()),
       told_(std::move(told)) {}
 
 std::string Operation::label() const {
   if (submission_.lane >= 0)
-    return "bucket " + std::to_string(submission_.bucket) + " of plan " + std::to_string(submission_.lane);
+    return std::string(submission_.half == Half::all_gather ? "parameters of bucket " : "bucket ") +
+           std::to_string(submission_.bucket) + " of plan " + std::to_string(submission_.lane);
   return std::string(name_of(submission_.kind)) + " '" + submission_.name + "'";
 }
 
@@ -153,15 +161,16 @@ void Operation::run_in_host() {
 Schedule Operation::in_host_schedule(InHost way, Arithmetic arithmetic) const {
   const uint64_t count = submission_.count();
   const Dtype dtype = submission_.dtype;
+  const Half half = submission_.half;
   if (set_.one_host()) {
     const Pipeline cut = cut_for_shared_memory(dtype, options_);
-    if (way == InHost::direct) return shared_allreduce_direct(set_.size(), set_.rank(), count, cut, arithmetic);
-    if (way == InHost::staged) return shared_allreduce_staged(set_.size(), set_.rank(), count, cut, arithmetic);
+    if (way == InHost::direct) return shared_allreduce_direct(set_.size(), set_.rank(), count, cut, arithmetic, half);
+    if (way == InHost::staged) return shared_allreduce_staged(set_.size(), set_.rank(), count, cut, arithmetic, half);
   } else if (chosen_ == Algorithm::two_level) {
     const Pipeline cut = cut_for_two_levels(*set_.levels, count, dtype, options_);
-    if (way == InHost::direct) return two_level_direct(*set_.levels, count, cut, arithmetic);
-    if (way == InHost::staged) return two_level_staged(*set_.levels, count, cut, arithmetic);
-    return two_level_messages(*set_.levels, count, cut, arithmetic);
+    if (way == InHost::direct) return two_level_direct(*set_.levels, count, cut, arithmetic, half);
+    if (way == InHost::staged) return two_level_staged(*set_.levels, count, cut, arithmetic, half);
+    return two_level_messages(*set_.levels, count, cut, arithmetic, half);
   }
   return fixed_schedule(elements());
 }
@@ -235,6 +244,8 @@ Schedule Operation::fixed_schedule(const Elements& e) const {
   const bool in_place = s.input == s.output;
   switch (s.kind) {
     case OpKind::allreduce:
+      if (s.half != Half::both && row().algorithm == Algorithm::ring)
+        return ring_half(s.half, ranks, rank, count, pipeline_of(Algorithm::ring), arithmetic);
       return row().schedule(ranks, rank, count, pipeline_of(row().algorithm), arithmetic, in_place);
     case OpKind::broadcast:
       return tree_broadcast(ranks, rank, s.root, count, pipeline(count, s.dtype), in_place);
@@ -339,6 +350,7 @@ Header Operation::header(const Elements& e, uint32_t part) const {
   h.bucket = s.bucket;
   h.part = part_ + part;
   h.kind = static_cast<uint8_t>(s.kind);
+  h.half = static_cast<uint8_t>(s.half);
   h.dtype = static_cast<uint8_t>(e.dtype);
   h.op = static_cast<uint8_t>(s.op);
   if (describes()) {  // the ranks differ: only the name and the place in the order are the same

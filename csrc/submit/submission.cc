@@ -86,6 +86,7 @@ uint64_t Submission::signature() const {
   if (scaled) digest.add(bits_of(prescale)).add(bits_of(postscale));
   if (kind == OpKind::open_plan) digest.add(text);
   if (group) digest.add(group->signature);
+  if (half != Half::both) digest.add(uint64_t(half));
   for (size_t i = first_may_differ() ? 1 : 0; i < shape.size(); ++i) digest.add(shape[i]);
   return digest.value();
 }
@@ -171,6 +172,8 @@ void validate(const Submission& s, int rank, int size) {
     if (!is_float(s.dtype)) refuse("only tensors of floats have an Adasum, not those of ", name_of(s.dtype));
     if (size & (size - 1)) refuse("Adasum needs a power of two of ranks, not ", size);
   }
+  if (s.half != Half::both && (s.kind != OpKind::allreduce || s.lane < 0 || s.input != s.output))
+    refuse("only the all-reduce of a bucket has halves");
   if ((s.kind == OpKind::reducescatter || s.first_may_differ()) && s.shape.empty())
     refuse("the tensor needs at least one dimension");
   if (s.wide) {

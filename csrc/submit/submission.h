@@ -8,6 +8,7 @@
 
 #include "base/dtype.h"
 #include "base/wide.h"
+#include "collectives/schedule.h"
 #include "submit/handle.h"
 
 namespace ringdp {
@@ -55,6 +56,7 @@ struct Submission {
   int lane = -1;
   uint32_t bucket = 0;
   uint64_t plan_digest = 0;
+  Half half = Half::both;  // of its all-reduce
 
   std::shared_ptr<const Group> group;  // of which it is one; none: it stands alone
   std::shared_ptr<Handle> handle;
