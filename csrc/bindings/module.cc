@@ -352,10 +352,14 @@ void bind_engine(nb::module_& m) {
       .def(
           "own_chunk",
           [](Engine& e, int process_set, uint64_t count, int dtype) {
-            const Chunk own = e.own_chunk(process_set, count, static_cast<Dtype>(dtype));
+            Chunk own{};
+            {
+              nb::gil_scoped_release release;
+              own = e.own_chunk(process_set, count, static_cast<Dtype>(dtype));
+            }
             return nb::make_tuple(own.begin, own.end);
           },
-          "process_set"_a, "count"_a, "dtype"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "process_set"_a, "count"_a, "dtype"_a,
           "(begin, end) of the elements of a bucket that are this rank's own between its halves.")
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(

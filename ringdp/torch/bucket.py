@@ -19,6 +19,7 @@ class Bucket:
     def __init__(self, index: int, plan: BucketPlan, members: Sequence[Slot]) -> None:
         self.index = index
         self.slots = [members[i] for i in plan.members]
+        self.entries, self.offsets = [slot.planned_as for slot in self.slots], plan.offsets
         self.flat = bucket_memory(plan.count + plan.tail, plan.dtype)
         self.gradients, self.tail = self.flat.split([plan.count, plan.tail])
         self.waiting = 0  # gradients that have not come in this pass

@@ -44,7 +44,7 @@ from ringdp.torch.sending import Sent, hides_overflows, send
 from ringdp.torch.slot import Slot
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Weights
-from ringdp.torch.wire import Options
+from ringdp.torch.wire import ELEMENTS, Options, Wire
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Exchange:
         self._plans.hook = hook
         self._slots = self._plans.slots
         self._weights = Weights()
-        self._densify = options.sparse_as_dense or options.op not in (Average, Sum)
+        self._densify = options.sparse_as_dense or bool(options.shard) or options.op not in (Average, Sum)
+        self.exchanged: list[Bucket] | None = None  # in the window that was finished last
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
         self._joined: JoinedBy | None = None
@@ -97,6 +98,7 @@ class Exchange:
         """Finish the window: zeros for what has not come, and everything is reduced. Waits for all ranks."""
         if self.finished:
             return
+        self._uncover()
         self._passes.stop()
         self._weights.count(self._submitted > 0)
         self._weights.pass_ended()
@@ -108,6 +110,7 @@ class Exchange:
         """The gradients are about to be dropped. Other ranks count on what this one has begun to exchange."""
         if self._begun() and not self.finished:
             self.settle()
+        self._uncover()
         for slot in self._slots:
             grad = slot.param.grad
             if grad is not None and grad.grad_fn is not None and slot.fits():
@@ -134,6 +137,11 @@ class Exchange:
     def name(self) -> str:
         """The optimizer's, the same on all ranks."""
         return self._plans.wire.name
+
+    @property
+    def wire(self) -> Wire:
+        """What it asks of the core."""
+        return self._plans.wire
 
     def weigh(self, count: int) -> None:
         """What the gradients of the next pass stand for."""
@@ -165,6 +173,11 @@ class Exchange:
 
     def join_window(self, divide_by_active: bool) -> bool:
         """Take part in one window with nothing to contribute; True if all ranks did. Gradients are dropped."""
+        if self.options.shard:
+            raise UsageError(
+                "join(): a rank that has joined steps no parameters, and others need its shard of them: "
+                "use shard=False, or give all ranks as many batches"
+            )
         if self._begun() and not self.finished:
             self.settle()
         self._drop_gradients()
@@ -196,6 +209,7 @@ class Exchange:
             self._look_for_dropped()
         if self.finished:
             self._new_window()
+        slot.uncover_gradient()
         slot.put_aside(slot.bucket is not None and slot.bucket.index < self._submitted)
         return (self._weights.scale(grads[0]),) if self._weights.on and grads[0] is not None else None
 
@@ -226,6 +240,10 @@ class Exchange:
                 self._launch()
 
     # --- windows and passes -----------------------------------------------------------------------
+
+    def _uncover(self) -> None:
+        for slot in self._slots:
+            slot.uncover_gradient()
 
     def _new_window(self) -> None:
         self._window += 1
@@ -270,6 +288,7 @@ class Exchange:
         return self._voted or self._submitted > 0
 
     def _pass_begins(self) -> None:
+        self._uncover()
         self._weights.count(self._submitted > 0)
         with self._abandoned_on_failure():
             self._prepare()
@@ -373,6 +392,10 @@ class Exchange:
         if not vote.finite:
             show(slot.param for slot in self._slots)
         self.finished = True
+        self.exchanged = self._plans.buckets
+        if self.options.shard == ELEMENTS:
+            for slot in self._slots:
+                slot.cover_gradient()
         if members is not None:
             self._plans.renew(members)
         elif vote.complete and vote.in_plan:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ringdp import world
+from ringdp.torch.sharded.covered import uncovered
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -57,7 +58,10 @@ class Partial:
     def is_finite(self) -> bool:
         """Of the gradients as they are now, on this rank."""
         params = self._params()
-        return params is None or all(p.grad is None or is_finite(p.grad) for p in params())
+        if params is None:
+            return True
+        grads = [uncovered(p.grad) for p in params()]
+        return all(grad is None or is_finite(grad) for grad in grads)
 
 
 _partial: weakref.WeakSet[Partial] = weakref.WeakSet()

@@ -38,6 +38,7 @@ from ringdp.torch.model import Buffers, make_equal
 from ringdp.torch.ops import operations
 from ringdp.torch.parameter_groups import group_numbers
 from ringdp.torch.plan import MIB
+from ringdp.torch.sharded.how import check_sharded, sharded_by
 from ringdp.torch.user_compression import UserCompression
 from ringdp.torch.weights import whole
 from ringdp.torch.wire import Options
@@ -148,6 +149,8 @@ class Distributed(torch.optim.Optimizer):
             raise UsageError(
                 "register_comm_hook: this optimizer has a compression or a communication hook already"
             )
+        if options.shard:
+            raise UsageError("register_comm_hook: a sharded optimizer exchanges its gradients as they are")
         if options.op is not Average or options.predivide != 1:
             raise UsageError("register_comm_hook needs op=Average and no gradient_predivide_factor")
         self._exchange.use_hook(CommHook(state, hook))
@@ -277,6 +280,7 @@ def DistributedOptimizer(
     bucket_bytes: int = 25 * MIB,
     model: torch.nn.Module | None = None,
     broadcast_buffers: bool = True,
+    shard: bool | str = False,
 ) -> Any:
     """Let `optimizer` reduce its gradients over all ranks.
 
@@ -311,6 +315,11 @@ def DistributedOptimizer(
             names where `named_parameters` is None.
         broadcast_buffers: with `model`, its buffers (BatchNorm's statistics) are broadcast from the first rank
             at the first forward in training mode of each step.
+        shard: each rank keeps the optimizer's state of its part of the parameters alone, and steps that (ZeRO-1).
+            "elements": the part cuts through parameters, and the exchange sends as much as without shards, a
+            reduce-scatter of the gradients and an all-gather of the parameters; for optimizers that treat each element
+            by itself. "parameters": whole parameters, for all others but LBFGS. True: what fits. The optimizer then
+            has `clip_grad_norm_` and `consolidate_state_dict` besides: see docs/sharded.md.
 
     Raises:
         UsageError, TypeError: here, for arguments that cannot be right.
@@ -336,8 +345,11 @@ def DistributedOptimizer(
         bucket_bytes,
         process_set,
         ours or Compression.none,
+        "" if shard is False else sharded_by(optimizer, shard),
     )
     check_arguments(parameters, options)
+    if options.shard:
+        check_sharded(options, compression)
     if named_parameters is not None:
         check_names(parameters, names)
     if op is Adasum:
@@ -351,10 +363,16 @@ def DistributedOptimizer(
         exchange.agreed()
         make_equal(model, exchange.name(), process_set)
         buffers = Buffers(model, exchange.name(), process_set) if broadcast_buffers else None
-    _become(optimizer, Distributed, names, exchange, buffers)
+    _become(optimizer, _class_for(options), names, exchange, buffers)
     if process_set.size() < world.size():
         optimizer._partial = Partial(optimizer._parameters)  # type: ignore[attr-defined]
     return optimizer
+
+
+def _class_for(options: Options) -> type[Distributed]:
+    from ringdp.torch.sharded.optimizer import Sharded
+
+    return Sharded if options.shard else Distributed
 
 
 def _adasum(optimizer: torch.optim.Optimizer, compression: Any, process_set: ProcessSet) -> Any:

@@ -98,8 +98,11 @@ class Plans:
         return f"{self.options}{hook}{', weighed' if self.weighed else ''}"
 
     def _tail(self, dtype: torch.dtype) -> int:
-        # A hook would not leave it as it is: there the weight goes apart.
-        return self.wire.weight_code(dtype).elements if self.weighed and self.hook is None else 0
+        return 0 if self.weights_go_apart() else self.wire.weight_code(dtype).elements * self.weighed
+
+    def weights_go_apart(self) -> bool:
+        """A hook would not leave a tail as it is, and of shards one rank alone would have its sum."""
+        return self.hook is not None or bool(self.options.shard)
 
     def prepare(self) -> None:
         """The plan has memory from now on: not before it is needed, so that the last plan's may be gone by then."""

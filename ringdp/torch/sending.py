@@ -40,7 +40,7 @@ class Sent:
             self._wire.rescale(gradients)
         if self._weight is not None:
             total = int(self._weight.wait()[0])
-            gradients.mul_(self._wire.ranks).div_(max(total, 1))  # the hook has averaged
+            gradients.mul_(self._wire.ranks).div_(max(total, 1))  # they were averaged
         elif self._bucket.tail.numel():
             code = self._wire.weight_code(gradients.dtype)
             gradients.div_(max(code.decode(self._bucket.tail.tolist()), 1))
@@ -50,12 +50,13 @@ def send(plans: Plans, bucket: Bucket, weight: int) -> Sent:
     """Let a bucket leave. `weight`: what this rank's gradients stand for, if they are weighed."""
     wire, hook = plans.wire, plans.hook
     finite = not needs_look(plans) or is_finite(bucket.gradients)
+    goes_apart = plans.weighed and plans.weights_go_apart()
+    apart = wire.sum([weight], f"weight.{bucket.index}") if goes_apart else None
     if hook is None:
         if bucket.tail.numel():
             code = wire.weight_code(bucket.flat.dtype)
             bucket.tail.copy_(torch.tensor(code.encode(weight, wire.rank)))
-        return Sent(bucket, wire.submit(bucket), wire, finite, None)
+        return Sent(bucket, wire.submit(bucket), wire, finite, apart)
     seen = wire.for_hook(bucket, bucket.index + 1 == len(plans.buckets))
-    apart = wire.sum([weight], f"weight.{bucket.index}") if plans.weighed else None
     future = wire.submit_by(hook, seen)
     return Sent(bucket, future, wire, finite and seen.is_finite, apart)

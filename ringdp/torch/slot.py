@@ -8,6 +8,7 @@ import torch
 
 from ringdp.torch.memory import copy_past_caches, passes_caches
 from ringdp.torch.plan import Entry, view_strides
+from ringdp.torch.sharded.covered import Covered, uncovered
 
 if TYPE_CHECKING:
     from ringdp.torch.bucket import Bucket
@@ -44,6 +45,7 @@ class Slot:
         self.carry: torch.Tensor | None = None  # exchanged already, to be added to what the bucket brings
         self.late = False  # p.grad is new, apart from the bucket, which has left
         self.base: torch.Tensor | None = None  # late: what p.grad was before
+        self.cover: Covered | None = None  # p.grad, where this rank's shard of it alone is reduced
         self.node: Any = None  # the hook before accumulation lives as long as this
         self.hooks: list[Any] = []
 
@@ -52,8 +54,21 @@ class Slot:
         p = self.param
         return Entry(self.name, tuple(p.shape), view_strides(p.shape, p.stride()), p.dtype, self.group)
 
+    def cover_gradient(self) -> None:
+        """Let nobody take `param.grad` for a gradient that is reduced all over."""
+        if self.param.grad is not None and self.planned:
+            self.cover = self.param.grad.detach().as_subclass(Covered)
+            self.param.grad = self.cover
+
+    def uncover_gradient(self) -> None:
+        """The exchange goes on with what it had made of `param.grad`, unless that was replaced."""
+        if self.cover is not None and self.param.grad is self.cover:
+            self.param.grad = self.reduced if self.reduced is not None else uncovered(self.cover)
+        self.cover = None
+
     def forget(self) -> None:
         """The gradient was dropped."""
+        self.cover = None
         self.reduced = self.carry = self.base = None
         self.late = False
         if self.casts:

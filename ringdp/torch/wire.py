@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ringdp import world
+from ringdp import _core, world
 from ringdp.constants import Average, Max, ReduceOp, Sum
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
@@ -21,6 +21,10 @@ from ringdp.torch.plan import MIB, Plan
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Code, code_for
 
+Half = _core.schedules.Half
+
+ELEMENTS, PARAMETERS = "elements", "parameters"  # what shards are of
+
 
 @dataclass(frozen=True)
 class Options:
@@ -33,6 +37,7 @@ class Options:
     bucket_bytes: int = 25 * MIB
     process_set: ProcessSet = global_process_set
     compression: type[Compressor] = NoneCompressor
+    shard: str = ""  # of what each rank steps a part: see ringdp.torch.sharded.how
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -43,6 +48,7 @@ class Options:
         return (
             f"op {self.op.name}, backward_passes_per_step {self.passes}, "
             f"gradient_predivide_factor {self.predivide}, compression {NAMES[self.compression]}"
+            f"{f', shards of {self.shard}' if self.shard else ''}"
         )
 
 
@@ -84,20 +90,38 @@ class Wire:
         return code_for(dtype, self.ranks)
 
     def submit(self, bucket: Bucket) -> Waits:
-        """Reduce a bucket in place. Its memory must not be touched until the handle was waited for."""
+        """Reduce a bucket in place. Its memory must not be touched until the handle was waited for.
+
+        With shards of elements, this rank's chunk alone is reduced."""
         weighed = bucket.tail.numel() > 0  # then the sum is divided by the sum of weights
+        op = Sum if weighed else self.options.op
+        half = Half.reduce_scatter if self.options.shard == ELEMENTS else Half.both
+        return self._submit(bucket.flat, bucket.index, op, self.options.scale, half)
+
+    def gather(self, flat: torch.Tensor, index: int) -> Handle[None]:
+        """Let all ranks have each other's chunks of what lies as bucket `index` does, in place."""
+        return self._submit(flat, index, Sum, (1.0, 1.0), Half.all_gather)
+
+    def own_chunk(self, flat: torch.Tensor) -> tuple[int, int]:
+        """Which elements of such a bucket are this rank's chunk: (begin, end)."""
+        return self.world.engine.own_chunk(self.set, flat.numel(), int(DTYPES[flat.dtype]))
+
+    def _submit(
+        self, flat: torch.Tensor, index: int, op: ReduceOp, scale: tuple[float, float], half: Half
+    ) -> Handle[None]:
         core = self.world.engine.submit_bucket(
             self.set,
             self.agreed(),
-            bucket.index,
+            index,
             self._digest,
-            bucket.flat.data_ptr(),
-            bucket.flat.numel(),
-            int(DTYPES[bucket.flat.dtype]),
-            int(Sum if weighed else self.options.op),
-            *self.options.scale,
+            flat.data_ptr(),
+            flat.numel(),
+            int(DTYPES[flat.dtype]),
+            int(op),
+            *scale,
+            half,
         )
-        return Handle(core, bucket.flat, lambda _: None, self.world)
+        return Handle(core, flat, lambda _: None, self.world)
 
     def submit_by(self, hook: CommHook, bucket: GradBucket) -> Waits:
         """As `submit`, by a communication hook."""

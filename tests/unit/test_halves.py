@@ -1,4 +1,4 @@
-"""The halves of an all-reduce in place, proved by simulation: what each leaves where, and that they add as the whole does."""
+"""The halves of an all-reduce in place, proved by simulation: what each leaves where; they add as the whole does."""
 
 from __future__ import annotations
 
