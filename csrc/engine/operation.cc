@@ -26,11 +26,14 @@ std::string description_of(const Submission& s, Describe describe) {
   return describe == Describe::difference ? s.description() : s.encoded();
 }
 
+bool has_halves(Algorithm algorithm) {
+  return algorithm == Algorithm::ring || algorithm == Algorithm::shared_memory || algorithm == Algorithm::two_level;
+}
+
 // Of the algorithms that have no halves, the first is the whole, which gives the same bits; the second has no bits of its own.
 Algorithm chosen_for(const Submission& s, const ProcessSet& set) {
   const Algorithm chosen = set.chooser.choose(s.count() * size_of(s.dtype), s.dtype);
-  const bool has_halves = chosen == Algorithm::shared_memory || chosen == Algorithm::two_level;
-  return s.half == Half::all_gather && !has_halves ? Algorithm::ring : chosen;
+  return s.half == Half::all_gather && !has_halves(chosen) ? Algorithm::ring : chosen;
 }
 
 }  // namespace
@@ -205,8 +208,10 @@ const AlgorithmRow& Operation::row() const {
   return row.schedule ? row : row_of(Algorithm::ring);
 }
 
-// Ranks that differ in the bytes of a bucket may choose different algorithms.
-bool Operation::all_choose_the_same() const { return lane_ == 0 || set_.chooser.forced; }
+// Ranks that differ in the bytes of a bucket, or in its half, may choose different algorithms.
+bool Operation::all_choose_the_same() const {
+  return lane_ == 0 || (set_.chooser.forced && has_halves(*set_.chooser.forced));
+}
 
 // Who exchange headers whatever their counts are, so that no rank waits for a header that the other does not send: with
 // ranks that may choose another algorithm, everybody who is a partner in any.

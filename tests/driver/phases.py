@@ -93,7 +93,10 @@ def ranks(selection: Selection) -> list[Command]:
 
 def algorithms(selection: Selection) -> list[Command]:
     """All-reduce by every algorithm by name, one after the other in each command."""
-    files = [f"ranks/test_{name}.py" for name in ("algorithms", "allreduce", "casts", "errors", "repeatable")]
+    files = [
+        f"ranks/test_{name}.py"
+        for name in ("algorithms", "allreduce", "casts", "errors", "halves", "repeatable")
+    ]
     local, under_mpi = ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS
     if selection.everything:
         local, under_mpi = local + MORE_ALGORITHM_LOCAL_RANKS, under_mpi + MORE_ALGORITHM_MPI_RANKS

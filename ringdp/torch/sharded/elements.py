@@ -118,8 +118,9 @@ class Elements:
             if place is None or not place.fits():
                 param.grad = uncovered(param.grad)
                 pieces.append(param)
-            elif place.piece is not None:
-                place.take_in()
+                continue
+            place.take_in()
+            if place.piece is not None:
                 grad = uncovered(param.grad)
                 place.piece.grad = None if grad is None else place.in_order(grad)[place.begin : place.end]
                 pieces.append(place.piece)

@@ -17,7 +17,7 @@ from ringdp import world
 from ringdp.constants import Max, Sum
 from ringdp.errors import UsageError
 from ringdp.torch.exchange import Exchange
-from ringdp.torch.finite import is_finite, show
+from ringdp.torch.finite import is_finite
 from ringdp.torch.ops import operations
 from ringdp.torch.optimizer import Closure, Distributed
 from ringdp.torch.sharded.elements import Elements
@@ -48,7 +48,7 @@ class Sharded(Distributed):
             error_if_nonfinite: raise if the norm is an inf or NaN.
 
         Returns:
-            The norm before, the same on all ranks: a scalar of float64.
+            The norm before, the same on all ranks: a scalar.
 
         Raises:
             RuntimeError: as `error_if_nonfinite` says, on all ranks.
@@ -56,9 +56,11 @@ class Sharded(Distributed):
         exchange = self._exchange
         if exchange is not None:
             exchange.settle()
+        if exchange is None or exchange.options.shard != ELEMENTS:  # this rank has all gradients
+            return torch.nn.utils.clip_grad_norm_(self._parameters(), max_norm, norm_type, error_if_nonfinite)
         pieces = [piece for group in self._groups_of_pieces() for piece in group["params"]]
         grads = [piece.grad for piece in pieces if piece.grad is not None]
-        counted = [piece.grad for piece in pieces if piece.grad is not None and self._counts(piece)]
+        counted = [piece.grad for piece in pieces if piece.grad is not None and self._counts(piece, exchange)]
         norm = _norm(counted, norm_type, exchange)
         if error_if_nonfinite and not torch.isfinite(norm):
             raise RuntimeError(
@@ -85,7 +87,7 @@ class Sharded(Distributed):
         keep = to in (-1, world.rank())
         shards = self._follow(exchange)
         whole = shards.whole_state(keep)
-        self._whole_state = whole if keep else None
+        self._whole_state = {p: whole[p] for p in self._parameters() if p in whole} if keep else None
 
     # --- torch's methods ---
 
@@ -134,8 +136,8 @@ class Sharded(Distributed):
             return self.__dict__["param_groups"]
         exchange.settle()
         groups = self._groups_of_pieces()
-        self._share_overflow(exchange, [piece for group in groups for piece in group["params"]])
-        return groups
+        pieces = [piece for group in groups for piece in group["params"]]
+        return [*groups, {"params": [self._overflow_of_all(exchange, pieces)]}]
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
@@ -200,29 +202,29 @@ class Sharded(Distributed):
             for group, params in zip(groups, whole, strict=True):
                 group["params"] = params
 
-    def _counts(self, piece: torch.Tensor) -> bool:
+    def _counts(self, piece: torch.Tensor, exchange: Exchange) -> bool:
         """This rank is the one that adds it to a norm."""
-        exchange, shards = self._exchange, self._shards
-        if exchange is None or not isinstance(shards, Elements):
-            return True
-        return exchange.wire.rank == 0 or not shards.is_whole(piece)
+        assert isinstance(self._shards, Elements)
+        return exchange.wire.rank == 0 or not self._shards.is_whole(piece)
 
-    def _share_overflow(self, exchange: Exchange, pieces: list[torch.Tensor]) -> None:
+    @staticmethod
+    def _overflow_of_all(exchange: Exchange, pieces: list[torch.Tensor]) -> torch.Tensor:
+        """A parameter whose gradient is an inf if that of any piece on any rank is not finite, else 0. (A rank without
+        pieces needs one too: GradScaler wants to see a gradient.)"""
         finite = all(piece.grad is None or is_finite(piece.grad) for piece in pieces)
         mark = torch.tensor([not finite], dtype=torch.uint8)
         exchange.wire.max_(mark, "overflow")
-        if mark.item():
-            show(pieces)
+        shown = torch.zeros(1)
+        shown.grad = torch.full((1,), torch.inf if mark.item() else 0.0)
+        return shown
 
 
-def _norm(grads: list[torch.Tensor], order: float, exchange: Exchange | None) -> torch.Tensor:
+def _norm(grads: list[torch.Tensor], order: float, exchange: Exchange) -> torch.Tensor:
     """Of all elements on all ranks. In float64, so that neither the ranks nor their number matter to it."""
     norms = [torch.linalg.vector_norm(grad.detach(), order, dtype=torch.float64) for grad in grads]
     parts = torch.stack(norms) if norms else torch.zeros(1, dtype=torch.float64)
     largest = order == float("inf")
     mine = parts.max() if largest else parts.pow(order).sum()
-    if exchange is not None:
-        process_set = exchange.options.process_set
-        name = f"{exchange.name()}.norm"
-        mine = operations.allreduce(mine, name=name, op=Max if largest else Sum, process_set=process_set)
-    return mine if largest else mine.pow(1 / order)
+    name, op = f"{exchange.name()}.norm", Max if largest else Sum
+    total = operations.allreduce(mine, name=name, op=op, process_set=exchange.options.process_set)
+    return total if largest else total.pow(1 / order)

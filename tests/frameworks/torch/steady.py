@@ -13,6 +13,7 @@ WAYS = {
     "weighed": {},
     "fp16": {"compression": hvd.Compression.fp16},
     "min": {"op": hvd.Min},
+    "sharded": {"shard": True},
 }
 
 
@@ -20,15 +21,18 @@ def count(way, tensors, steps=4):
     """(whether the steps after the first were steady, what the core did in each of them)."""
     params = [torch.nn.Parameter(torch.zeros(n % 7 + 1)) for n in range(tensors)]
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(params, lr=0.5), bucket_bytes=1024, **WAYS[way])
+    moved = 0.0
 
     def step(n):
+        nonlocal moved
         optimizer.zero_grad()
         if way == "weighed":
             optimizer.weigh(2)
         sum((p * (hvd.rank() + n)).sum() for p in params).backward()
         want = n if way == "min" else n + (hvd.size() - 1) / 2
-        assert all((p.grad == want).all() for p in params)
         optimizer.step()
+        moved -= 0.5 * want
+        assert all((p == moved).all() for p in params)
 
     for n in range(3):
         step(n)
@@ -39,7 +43,8 @@ def count(way, tensors, steps=4):
     done = {what: (after[what] - before[what]) / steps for what in ("votes", "named", "buckets")}
     buckets = len(optimizer._exchange._plans.buckets)
     assert buckets >= 1
-    return done == {"votes": 1, "named": 0, "buckets": buckets}, done
+    sent = 2 * buckets if way == "sharded" else buckets  # by halves
+    return done == {"votes": 1, "named": 0, "buckets": sent}, done
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def test_as_processes(ranks):
 
 
 @pytest.mark.parametrize("ranks", [8, 32])
-@pytest.mark.parametrize("way", ["plain", "weighed"])
+@pytest.mark.parametrize("way", ["plain", "weighed", "sharded"])
 def test_as_threads(ranks, way):
     torch.set_num_threads(1)
     engines = _core.local_engines(ranks, 0)
