@@ -90,6 +90,20 @@ class _Global(ProcessSet):
 global_process_set: ProcessSet = _Global()
 
 
+def numbered(number: int) -> ProcessSet:
+    """The process set of a number.
+
+    Raises:
+        UsageError: it is none, or was removed.
+    """
+    if number == 0:
+        return global_process_set
+    found = world.current().process_sets.get(number)
+    if found is None:
+        raise UsageError(f"process set {number} is not there: it was never added, or was removed")
+    return found  # type: ignore[no-any-return]
+
+
 def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet:
     """Make a process set usable. Collective: every rank of the job calls it, with the same ranks.
 

@@ -156,6 +156,8 @@ def _refuse_children(what: str) -> None:
 
 
 def _place() -> Place:
+    if _world is not None and not _is_child and not _has_threads_of_their_own:
+        return _world.place  # nothing in this line stops torch.compile, which notes what it has read
     parent = _parent()
     if parent is not None:
         _, rank, size, local_rank, local_size, cross_rank, cross_size, homogeneous = parent

@@ -48,16 +48,16 @@ class Allgather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Any, operations: Any, name: Any, process_set: ProcessSet) -> Any:
         ctx.operations, ctx.process_set = operations, process_set
         output = operations.allgather(tensor, name, process_set)
-        rows = operations.allgather(
-            torch.tensor([tensor.shape[0]]), name and f"{name}.rows", process_set
-        ).tolist()
-        ctx.start, ctx.rows = sum(rows[: process_set.rank() or 0]), tensor.shape[0]
+        mine = process_set.rank() or 0
+        own = (torch.arange(process_set.size()) == mine) * tensor.shape[0]
+        rows = operations.allreduce(own, None, name and f"{name}.rows", Sum, process_set=process_set)
+        ctx.save_for_backward(rows[:mine].sum() + torch.arange(tensor.shape[0]))
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
-        return mean.narrow(0, ctx.start, ctx.rows), None, None, None
+        return mean.index_select(0, *ctx.saved_tensors), None, None, None
 
 
 class Broadcast(torch.autograd.Function):
@@ -82,16 +82,18 @@ class Alltoall(torch.autograd.Function):
     def forward(
         ctx: Any, tensor: Any, operations: Any, splits: Any, name: Any, process_set: ProcessSet
     ) -> Any:
-        splits = splits_of(splits, tensor.shape[0] if tensor.dim() else 0, process_set.size())
+        if splits is None:
+            splits = splits_of(splits, tensor.shape[0] if tensor.dim() else 0, process_set.size())
         output, rows = operations.alltoall(tensor, splits, name, process_set)
-        ctx.operations, ctx.process_set, ctx.back = operations, process_set, rows.tolist()
+        ctx.operations, ctx.process_set, ctx.shape = operations, process_set, tensor.shape
+        ctx.save_for_backward(rows.clone())  # the caller may do anything with the other
         ctx.mark_non_differentiable(rows)
         return output, rows
 
     @staticmethod
     def backward(ctx: Any, grad: Any, _: Any) -> Any:  # type: ignore[override]
-        back, _rows = ctx.operations.alltoall(grad, ctx.back, None, ctx.process_set)
-        return back, None, None, None, None
+        back, _rows = ctx.operations.alltoall(grad, *ctx.saved_tensors, None, ctx.process_set)
+        return back.reshape(ctx.shape), None, None, None, None
 
 
 class Reducescatter(torch.autograd.Function):
@@ -110,11 +112,11 @@ class Reducescatter(torch.autograd.Function):
     ) -> Any:
         op = reduce_op(op, None)
         _refuse_selection(op)
-        ctx.operations, ctx.process_set = operations, process_set
+        ctx.operations, ctx.process_set, ctx.shape = operations, process_set, tensor.shape
         ctx.factor = before * after / (process_set.size() if op is Average else 1)
         return operations.reducescatter(tensor, name, op, process_set, before, after)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         whole = ctx.operations.allgather(grad, None, ctx.process_set)
-        return whole * ctx.factor, None, None, None, None, None, None
+        return whole.reshape(ctx.shape) * ctx.factor, None, None, None, None, None, None

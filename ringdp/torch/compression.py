@@ -24,6 +24,7 @@ from ringdp.requests import usable
 from ringdp.torch.adapter import DTYPES, is_plain
 from ringdp.torch.autograd import wanted
 from ringdp.torch.memory import passing
+from ringdp.torch.tracing import is_compiling
 
 SMALL = 64 << 10  # bytes on the wire
 WIDE = (torch.float32, torch.float64)  # what is cast; all other dtypes travel as they are
@@ -117,7 +118,12 @@ def wire_for(tensor: Any, compression: Any, process_set: ProcessSet) -> torch.Te
     before and after are faster. A small tensor does not gain by it, nor does one that must be copied before the core
     can read it. Ranks need not decide alike: the others cannot tell who casts.
     """
-    if not isinstance(compression, type) or compression not in NAMES or not is_plain(tensor):
+    if (
+        is_compiling()
+        or not isinstance(compression, type)
+        or compression not in NAMES
+        or not is_plain(tensor)
+    ):
         return None
     dtype = compression.on_wire(tensor.dtype)
     bytes = tensor.numel() * dtype.itemsize
@@ -131,7 +137,7 @@ def wire_for(tensor: Any, compression: Any, process_set: ProcessSet) -> torch.Te
 def _narrow(tensor: torch.Tensor, wire: torch.dtype) -> tuple[torch.Tensor, Any]:
     if not isinstance(tensor, torch.Tensor) or tensor.dtype not in WIDE:
         return tensor, None
-    if tensor.device.type != "cpu" or wanted(tensor):
+    if tensor.device.type != "cpu" or wanted(tensor) or is_compiling():
         return tensor.to(wire), tensor.dtype
     return passing(tensor, wire).copy_(tensor), tensor.dtype
 

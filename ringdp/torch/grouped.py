@@ -16,7 +16,8 @@ from ringdp.requests import reduce_op
 from ringdp.torch import ops
 from ringdp.torch.autograd import wanted
 from ringdp.torch.compression import Compression, check, wire_for
-from ringdp.torch.ops import operations
+from ringdp.torch.ops import now, operations
+from ringdp.torch.tracing import is_compiling, outside
 
 
 def _compressed(tensors: Sequence[torch.Tensor], compression: Any) -> tuple[list[torch.Tensor], list[Any]]:
@@ -24,6 +25,13 @@ def _compressed(tensors: Sequence[torch.Tensor], compression: Any) -> tuple[list
     return [narrow for narrow, _ in pairs], [context for _, context in pairs]
 
 
+def _decompressed(
+    results: Sequence[torch.Tensor], contexts: Sequence[Any], compression: Any
+) -> list[torch.Tensor]:
+    return [compression.decompress(r, context) for r, context in zip(results, contexts, strict=True)]
+
+
+@outside
 def grouped_allreduce_async(
     tensors: Sequence[torch.Tensor],
     average: bool | None = None,
@@ -39,6 +47,7 @@ def grouped_allreduce_async(
     return operations.submit_group(requests, name, process_set)
 
 
+@outside
 def grouped_allreduce_async_(
     tensors: Sequence[torch.Tensor],
     average: bool | None = None,
@@ -72,6 +81,12 @@ def grouped_allreduce(
             ops.allreduce(tensor, average, name and f"{name}.{i}", compression, *options)
             for i, tensor in enumerate(tensors)
         ]
+    if is_compiling():
+        narrow, contexts = _compressed(tensors, compression)
+        results = now().grouped_allreduce(
+            narrow, name, reduce_op(op, average), (prescale_factor, postscale_factor), process_set
+        )
+        return _decompressed(results, contexts, compression)
     wires = [wire_for(tensor, compression, process_set) for tensor in tensors]
     pairs = [
         (tensor, None) if wire is not None else compression.compress(tensor)
@@ -85,7 +100,7 @@ def grouped_allreduce(
         for (tensor, _), wire in zip(pairs, wires, strict=True)
     ]
     results = operations.submit_group(requests, name, process_set).wait()
-    return [compression.decompress(r, context) for r, (_, context) in zip(results, pairs, strict=True)]
+    return _decompressed(results, [context for _, context in pairs], compression)
 
 
 def grouped_allreduce_(
@@ -98,11 +113,16 @@ def grouped_allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """`allreduce_` of each tensor."""
+    if is_compiling():
+        return now().grouped_allreduce_(  # type: ignore[no-any-return]
+            tensors, name, reduce_op(op, average), (prescale_factor, postscale_factor), process_set
+        )
     return grouped_allreduce_async_(
         tensors, average, name, op, prescale_factor, postscale_factor, process_set
     ).wait()
 
 
+@outside
 def grouped_allgather_async(
     tensors: Sequence[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> GroupHandle:
@@ -119,9 +139,12 @@ def grouped_allgather(
         return [
             ops.allgather(tensor, name and f"{name}.{i}", process_set) for i, tensor in enumerate(tensors)
         ]
+    if is_compiling():
+        return now().grouped_allgather(tensors, name, process_set)  # type: ignore[no-any-return]
     return grouped_allgather_async(tensors, name, process_set).wait()
 
 
+@outside
 def grouped_reducescatter_async(
     tensors: Sequence[torch.Tensor],
     name: str | None = None,
@@ -154,5 +177,8 @@ def grouped_reducescatter(
             for i, tensor in enumerate(tensors)
         ]
     narrow, contexts = _compressed(tensors, compression)
-    results = grouped_reducescatter_async(narrow, name, op, process_set, *scale).wait()
-    return [compression.decompress(r, context) for r, context in zip(results, contexts, strict=True)]
+    if is_compiling():
+        results = now().grouped_reducescatter(narrow, name, reduce_op(op, None), scale, process_set)
+    else:
+        results = grouped_reducescatter_async(narrow, name, op, process_set, *scale).wait()
+    return _decompressed(results, contexts, compression)

@@ -16,20 +16,29 @@ from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch import autograd
 from ringdp.torch.adapter import TorchAdapter
 from ringdp.torch.compression import NAMES, Compression, check, wire_for
+from ringdp.torch.tracing import is_compiling, outside
 
 operations: Operations[torch.Tensor] = Operations(TorchAdapter())
 
-allreduce_async = operations.allreduce_async
-allreduce_async_ = operations.allreduce_async_
-allreduce_ = operations.allreduce_
-allgather_async = operations.allgather_async
-broadcast_async = operations.broadcast_async
-broadcast_async_ = operations.broadcast_async_
-broadcast_ = operations.broadcast_
-alltoall_async = operations.alltoall_async
-barrier = operations.barrier
-poll = operations.poll
-synchronize = operations.synchronize
+
+def now() -> Any:
+    """Who takes a call: `operations`; while torch.compile traces, who puts it into the graph."""
+    if not is_compiling():
+        return operations
+    from ringdp.torch import compiled
+
+    return compiled.recorder
+
+
+allreduce_async = outside(operations.allreduce_async)
+allreduce_async_ = outside(operations.allreduce_async_)
+allgather_async = outside(operations.allgather_async)
+broadcast_async = outside(operations.broadcast_async)
+broadcast_async_ = outside(operations.broadcast_async_)
+alltoall_async = outside(operations.alltoall_async)
+barrier = outside(operations.barrier)
+poll = outside(operations.poll)
+synchronize = outside(operations.synchronize)
 
 
 def allreduce(
@@ -70,10 +79,10 @@ def allreduce(
         if wire is not None:
             return operations.allreduce_through_async(wire, tensor, average, name, *how).wait()
         narrow, context = check(compression).compress(tensor)
-        if narrow is tensor or compression not in NAMES or autograd.wanted(narrow):
+        if narrow is tensor or compression not in NAMES or autograd.wanted(narrow) or is_compiling():
             reduced = allreduce(narrow, average, name, Compression.none, *how)
         else:  # nobody else has it
-            reduced = operations.allreduce_(narrow, average, name, *how)
+            reduced = allreduce_(narrow, average, name, *how)
         return compression.decompress(reduced, context)  # type: ignore[no-any-return]
     if autograd.wanted(tensor):
         options = {
@@ -83,8 +92,26 @@ def allreduce(
             "postscale_factor": postscale_factor,
             "process_set": process_set,
         }
-        return autograd.Allreduce.apply(tensor, operations, name, options)
-    return operations.allreduce(tensor, average, name, op, prescale_factor, postscale_factor, process_set)
+        return autograd.Allreduce.apply(tensor, now(), name, options)
+    return (now() if is_compiling() else operations).allreduce(
+        tensor, average, name, op, prescale_factor, postscale_factor, process_set
+    )
+
+
+def allreduce_(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    op: ReduceOp | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """As `allreduce`, in place: writes the result into `tensor` and returns it. No gradient flows."""
+    # Asked here as well, as a call less is noticed where a small tensor takes two microseconds.
+    return (now() if is_compiling() else operations).allreduce_(
+        tensor, average, name, op, prescale_factor, postscale_factor, process_set
+    )  # type: ignore[no-any-return]
 
 
 def allgather(
@@ -97,8 +124,8 @@ def allgather(
         name, process_set: see `allreduce`.
     """
     if autograd.wanted(tensor):
-        return autograd.Allgather.apply(tensor, operations, name, process_set)
-    return operations.allgather(tensor, name, process_set)
+        return autograd.Allgather.apply(tensor, now(), name, process_set)
+    return now().allgather(tensor, name, process_set)
 
 
 def broadcast(
@@ -109,8 +136,18 @@ def broadcast(
 ) -> torch.Tensor:
     """Give every rank the tensor of `root_rank`, as a new tensor; shapes and dtypes must agree. Gradients flow back."""
     if autograd.wanted(tensor):
-        return autograd.Broadcast.apply(tensor, operations, root_rank, name, process_set)
-    return operations.broadcast(tensor, root_rank, name, process_set)
+        return autograd.Broadcast.apply(tensor, now(), root_rank, name, process_set)
+    return now().broadcast(tensor, root_rank, name, process_set)
+
+
+def broadcast_(
+    tensor: torch.Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """As `broadcast`, in place: writes the tensor of `root_rank` into `tensor` and returns it. No gradient flows."""
+    return now().broadcast_(tensor, root_rank, name, process_set)  # type: ignore[no-any-return]
 
 
 def alltoall(
@@ -131,9 +168,9 @@ def alltoall(
         rank (int32).
     """
     if autograd.wanted(tensor):
-        output, rows = autograd.Alltoall.apply(tensor, operations, splits, name, process_set)
+        output, rows = autograd.Alltoall.apply(tensor, now(), splits, name, process_set)
         return output if splits is None else (output, rows)
-    return operations.alltoall(tensor, splits, name, process_set)
+    return now().alltoall(tensor, splits, name, process_set)
 
 
 def reducescatter(
@@ -155,8 +192,8 @@ def reducescatter(
         part = reducescatter(narrow, name, Compression.none, op, process_set, *scale)
         return compression.decompress(part, context)  # type: ignore[no-any-return]
     if autograd.wanted(tensor):
-        return autograd.Reducescatter.apply(tensor, operations, name, op, process_set, *scale)
-    return operations.reducescatter(tensor, name, op, process_set, *scale)
+        return autograd.Reducescatter.apply(tensor, now(), name, op, process_set, *scale)
+    return now().reducescatter(tensor, name, op, process_set, *scale)
 
 
-reducescatter_async = operations.reducescatter_async
+reducescatter_async = outside(operations.reducescatter_async)
