@@ -197,6 +197,24 @@ def test_importing_ringdp_alone_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+TRACED_FIRST = """
+import sys, torch, ringdp.torch as hvd
+from ringdp import _core, world
+late = {"torch._dynamo", "ringdp.torch.compiled", "ringdp.torch.operators"}
+assert not late & set(sys.modules)
+(engine,) = _core.local_engines(1, 0)
+with world.use(world.World(engine, world.Place(0, 1))):
+    compiled = torch.compile(lambda x: hvd.allreduce(x) * hvd.size(), fullgraph=True, backend="eager")
+    assert compiled(torch.ones(3)).tolist() == [1, 1, 1] and late <= set(sys.modules)
+engine.shutdown(10)
+"""
+
+
+def test_nothing_of_it_is_imported_before_a_graph_is_traced():
+    done = subprocess.run([sys.executable, "-c", TRACED_FIRST], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_it_was_built_with():
     assert hvd.mpi_built() and hvd.mpi_enabled() and hvd.mpi_threads_supported()
     assert not any((hvd.gloo_built(), hvd.nccl_built(), hvd.cuda_built(), hvd.rocm_built(), hvd.ccl_built()))
