@@ -38,6 +38,13 @@ class MpiJob:
         local.Free()
         self._communicators: dict[int, tuple[Any, Any]] = {}
         self._mail: dict[int, int] = {}
+        self._lent: list[Any] = []
+
+    def duplicate(self, comm: Any = None) -> Any:
+        """A communicator for messages beside the engine's, of the ranks of `comm` (all); freed with the job. Collective
+        over them."""
+        self._lent.append((comm or self.comm).Dup())
+        return self._lent[-1]
 
     def engine(self, generation: int) -> Any:
         """This rank's engine, with all ranks in process set 0. Collective."""
@@ -48,9 +55,17 @@ class MpiJob:
 
     def add_set(self, engine: Any, number: int, ranks: Sequence[int]) -> None:
         """See `Job`."""
+        self.add_set_over(self.communicator_of(ranks, number), engine, number, ranks)
+
+    def communicator_of(self, ranks: Sequence[int], tag: int) -> Any:
+        """Of these ranks of the job, in order. Collective over them alone, which give the same tag."""
         group = self.comm.Get_group().Incl(list(ranks))
-        comm = self.comm.Create_group(group, tag=number)
+        comm = self.comm.Create_group(group, tag=tag)
         group.Free()
+        return comm
+
+    def add_set_over(self, comm: Any, engine: Any, number: int, ranks: Sequence[int]) -> None:
+        """As `add_set`, with a communicator of these ranks, which the set then owns."""
         found = self._neighbours_in(number, ranks, comm)
         engine.add_process_set(number, self._membership(number, ranks, comm, found))
 
@@ -65,6 +80,8 @@ class MpiJob:
 
     def free(self) -> None:
         """Give all communicators back. Collective; only where every engine has ended in peace."""
+        for communicator in self._lent:
+            communicator.Free()
         for number in sorted(self._communicators):
             for communicator in self._communicators[number]:
                 communicator.Free()

@@ -35,6 +35,17 @@ class Handle(Generic[T]):
         """True once the operation has completed or failed. Does not block."""
         return bool(self._core.poll())
 
+    def done_within(self, seconds: float, helping: bool = True) -> bool:
+        """Sleep until the operation has completed or failed, or the seconds have passed; whether it is done.
+
+        Args:
+            seconds: at most.
+            helping: this thread takes part in the engine's work, which is the faster way; else it only sleeps.
+        """
+        if helping:
+            return bool(self._world.engine.wait(self._core, seconds))
+        return bool(self._core.sleep(seconds))
+
     def wait(self) -> T:
         """Sleep until the operation is done; its result. May be called again.
 
@@ -56,14 +67,14 @@ class Handle(Generic[T]):
 class GroupHandle:
     """The operations of a group in flight. They complete together, or none does."""
 
-    __slots__ = ("_handles",)
+    __slots__ = ("handles",)
 
     def __init__(self, handles: Sequence[Handle[Any]]) -> None:
-        self._handles = handles
+        self.handles = handles
 
     def poll(self) -> bool:
         """True once all have completed or failed. Does not block."""
-        return all(handle.poll() for handle in self._handles)
+        return all(handle.poll() for handle in self.handles)
 
     def wait(self) -> list[Any]:
         """Sleep until all are done; their results, in order. May be called again.
@@ -72,7 +83,7 @@ class GroupHandle:
             MismatchError, PeerError, DeadlineError, TransportError: as the first of them that failed.
         """
         results, failures = [], []
-        for handle in self._handles:
+        for handle in self.handles:
             try:
                 results.append(handle.wait())
             except Exception as failure:
@@ -109,7 +120,7 @@ class Operations(Generic[T]):
     ) -> Handle[T]:
         """As `allreduce`, returning a handle at once."""
         request = self.requests.allreduce(tensor, reduce_op(op, average), (prescale_factor, postscale_factor))
-        return self._submit(request, name, process_set)
+        return self.submit(request, name, process_set)
 
     def allreduce(
         self,
@@ -179,7 +190,7 @@ class Operations(Generic[T]):
         request = self.requests.allreduce_(
             tensor, reduce_op(op, average), (prescale_factor, postscale_factor)
         )
-        return self._submit(request, name, process_set)
+        return self.submit(request, name, process_set)
 
     def allreduce_(
         self,
@@ -232,7 +243,7 @@ class Operations(Generic[T]):
         """
         scale = prescale_factor, postscale_factor
         request = self.requests.allreduce_through(wire, tensor, reduce_op(op, average), scale)
-        return self._submit(request, name, process_set)
+        return self.submit(request, name, process_set)
 
     def _allreduce(
         self,
@@ -257,7 +268,7 @@ class Operations(Generic[T]):
         self, tensor: Any, name: str | None = None, process_set: ProcessSet = global_process_set
     ) -> Handle[T]:
         """As `allgather`, returning a handle at once."""
-        return self._submit(self.requests.allgather(tensor), name, process_set)
+        return self.submit(self.requests.allgather(tensor), name, process_set)
 
     def allgather(
         self, tensor: Any, name: str | None = None, process_set: ProcessSet = global_process_set
@@ -283,7 +294,7 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[T]:
         """As `broadcast`, returning a handle at once."""
-        return self._submit(self.requests.broadcast(tensor, root_rank, process_set), name, process_set)
+        return self.submit(self.requests.broadcast(tensor, root_rank, process_set), name, process_set)
 
     def broadcast(
         self,
@@ -303,7 +314,7 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[Any]:
         """As `broadcast_`, returning a handle at once."""
-        return self._submit(self.requests.broadcast_(tensor, root_rank, process_set), name, process_set)
+        return self.submit(self.requests.broadcast_(tensor, root_rank, process_set), name, process_set)
 
     def broadcast_(
         self,
@@ -325,7 +336,7 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
     ) -> Handle[Any]:
         """As `alltoall`, returning a handle at once."""
-        return self._submit(self.requests.alltoall(tensor, splits, process_set), name, process_set)
+        return self.submit(self.requests.alltoall(tensor, splits, process_set), name, process_set)
 
     def alltoall(
         self,
@@ -361,7 +372,7 @@ class Operations(Generic[T]):
         """As `reducescatter`, returning a handle at once."""
         scale = prescale_factor, postscale_factor
         request = self.requests.reducescatter(tensor, reduce_op(op, None), scale, process_set)
-        return self._submit(request, name, process_set)
+        return self.submit(request, name, process_set)
 
     def reducescatter(
         self,
@@ -400,7 +411,8 @@ class Operations(Generic[T]):
 
     # --- how a call reaches the core ---
 
-    def _submit(self, request: Request[T], name: str | None, process_set: ProcessSet) -> Handle[Any]:
+    def submit(self, request: Request[T], name: str | None, process_set: ProcessSet) -> Handle[Any]:
+        """Start one operation."""
         here = world.current()
         core = here.engine.submit(request.submission(name or "", usable(process_set), self._adapter))
         return _handle_of(core, request, here)

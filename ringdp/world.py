@@ -9,15 +9,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.metadata
+import io
 import multiprocessing
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from ringdp import launch, link, mpi, profile, sharing
 from ringdp.compat import variables
@@ -26,6 +27,8 @@ from ringdp.job import Job, MpiJob
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
 PARENT_VARIABLE = "RINGDP_PARENT"
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,17 @@ class World:
     windows: dict[int, int] = field(
         default_factory=dict
     )  # by process set: of optimizers, since the last join
+    services: dict[Any, Any] = field(default_factory=dict)  # by kind: see `service`
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
+
+    def service(self, kind: Callable[[World], S]) -> S:
+        """The one of this class that belongs to this world, made when first asked for, as `kind(world)`.
+
+        It has a `close()`, which is called when all ranks have left, or this one has given up waiting for them.
+        """
+        if kind not in self.services:
+            self.services[kind] = kind(self)
+        return self.services[kind]
 
     def ranks_of(self, comm: Any) -> tuple[int, ...]:
         """The ranks of the job that an mpi4py communicator holds, in order; none for MPI.COMM_NULL.
@@ -264,6 +277,8 @@ def leave() -> bool:
     for process_set in world.process_sets.values():
         process_set.process_set_id = None
     all_left = world.engine.shutdown(world.engine.timeout)
+    for service in reversed(list(world.services.values())):
+        service.close()
     if any(core.memory_in_use() for core, _ in world.in_flight.values()):
         _abandoned.append(world)
     if all_left and isinstance(world.job, MpiJob):
@@ -384,6 +399,10 @@ def _end_job(kind: type[BaseException]) -> None:
     interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
     if world is None or world.pid != os.getpid() or world.place.size == 1 or interactive:
         return
+    # torch.distributed's hook calls ours, and collects what it writes: nobody would print that after MPI_Abort.
+    if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
+        sys.__stderr__.write(sys.stderr.getvalue())
+        sys.stderr = sys.__stderr__
     print(f"ringdp: rank {world.place.rank} ended by {kind.__name__}: ending the job", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

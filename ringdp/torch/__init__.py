@@ -1,7 +1,10 @@
 """ringdp for PyTorch: `import ringdp.torch as hvd`.
 
-Importing touches no MPI; `init()` does. CPU tensors, so far.
+Importing touches no MPI; `init()` does. CPU tensors, so far. It also makes ringdp known to torch.distributed
+(`ringdp.torch.distributed`).
 """
+
+import torch.distributed as _c10d
 
 from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
@@ -88,6 +91,9 @@ from ringdp.world import (
     shutdown,
     size,
 )
+
+if _c10d.is_available():
+    from ringdp.torch import distributed as distributed
 
 __all__ = [
     "Adasum",

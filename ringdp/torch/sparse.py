@@ -24,6 +24,7 @@ class SparseHandle:
         self, indices: Handle[torch.Tensor], values: Handle[torch.Tensor], shape: torch.Size, divisor: int
     ) -> None:
         self._indices, self._values, self._shape, self._divisor = indices, values, shape, divisor
+        self.handles = indices, values
         self._result: torch.Tensor | None = None
 
     def poll(self) -> bool:

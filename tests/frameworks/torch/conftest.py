@@ -40,3 +40,16 @@ def _rank(request):
     with world.use(world.World(engine, world.Place(0, 1))):
         yield
     engine.shutdown(10)
+
+
+@pytest.fixture
+def c10d():
+    """torch.distributed, with all ranks in ringdp's default group for the length of one test."""
+    import torch.distributed as dist
+
+    import ringdp.torch  # noqa: F401
+
+    dist.init_process_group("ringdp")
+    yield dist
+    if dist.is_initialized():
+        dist.destroy_process_group()

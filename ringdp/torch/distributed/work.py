@@ -1,0 +1,232 @@
+"""What torch gets back from a collective: a `Work`, and its future.
+
+Whoever notices first that the operation has ended, a caller that waits or the waiter's thread, settles the work: brings
+the result where it belongs, once, and then completes the future.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from ringdp.errors import DeadlineError
+from ringdp.ops import Handle
+from ringdp.torch.distributed.waiter import Waiter
+
+
+class Operation(Protocol):
+    """Something under way."""
+
+    def poll(self) -> bool:
+        """Whether it has ended. Does not block."""
+        ...
+
+    def sleep(self, seconds: float, helping: bool) -> bool:
+        """Until it has ended or the seconds have passed; whether it has ended. `helping`: see `Handle.done_within`."""
+        ...
+
+    def finish(self) -> list[torch.Tensor]:
+        """Once it has ended: bring the result where it belongs. Raises what went wrong."""
+        ...
+
+
+class Collective:
+    """Operations of the core under way.
+
+    Args:
+        handles: of the core.
+        after: one for each, called with its result when all have ended well.
+        results: what the work's `result()` and its future give.
+    """
+
+    def __init__(
+        self,
+        handles: Sequence[Handle[Any]],
+        after: Sequence[Callable[[Any], None]],
+        results: list[torch.Tensor],
+    ) -> None:
+        self._handles, self._after, self._results = handles, after, results
+
+    def poll(self) -> bool:
+        """See `Operation`."""
+        return all(handle.poll() for handle in self._handles)
+
+    def sleep(self, seconds: float, helping: bool) -> bool:
+        """See `Operation`."""
+        end = time.monotonic() + seconds
+        return all(
+            handle.done_within(max(0.0, end - time.monotonic()), helping) or handle.poll()
+            for handle in self._handles
+        )
+
+    def finish(self) -> list[torch.Tensor]:
+        """See `Operation`."""
+        results = [handle.wait() for handle in self._handles]
+        for act, result in zip(self._after, results, strict=True):
+            act(result)
+        return self._results
+
+
+class Future(torch.futures.Future):  # type: ignore[type-arg]
+    """Completed by whoever waits for it, too: also in the callback of another future, where PowerSGD's hook waits."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work: Work | None = work
+
+    def wait(self) -> Any:
+        """As torch's."""
+        work = self.work
+        if work is not None:
+            work.settle_in_time()
+        return super().wait()
+
+
+class Work(dist.Work):
+    """A collective, or a message, under way.
+
+    Args:
+        operation: what is under way.
+        what: for the error at its deadline: call and group.
+        timeout: seconds until then.
+        waiter: completes the future, if anybody asks for it.
+    """
+
+    def __init__(
+        self, operation: Operation, what: Callable[[], str], timeout: float, waiter: Callable[[], Waiter]
+    ) -> None:
+        super().__init__()
+        self._operation: Operation | None = operation
+        self._what = what
+        self._timeout, self._end = timeout, time.monotonic() + timeout
+        self._waiter = waiter
+        self._lock = threading.Lock()
+        self._result: list[torch.Tensor] = []
+        self._error: BaseException | None = None
+        self._future: Future | None = None
+
+    # --- for torch --------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Sleep until the operation is done.
+
+        Args:
+            timeout: at most so long, counted from now; 0: until the group's timeout, counted from the call.
+
+        Raises:
+            DeadlineError: it has not ended by then.
+            MismatchError, PeerError, TransportError, UsageError: as it failed.
+        """
+        given = timeout.total_seconds()
+        if given > 0:
+            self._settle_by(time.monotonic() + given, given)
+        else:
+            self._settle_by(self._end, self._timeout)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, well or not. Does not block."""
+        operation = self._operation
+        if operation is not None and operation.poll():
+            self.settle()
+        return self._operation is None
+
+    def is_success(self) -> bool:
+        """Whether it has ended well."""
+        return self.is_completed() and self._error is None
+
+    def exception(self) -> BaseException | None:
+        """What `wait` raises, if it has failed."""
+        return self._error
+
+    def result(self) -> list[torch.Tensor]:
+        """The tensors that hold the result, once it has ended."""
+        return self._result
+
+    def synchronize(self) -> None:
+        """As `wait`."""
+        self.wait()
+
+    def get_future(self) -> Future:
+        """A future of `result()`."""
+        with self._lock:
+            future = self._future
+            if future is None:
+                future = self._future = Future(self)
+                ended = self._operation is None
+            else:
+                return future
+        if ended:
+            self._complete(future)
+        else:
+            self._waiter().add(self)
+        return future
+
+    # --- ends -------------------------------------------------------------------------------------------------
+
+    def sleep(self, seconds: float) -> bool:
+        """Until it has ended or the seconds have passed; whether it has ended."""
+        operation = self._operation
+        return operation is None or operation.sleep(seconds, helping=False)
+
+    def settle(self) -> None:
+        """The operation has ended."""
+        with self._lock:
+            operation = self._operation
+            if operation is None:
+                return
+            try:
+                self._result = operation.finish()
+            except Exception as error:
+                self._error = error
+            self._operation = None
+            future = self._future
+        if future is not None:
+            self._complete(future)
+
+    def settle_in_time(self) -> None:
+        """Wait until it has ended; at the group's timeout it has failed."""
+        try:
+            self._settle_by(self._end, self._timeout)
+        except DeadlineError:
+            self.expire()
+
+    def is_late(self) -> bool:
+        """Whether the group's timeout has passed."""
+        return time.monotonic() >= self._end
+
+    def expire(self) -> None:
+        """The timeout has passed: fail, whatever still comes."""
+        with self._lock:
+            if self._operation is None:
+                return
+            self._error, self._operation = self._too_late(self._timeout), None
+            future = self._future
+        if future is not None:
+            self._complete(future)
+
+    def _settle_by(self, end: float, seconds: float) -> None:
+        operation = self._operation
+        if operation is None:
+            return
+        if not operation.sleep(max(0.0, end - time.monotonic()), helping=True):
+            raise self._too_late(seconds)
+        self.settle()
+
+    def _too_late(self, seconds: float) -> DeadlineError:
+        return DeadlineError(f"{self._what()} has not ended within its timeout of {seconds:g} s")
+
+    def _complete(self, future: Future) -> None:
+        future.work = None  # they hold each other no more
+        if self._error is not None:
+            future.set_exception(self._error)
+        else:
+            future.set_result(self._result)
