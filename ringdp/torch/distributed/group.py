@@ -6,7 +6,6 @@ trampolines. Where releases of torch have several names for one, all of them are
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,10 +18,11 @@ from ringdp.constants import Average, Sum
 from ringdp.errors import UsageError
 from ringdp.job import MpiJob
 from ringdp.torch.distributed import pieces
-from ringdp.torch.distributed.messages import Message, Messages
+from ringdp.torch.distributed.futures import Numbers, Path
+from ringdp.torch.distributed.messages import Message, Messages, MessageWork
 from ringdp.torch.distributed.pieces import Piece
 from ringdp.torch.distributed.sets import Places
-from ringdp.torch.distributed.waiter import Waiter
+from ringdp.torch.distributed.waiter import InOrder, Waiters
 from ringdp.torch.distributed.work import Collective, Operation, Work
 from ringdp.torch.ops import operations
 from ringdp.torch.sparse import sparse_allreduce_async
@@ -74,7 +74,9 @@ class ProcessGroup(dist.ProcessGroup):
         place = here.service(Places).of(ranks, store, min(self._timeout, here.engine.timeout), name)
         self._ranks, self._set = place.ranks, place.process_set
         self._label = f"torch.distributed group {name} ({place.groups})"
-        self._calls = itertools.count(1)
+        self._numbers = Numbers()
+        self._waiter: InOrder | None = None
+        self._name = self._description = name
         self._messages: Messages | None = None
         if isinstance(here.job, MpiJob):
             self._messages = Messages(here.job.MPI, place.comm, place.groups)
@@ -123,7 +125,8 @@ class ProcessGroup(dist.ProcessGroup):
         if op is None or len(tensors) != 1:
             raise UsageError("all_reduce of a sparse tensor: one at a time, by SUM or AVG")
         (tensor,) = tensors
-        started = sparse_allreduce_async(tensor, self._next_name(), op, self._set)
+        path = self._numbers.take()
+        started = sparse_allreduce_async(tensor, self._name_of(path), op, self._set)
 
         def after(_: Any) -> None:
             with torch.no_grad():
@@ -132,7 +135,7 @@ class ProcessGroup(dist.ProcessGroup):
                 )  # (a detached sparse tensor would not share what is replaced here)
 
         collective = Collective(started.handles, [lambda _: None, after], list(tensors))
-        return self._work("all_reduce", collective, opts)
+        return self._work("all_reduce", path, collective, opts)
 
     # --- movements --------------------------------------------------------------------------------------------
 
@@ -242,44 +245,68 @@ class ProcessGroup(dist.ProcessGroup):
         if self._messages is None:
             raise UsageError(f"{call}: only a job over MPI has messages from rank to rank")
         message = start(self._messages)
-        work = _MessageWork(message, self._describes(call), self._timeout, self._waiter)
-        if not message.poll():  # MPI may need to be asked about it, so that it gets on at all
-            self._waiter().add(work)
+        waiters = self._here.service(Waiters)
+        work = MessageWork(message, self._describes(call), self._timeout)
+        if not message.poll():
+            waiters.polling().add(work)
         return work
 
     # --- how a call reaches the core --------------------------------------------------------------------------
 
     def _start(self, call: str, found: Sequence[Piece], results: Tensors, opts: Any) -> Work:
-        name, requests = self._next_name(), [piece.request for piece in found]
+        path, requests = self._numbers.take(), [piece.request for piece in found]
+        name = self._name_of(path)
         if len(requests) == 1:
             handles = [operations.submit(requests[0], name, self._set)]
         else:
             handles = list(operations.submit_group(requests, name, self._set).handles)
         collective = Collective(handles, [piece.after for piece in found], list(results))
-        return self._work(call, collective, opts)
+        return self._work(call, path, collective, opts)
 
-    def _next_name(self) -> str:
-        # The call is not part of it: ranks that call different things then see that they do.
-        return f"{self._label}, call {next(self._calls)}"
+    def _name_of(self, path: Path) -> str:
+        # What is called is not part of it: so ranks that call different things see that they do.
+        return f"{self._label}, call {'.'.join(map(str, path))}"
 
-    def _work(self, call: str, operation: Operation, opts: Any) -> Work:
+    def _work(self, call: str, path: Path, operation: Operation, opts: Any) -> Work:
         given = opts.timeout.total_seconds() if opts is not None else 0.0
         timeout = given if given > 0 else self._timeout
-        return Work(operation, self._describes(call), timeout, self._waiter)
+        return Work(operation, path, self._describes(call), timeout, self._attend)
 
     def _describes(self, call: str) -> Callable[[], str]:
         return lambda: (
             f"rank {self._here.place.rank}: {call} in {self._label} of the ranks {list(self._ranks)}"
         )
 
-    def _waiter(self) -> Waiter:
-        return self._here.service(Waiter)
+    def _attend(self, work: Work) -> None:
+        if self._waiter is None:
+            self._waiter = self._here.service(Waiters).in_order(self._label)
+        self._waiter.add(work)
 
     # --- about the group --------------------------------------------------------------------------------------
 
     def getBackendName(self) -> str:
         """ "ringdp"."""
         return NAME
+
+    def getGroupName(self) -> str:
+        """torch's name of the group."""
+        return self._name
+
+    def setGroupName(self, name: str) -> None:
+        """Is called by torch."""
+        self._name = name
+
+    def getGroupDesc(self) -> str:
+        """torch's description of the group."""
+        return self._description
+
+    def setGroupDesc(self, description: str) -> None:
+        """Is called by torch."""
+        self._description = description
+
+    _set_group_name, _set_group_desc = setGroupName, setGroupDesc
+    group_name = property(getGroupName)
+    group_desc = property(getGroupDesc)
 
     def get_group_store(self) -> Any:
         """The store that it was made with."""
@@ -290,21 +317,11 @@ class ProcessGroup(dist.ProcessGroup):
         self._timeout = timeout.total_seconds()
 
     def shutdown(self) -> None:
-        """The group is destroyed: nothing to do, the ranks may come to this at any time."""
+        """The group is destroyed. Ranks may come to this at any time: what is under way goes on."""
+        if self._waiter is not None:
+            self._waiter.close(join=False)
 
     abort = shutdown
 
     def __repr__(self) -> str:
         return f"<ringdp process group: {self._label}, ranks {list(self._ranks)}>"
-
-
-class _MessageWork(Work):
-    def _source_rank(self) -> int:
-        operation = self._message
-        return int(operation.source)
-
-    def __init__(self, message: Message, *rest: Any) -> None:
-        super().__init__(message, *rest)
-        self._message = message
-
-    source_rank = _source_rank

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ringdp.errors import TransportError, UsageError
 from ringdp.torch.distributed.pieces import flat, store
+from ringdp.torch.distributed.work import Work
 
 GROUPS = 256
 FIRST_PAUSE, LAST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a message
@@ -120,3 +122,23 @@ class Message:
             self._failure = TransportError(
                 f"recv: rank {self.source} of the group sent {count} bytes, and the tensor has {self._row.nbytes}"
             )
+
+
+class MessageWork(Work):
+    """What torch gets back from `send` and `recv`.
+
+    Args:
+        message: under way.
+        what: see `Work`.
+        timeout: seconds until it must have ended.
+    """
+
+    def __init__(self, message: Message, what: Callable[[], str], timeout: float) -> None:
+        super().__init__(message, (), what, timeout, Work.is_completed)  # which settles it
+        self._message = message
+
+    def source_rank(self) -> int:
+        """Of the group: who sent it."""
+        return self._message.source
+
+    _source_rank = source_rank

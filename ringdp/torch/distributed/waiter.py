@@ -1,18 +1,19 @@
-"""One thread for all operations whose future somebody has asked for, and for messages, which MPI must be asked about.
-
-It sleeps on the oldest, and looks at the others now and then: they may end in any order. With none it sleeps for good.
-"""
+"""Threads that complete futures, and that ask MPI about messages. They sleep for good where there is nothing to do."""
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any, Protocol
 
-SHORTEST, LONGEST = 0.0002, 0.002  # seconds between two looks at those that are not the oldest
+LOOK = 0.05  # seconds of sleep on one operation, before looking whether another one comes first now
+FIRST_PAUSE, LAST_PAUSE = 50e-6, 1e-3  # seconds between two looks at messages
 
 
 class Pending(Protocol):
     """See `work.Work`."""
+
+    path: tuple[int, ...]
 
     def sleep(self, seconds: float) -> bool: ...
 
@@ -23,50 +24,106 @@ class Pending(Protocol):
     def expire(self) -> None: ...
 
 
-class Waiter:
-    """The service (`World.service`) that settles works."""
-
-    def __init__(self, here: Any) -> None:
-        self._pending: list[Pending] = []
-        self._changed = threading.Condition()
+class _Thread:
+    def __init__(self, name: str) -> None:
+        self.pending: list[Pending] = []
+        self.changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="ringdp-waiter", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def add(self, work: Pending) -> None:
         """Settle it when it has ended."""
-        with self._changed:
-            self._pending.append(work)
-            self._changed.notify()
+        with self.changed:
+            self.pending.append(work)
+            self.changed.notify()
 
-    def close(self) -> None:
-        """End the thread. What is pending still gets what the engine's end made of it."""
-        with self._changed:
+    def close(self, join: bool = True) -> None:
+        """End the thread, once what is pending has ended."""
+        with self.changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(10)
+            self.changed.notify()
+        if join:
+            self._thread.join(10)
 
     def _run(self) -> None:
-        pause = SHORTEST
         while True:
-            with self._changed:
-                while not self._pending and not self._closed:
-                    self._changed.wait()
-                pending = list(self._pending)
-            if not pending:
-                return
-            if self._closed:
-                pause = 0.0
-            pending[0].sleep(pause)
-            ended = [work for work in pending if self._has_ended(work)]
-            pause = SHORTEST if ended else min(LONGEST, 2 * pause)
-            with self._changed:
-                self._pending = [work for work in self._pending if work not in ended]
+            with self.changed:
+                while not self.pending and not self._closed:
+                    self.changed.wait()
+                if not self.pending:
+                    return
+                pending = list(self.pending)
+            ended = self.look(pending)
+            with self.changed:
+                self.pending = [work for work in self.pending if work not in ended]
 
-    def _has_ended(self, work: Pending) -> bool:
-        if work.is_completed():
-            return True
-        if self._closed or work.is_late():
-            work.expire()
-            return True
-        return False
+    def look(self, pending: list[Pending]) -> list[Pending]:
+        raise NotImplementedError
+
+
+class InOrder(_Thread):
+    """Completes the futures of one group in the order of its calls, and so the same on all ranks.
+
+    A callback may wait for what the other ranks do in theirs, so no rank may be in that of a later call. (To wait for
+    the earlier call first costs nothing: who has made the later one has made the earlier one too.)
+    """
+
+    def look(self, pending: list[Pending]) -> list[Pending]:
+        """The first, if it has ended."""
+        first = min(pending, key=lambda work: work.path)
+        first.sleep(LOOK)
+        return [first] if _has_ended(first) else []
+
+
+class Polling(_Thread):
+    """Looks at messages until they have ended: without being asked, MPI may not get on with them."""
+
+    _pause = FIRST_PAUSE
+
+    def look(self, pending: list[Pending]) -> list[Pending]:
+        """Those that have ended."""
+        ended = [work for work in pending if _has_ended(work)]
+        self._pause = FIRST_PAUSE if ended else min(LAST_PAUSE, 1.5 * self._pause)
+        if not ended:
+            time.sleep(self._pause)
+        return ended
+
+
+def _has_ended(work: Pending) -> bool:
+    if work.is_completed():
+        return True
+    if work.is_late():
+        work.expire()
+        return True
+    return False
+
+
+class Waiters:
+    """The service (`World.service`) that has the threads."""
+
+    def __init__(self, here: Any) -> None:
+        self._threads: list[_Thread] = []
+        self._lock = threading.Lock()
+        self._polling: Polling | None = None
+
+    def in_order(self, name: str) -> InOrder:
+        """A new one, for one group."""
+        with self._lock:
+            self._threads.append(thread := InOrder(f"ringdp-{name}"))
+        return thread
+
+    def polling(self) -> Polling:
+        """The one of this rank."""
+        with self._lock:
+            if self._polling is None:
+                self._polling = Polling("ringdp-messages")
+                self._threads.append(self._polling)
+            return self._polling
+
+    def close(self) -> None:
+        """End all threads."""
+        for thread in self._threads:
+            thread.close(join=False)
+        for thread in self._threads:
+            thread.close()

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ringdp.errors import DeadlineError
 from ringdp.ops import Handle
-from ringdp.torch.distributed.waiter import Waiter
+from ringdp.torch.distributed.futures import Future, Path
 
 
 class Operation(Protocol):
@@ -73,39 +73,31 @@ class Collective:
         return self._results
 
 
-class Future(torch.futures.Future):  # type: ignore[type-arg]
-    """Completed by whoever waits for it, too: also in the callback of another future, where PowerSGD's hook waits."""
-
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        self.work: Work | None = work
-
-    def wait(self) -> Any:
-        """As torch's."""
-        work = self.work
-        if work is not None:
-            work.settle_in_time()
-        return super().wait()
-
-
 class Work(dist.Work):
     """A collective, or a message, under way.
 
     Args:
         operation: what is under way.
+        path: the number of the call.
         what: for the error at its deadline: call and group.
         timeout: seconds until then.
-        waiter: completes the future, if anybody asks for it.
+        attend: called when somebody asks for a future: a thread must settle this, then.
     """
 
     def __init__(
-        self, operation: Operation, what: Callable[[], str], timeout: float, waiter: Callable[[], Waiter]
+        self,
+        operation: Operation,
+        path: Path,
+        what: Callable[[], str],
+        timeout: float,
+        attend: Callable[[Work], object],
     ) -> None:
         super().__init__()
+        self.path = path
         self._operation: Operation | None = operation
         self._what = what
         self._timeout, self._end = timeout, time.monotonic() + timeout
-        self._waiter = waiter
+        self._attend = attend
         self._lock = threading.Lock()
         self._result: list[torch.Tensor] = []
         self._error: BaseException | None = None
@@ -160,14 +152,14 @@ class Work(dist.Work):
         with self._lock:
             future = self._future
             if future is None:
-                future = self._future = Future(self)
+                future = self._future = Future(self.path, self._settle_in_time)
                 ended = self._operation is None
             else:
                 return future
         if ended:
             self._complete(future)
         else:
-            self._waiter().add(self)
+            self._attend(self)
         return future
 
     # --- ends -------------------------------------------------------------------------------------------------
@@ -192,13 +184,6 @@ class Work(dist.Work):
         if future is not None:
             self._complete(future)
 
-    def settle_in_time(self) -> None:
-        """Wait until it has ended; at the group's timeout it has failed."""
-        try:
-            self._settle_by(self._end, self._timeout)
-        except DeadlineError:
-            self.expire()
-
     def is_late(self) -> bool:
         """Whether the group's timeout has passed."""
         return time.monotonic() >= self._end
@@ -213,6 +198,12 @@ class Work(dist.Work):
         if future is not None:
             self._complete(future)
 
+    def _settle_in_time(self) -> None:
+        try:
+            self._settle_by(self._end, self._timeout)
+        except DeadlineError:
+            self.expire()
+
     def _settle_by(self, end: float, seconds: float) -> None:
         operation = self._operation
         if operation is None:
@@ -225,7 +216,6 @@ class Work(dist.Work):
         return DeadlineError(f"{self._what()} has not ended within its timeout of {seconds:g} s")
 
     def _complete(self, future: Future) -> None:
-        future.work = None  # they hold each other no more
         if self._error is not None:
             future.set_exception(self._error)
         else:
