@@ -7,6 +7,7 @@ number of its own: it is the k-th call in this callback of that call, on all ran
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -58,10 +59,18 @@ class _Failure:
         self._error = error
 
     def unwrap(self) -> None:
-        raise self._error
+        raise again(self._error)
 
     def __reduce_ex__(self, _: Any) -> Any:
-        raise self._error
+        raise again(self._error)
+
+
+def again(error: Exception) -> Exception:
+    """A copy of a kept error, to be raised: else the frames through which it goes would be kept with it, by C++ code
+    where garbage collection does not see them."""
+    anew = copy.copy(error)
+    anew.__cause__ = error.__cause__
+    return anew
 
 
 class Future(torch.futures.Future):  # type: ignore[type-arg]
@@ -96,7 +105,7 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
                 with Numbers(following._path).only():
                     result = callback(self)
             except Exception as error:
-                following.set_exception(error)
+                following.set_exception(error.with_traceback(None))
             else:
                 following.set_result(result)
 

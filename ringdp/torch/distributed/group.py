@@ -69,7 +69,8 @@ class ProcessGroup(dist.ProcessGroup):
     def __init__(self, store: Any, ranks: Sequence[int], name: str, timeout: timedelta) -> None:
         here = world.current()
         super().__init__(_place_of(here.place.rank, ranks), len(ranks))
-        self._here, self._store = here, store
+        # (Not the world itself: torch's caches may keep the group until the process has ended.)
+        self._rank, self._store = here.place.rank, store
         self._timeout = timeout.total_seconds()
         place = here.service(Places).of(ranks, store, min(self._timeout, here.engine.timeout), name)
         self._ranks, self._set = place.ranks, place.process_set
@@ -245,7 +246,7 @@ class ProcessGroup(dist.ProcessGroup):
         if self._messages is None:
             raise UsageError(f"{call}: only a job over MPI has messages from rank to rank")
         message = start(self._messages)
-        waiters = self._here.service(Waiters)
+        waiters = world.current().service(Waiters)
         work = MessageWork(message, self._describes(call), self._timeout)
         if not message.poll():
             waiters.polling().add(work)
@@ -273,13 +274,11 @@ class ProcessGroup(dist.ProcessGroup):
         return Work(operation, path, self._describes(call), timeout, self._attend)
 
     def _describes(self, call: str) -> Callable[[], str]:
-        return lambda: (
-            f"rank {self._here.place.rank}: {call} in {self._label} of the ranks {list(self._ranks)}"
-        )
+        return lambda: f"rank {self._rank}: {call} in {self._label} of the ranks {list(self._ranks)}"
 
     def _attend(self, work: Work) -> None:
         if self._waiter is None:
-            self._waiter = self._here.service(Waiters).in_order(self._label)
+            self._waiter = world.current().service(Waiters).in_order(self._label)
         self._waiter.add(work)
 
     # --- about the group --------------------------------------------------------------------------------------

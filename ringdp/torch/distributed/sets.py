@@ -68,7 +68,8 @@ class Places:
             if key == tuple(range(self._here.place.size)):
                 self._places[key] = self._everybody(key)
             else:
-                _meet(store, key, self._here.place.rank, timeout, group)
+                if len(key) > 1:
+                    _meet(store, key, self._here.place.rank, timeout, group)
                 self._places[key] = self._members(key)
         place = self._places[key]
         place.groups += 1

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ringdp.errors import DeadlineError
 from ringdp.ops import Handle
-from ringdp.torch.distributed.futures import Future, Path
+from ringdp.torch.distributed.futures import Future, Path, again
 
 
 class Operation(Protocol):
@@ -100,7 +100,7 @@ class Work(dist.Work):
         self._attend = attend
         self._lock = threading.Lock()
         self._result: list[torch.Tensor] = []
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._future: Future | None = None
 
     # --- for torch --------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Work(dist.Work):
         else:
             self._settle_by(self._end, self._timeout)
         if self._error is not None:
-            raise self._error
+            raise again(self._error)
         return True
 
     def is_completed(self) -> bool:
@@ -135,7 +135,7 @@ class Work(dist.Work):
         """Whether it has ended well."""
         return self.is_completed() and self._error is None
 
-    def exception(self) -> BaseException | None:
+    def exception(self) -> Exception | None:
         """What `wait` raises, if it has failed."""
         return self._error
 
@@ -178,7 +178,7 @@ class Work(dist.Work):
             try:
                 self._result = operation.finish()
             except Exception as error:
-                self._error = error
+                self._error = error.with_traceback(None)
             self._operation = None
             future = self._future
         if future is not None:
