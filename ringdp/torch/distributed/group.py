@@ -318,7 +318,7 @@ class ProcessGroup(dist.ProcessGroup):
     def shutdown(self) -> None:
         """The group is destroyed. Ranks may come to this at any time: what is under way goes on."""
         if self._waiter is not None:
-            self._waiter.close(join=False)
+            self._waiter.close()
 
     abort = shutdown
 

@@ -18,6 +18,7 @@ from ringdp.torch.distributed.pieces import flat, store
 from ringdp.torch.distributed.work import Work
 
 GROUPS = 256
+_given_up: list[tuple[Any, torch.Tensor]] = []
 FIRST_PAUSE, LAST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a message
 
 
@@ -105,6 +106,15 @@ class Message:
             return []
         store(self._target, self._row)
         return [self._target]
+
+    def give_up(self) -> None:
+        """See `Operation`."""
+        with self._lock:
+            if not self._ended and self._target is not None:
+                self._request.Cancel()
+                self._ended = bool(self._request.Test())
+            if not self._ended:  # MPI may still use its memory
+                _given_up.append((self._request, self._row))
 
     def _look(self) -> None:
         try:

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any, Protocol
 
+from ringdp.errors import NotInitializedError
+
 LOOK = 0.05  # seconds of sleep on one operation, before looking whether another one comes first now
 FIRST_PAUSE, LAST_PAUSE = 50e-6, 1e-3  # seconds between two looks at messages
 
@@ -21,14 +23,14 @@ class Pending(Protocol):
 
     def is_late(self) -> bool: ...
 
-    def expire(self) -> None: ...
+    def expire(self, reason: Exception | None = None) -> None: ...
 
 
 class _Thread:
     def __init__(self, name: str) -> None:
         self.pending: list[Pending] = []
         self.changed = threading.Condition()
-        self._closed = False
+        self._closed = self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -38,13 +40,17 @@ class _Thread:
             self.pending.append(work)
             self.changed.notify()
 
-    def close(self, join: bool = True) -> None:
-        """End the thread, once what is pending has ended."""
+    def close(self) -> None:
+        """End the thread, once what is pending has ended. Does not wait for that."""
         with self.changed:
             self._closed = True
             self.changed.notify()
-        if join:
-            self._thread.join(10)
+
+    def stop(self) -> None:
+        """End the thread: what is pending and has not ended has failed."""
+        self._stopped = True
+        self.close()
+        self._thread.join(10)
 
     def _run(self) -> None:
         while True:
@@ -54,9 +60,16 @@ class _Thread:
                 if not self.pending:
                     return
                 pending = list(self.pending)
+            if self._stopped:
+                return self._give_up(pending)
             ended = self.look(pending)
             with self.changed:
                 self.pending = [work for work in self.pending if work not in ended]
+
+    def _give_up(self, pending: list[Pending]) -> None:
+        for work in pending:
+            if not work.is_completed():
+                work.expire(NotInitializedError("ringdp was shut down before this operation had ended"))
 
     def look(self, pending: list[Pending]) -> list[Pending]:
         raise NotImplementedError
@@ -124,6 +137,4 @@ class Waiters:
     def close(self) -> None:
         """End all threads."""
         for thread in self._threads:
-            thread.close(join=False)
-        for thread in self._threads:
-            thread.close()
+            thread.stop()

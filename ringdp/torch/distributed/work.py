@@ -35,6 +35,10 @@ class Operation(Protocol):
         """Once it has ended: bring the result where it belongs. Raises what went wrong."""
         ...
 
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        ...
+
 
 class Collective:
     """Operations of the core under way.
@@ -71,6 +75,9 @@ class Collective:
         for act, result in zip(self._after, results, strict=True):
             act(result)
         return self._results
+
+    def give_up(self) -> None:
+        """See `Operation`. What was submitted goes on; the world keeps its memory."""
 
 
 class Work(dist.Work):
@@ -119,7 +126,7 @@ class Work(dist.Work):
         if given > 0:
             self._settle_by(time.monotonic() + given, given)
         else:
-            self._settle_by(self._end, self._timeout)
+            self._settle_in_time()
         if self._error is not None:
             raise again(self._error)
         return True
@@ -188,12 +195,14 @@ class Work(dist.Work):
         """Whether the group's timeout has passed."""
         return time.monotonic() >= self._end
 
-    def expire(self) -> None:
-        """The timeout has passed: fail, whatever still comes."""
+    def expire(self, reason: Exception | None = None) -> None:
+        """Fail, whatever still comes. Default reason: the group's timeout has passed."""
         with self._lock:
-            if self._operation is None:
+            operation = self._operation
+            if operation is None:
                 return
-            self._error, self._operation = self._too_late(self._timeout), None
+            operation.give_up()
+            self._error, self._operation = reason or self._too_late(self._timeout), None
             future = self._future
         if future is not None:
             self._complete(future)

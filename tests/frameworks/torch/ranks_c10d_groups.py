@@ -110,6 +110,21 @@ def test_ranks_in_another_order_are_refused():
 # --- errors ---
 
 
+def test_messages_that_nobody_sends_end_with_ringdp():
+    n, rank = dist.get_world_size(), dist.get_rank()
+    tensor = torch.full((3,), 7.0)
+    never = dist.irecv(tensor, (rank + 1) % n)
+    future = never.get_future()
+    dist.barrier()
+    hvd.shutdown()
+    with pytest.raises(hvd.NotInitializedError, match="shut down before this operation had ended"):
+        never.wait()
+    with pytest.raises(hvd.NotInitializedError):
+        future.wait()
+    assert (tensor == 7).all()
+    hvd.init()
+
+
 def test_different_calls_are_shown_on_all_ranks():
     tensor = torch.ones(3)
     with pytest.raises(hvd.MismatchError, match="call 1' differs between ranks") as caught:
