@@ -44,6 +44,18 @@ def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
         raise TypeError(
             f"{what} has dtype {tensor.dtype}, which ringdp cannot exchange; it knows {known}{remedy}"
         )
+    if type(tensor) not in TYPES and tensor.numel() and not _has_memory(tensor):
+        kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+        raise TypeError(
+            f"{what} is a {kind}, which has no numbers of its own: exchange what is inside (a DTensor's to_local())"
+        )
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0
+    except RuntimeError:  # a tensor that only stands for one, while a model is traced
+        return False
 
 
 def is_plain(tensor: Any) -> bool:

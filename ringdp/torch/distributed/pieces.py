@@ -44,7 +44,7 @@ def flat(tensor: torch.Tensor, reduced: bool = False) -> torch.Tensor:
     Raises:
         TypeError: what ringdp cannot exchange.
     """
-    dense = tensor.detach()
+    dense = arrived(tensor).detach()
     if not dense.is_contiguous() or dense.is_neg() or dense.is_conj():
         dense = dense.resolve_conj().resolve_neg().contiguous()
     row = dense.reshape(-1)
@@ -57,11 +57,17 @@ def flat(tensor: torch.Tensor, reduced: bool = False) -> torch.Tensor:
     return row
 
 
+def arrived(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; where it is one of those of functional collectives, which wait when they are used, what is inside."""
+    wait = getattr(tensor, "trigger_wait", None)
+    return tensor if wait is None else wait()
+
+
 def store(tensor: torch.Tensor, row: torch.Tensor) -> None:
     """Put a row, as `flat` makes them, into the tensor it was made of, or into one like that."""
-    own = tensor.detach()
+    own = arrived(tensor).detach()
     if own.numel() and own.data_ptr() == row.data_ptr():
-        note_write(tensor)  # it is there already
+        note_write(own)  # it is there already
         return
     if row.dtype is not own.dtype:
         if own.dtype in DTYPES:
