@@ -127,7 +127,13 @@ def broadcast_optimizer_state(
     Raises:
         MismatchError: the parameters differ between ranks.
         TypeError: the root's state holds a tensor that ringdp cannot exchange; PeerError on the other ranks.
+        UsageError: a sharded optimizer that has stepped: each rank has the state of its own shard.
     """
+    if getattr(optimizer, "_shards", None) is not None:
+        raise UsageError(
+            "broadcast_optimizer_state: each rank has the state of its own shard. Call it before the first step, or "
+            "let all ranks load_state_dict() what consolidate_state_dict() has collected"
+        )
     what = f"{prefix}.broadcast_optimizer_state" if prefix else "broadcast_optimizer_state"
     groups = optimizer.param_groups
     lines = [

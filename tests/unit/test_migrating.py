@@ -55,6 +55,16 @@ def test_the_tests_are_there() -> None:
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), test
 
 
+def test_what_becomes_better_is_shown_by_tests_that_are_there() -> None:
+    text = (ROOT / "docs" / "migrating.md").read_text()
+    table = text.split("## What becomes better")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    shown = [re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", line.rsplit("|", 2)[1]) for line in lines]
+    assert len(shown) > 15 and [] in shown and shown.count([]) == 1  # what an idle engine costs is measured
+    for path, name in (test for tests in shown for test in tests):
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), name
+
+
 # Positional parameters and defaults of horovod.torch 0.28.1, where there are any.
 HOW = "op=None, prescale_factor=1.0, postscale_factor=1.0, process_set=global_process_set"
 SCATTER = "op=Average, process_set=global_process_set, prescale_factor=1.0, postscale_factor=1.0"

@@ -445,6 +445,19 @@ def test_a_state_that_was_not_consolidated_is_refused():
         train(model, optimizer, steps=1)
     with pytest.raises(UsageError, match="cannot be copied or pickled"):
         copy.deepcopy(optimizer)
+    with pytest.raises(UsageError, match="each rank has the state of its own shard"):
+        hvd.broadcast_optimizer_state(optimizer)
+
+
+def test_state_is_broadcast_before_the_first_step():
+    whole, sharded = network(), network()
+    one, other = wrap(whole, shard=False), wrap(sharded)
+    for optimizer in (one, other):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 + hvd.rank())
+        hvd.broadcast_optimizer_state(optimizer)
+    train(whole, one)
+    train(sharded, other)
+    assert same(whole, sharded) and same_on_all_ranks(sharded.parameters())
 
 
 # --- whole parameters -----------------------------------------------------------------------------------------------
