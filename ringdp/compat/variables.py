@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 
 # Honoured where ours is unset.
-HONOURED = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "RINGDP_TIMEOUT"}
+HONOURED = {
+    "HOROVOD_FUSION_THRESHOLD": "RINGDP_BUCKET_BYTES",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "RINGDP_TIMEOUT",
+}
 
 _AUTOTUNE = "nothing is tuned while a job runs: the algorithm is chosen from the profile (RINGDP_PROFILE)"
 _BUILD = "it is read when Horovod is built"
@@ -33,7 +36,6 @@ IGNORED = {
     "HOROVOD_ELASTIC*": "a lost rank ends the job; see docs/elastic.md",
     "HOROVOD_ENABLE_ASYNC_COMPLETION": _GPU,
     "HOROVOD_ENABLE_XLA_OPS": "there is nothing for TensorFlow",
-    "HOROVOD_FUSION_THRESHOLD": "write DistributedOptimizer(..., bucket_bytes=...)",
     "HOROVOD_GLOO*": _TRANSPORT,
     "HOROVOD_GPU_*": _BUILD,
     "HOROVOD_HIERARCHICAL_*": "the cheapest algorithm is chosen; RINGDP_ALGORITHM forces one",
@@ -73,7 +75,8 @@ def honour(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def _means_something(theirs: str, environment: Mapping[str, str]) -> bool:
-    """Whether the variable can be honoured. 0 seconds are Horovod's "never", which is not to be had here."""
+    """Whether the variable can be honoured. 0 is Horovod's "never": neither waits without an end nor exchanges of one
+    tensor at a time are to be had here."""
     try:
         return theirs in HONOURED and float(environment.get(theirs, "0")) > 0
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,26 @@ from ringdp.constants import Adasum, Average, Max, Min, Product, Sum
 from ringdp.errors import UsageError
 from ringdp.requests import usable
 from ringdp.torch.adapter import refuse_unsupported
+from ringdp.torch.plan import BUCKET_BYTES
 from ringdp.torch.wire import Options
+
+BUCKET_VARIABLE = "RINGDP_BUCKET_BYTES"
+
+
+def default_bucket_bytes() -> int:
+    """What RINGDP_BUCKET_BYTES says, else 25 MiB.
+
+    Raises:
+        UsageError: it is no number of bytes.
+    """
+    text = os.environ.get(BUCKET_VARIABLE) or str(BUCKET_BYTES)
+    try:
+        value = int(float(text))
+    except (ValueError, OverflowError):
+        value = 0
+    if value < 1:
+        raise UsageError(f"{BUCKET_VARIABLE}={text} is not a number of bytes from 1")
+    return value
 
 
 def named_from(named_parameters: Iterable[tuple[str, torch.Tensor]] | None) -> dict[torch.Tensor, str]:

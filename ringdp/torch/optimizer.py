@@ -29,7 +29,7 @@ from ringdp import world
 from ringdp.constants import Adasum, Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
-from ringdp.torch.arguments import check_arguments, check_names, named, named_from
+from ringdp.torch.arguments import check_arguments, check_names, default_bucket_bytes, named, named_from
 from ringdp.torch.comm_hook import CommHook, Hook
 from ringdp.torch.compression import Compression, known
 from ringdp.torch.exchange import Exchange
@@ -37,7 +37,6 @@ from ringdp.torch.finite import Partial
 from ringdp.torch.model import Buffers, make_equal
 from ringdp.torch.ops import operations
 from ringdp.torch.parameter_groups import group_numbers
-from ringdp.torch.plan import MIB
 from ringdp.torch.sharded.how import check_sharded, sharded_by
 from ringdp.torch.user_compression import UserCompression
 from ringdp.torch.weights import whole
@@ -277,7 +276,7 @@ def DistributedOptimizer(
     sparse_as_dense: bool = False,
     process_set: ProcessSet = global_process_set,
     *,
-    bucket_bytes: int = 25 * MIB,
+    bucket_bytes: int | None = None,
     model: torch.nn.Module | None = None,
     broadcast_buffers: bool = True,
     shard: bool | str = False,
@@ -309,7 +308,8 @@ def DistributedOptimizer(
             gather indices and values (`sparse_allreduce_async`; only with Average and Sum), in `step()`, and `grad`
             is sparse.
         process_set: the ranks that exchange. The others may make the optimizer too: there it steps by itself.
-        bucket_bytes: gradients are exchanged in buckets of about this size.
+        bucket_bytes: gradients are exchanged in buckets of about this size. Default: what RINGDP_BUCKET_BYTES says,
+            else 25 MiB.
         model: the ranks' models are compared here, parameters and buffers, and then made equal: every rank gets the
             first rank's, as with DistributedDataParallel, whose users do not call `broadcast_parameters`. Gives the
             names where `named_parameters` is None.
@@ -342,7 +342,7 @@ def DistributedOptimizer(
         backward_passes_per_step,
         gradient_predivide_factor,
         sparse_as_dense,
-        bucket_bytes,
+        default_bucket_bytes() if bucket_bytes is None else bucket_bytes,
         process_set,
         ours or Compression.none,
         "" if shard is False else sharded_by(optimizer, shard),

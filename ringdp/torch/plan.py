@@ -18,6 +18,7 @@ from ringdp.torch.compression import Compressor, NoneCompressor
 
 MIB = 1 << 20
 NO_LIMIT = 1 << 62
+BUCKET_BYTES = 25 * MIB  # unless RINGDP_BUCKET_BYTES or an argument says
 FIRST_BYTES = MIB  # the first bucket is small, so that the exchange starts early in the backward pass
 
 

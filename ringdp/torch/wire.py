@@ -17,7 +17,7 @@ from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import CommHook, GradBucket, Waits
 from ringdp.torch.compression import NAMES, Compressor, NoneCompressor
 from ringdp.torch.ops import operations
-from ringdp.torch.plan import MIB, Plan
+from ringdp.torch.plan import BUCKET_BYTES, Plan
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Code, code_for
 
@@ -34,7 +34,7 @@ class Options:
     passes: int = 1  # backward passes of a window
     predivide: float = 1.0
     sparse_as_dense: bool = False
-    bucket_bytes: int = 25 * MIB
+    bucket_bytes: int = BUCKET_BYTES
     process_set: ProcessSet = global_process_set
     compression: type[Compressor] = NoneCompressor
     shard: str = ""  # of what each rank steps a part: see ringdp.torch.sharded.how

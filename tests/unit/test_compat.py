@@ -85,6 +85,11 @@ def test_ours_wins_over_horovods() -> None:
     assert variables.honour(environment) == [] and environment["RINGDP_TIMEOUT"] == "30"
 
 
+def test_the_fusion_threshold_is_the_size_of_a_bucket() -> None:
+    environment = {"HOROVOD_FUSION_THRESHOLD": "67108864"}
+    assert variables.honour(environment) == [] and environment["RINGDP_BUCKET_BYTES"] == "67108864"
+
+
 @pytest.mark.parametrize("value", ["0", "soon"])
 def test_no_end_is_not_to_be_had(value: str) -> None:
     environment = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": value}
@@ -103,7 +108,7 @@ def test_every_other_one_gets_a_line() -> None:
     assert variables.honour(environment) == [
         "HOROVOD_AUTOTUNE_LOG is ignored: nothing is tuned while a job runs: the algorithm is chosen from the "
         "profile (RINGDP_PROFILE)",
-        "HOROVOD_FUSION_THRESHOLD is ignored: write DistributedOptimizer(..., bucket_bytes=...)",
+        "HOROVOD_FUSION_THRESHOLD is ignored: it is no number above 0; RINGDP_BUCKET_BYTES holds",
         "HOROVOD_NEW is ignored: ringdp does not know it",
     ]
 

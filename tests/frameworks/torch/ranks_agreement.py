@@ -94,6 +94,30 @@ def test_options_that_differ(option, value, text):
     refused(make, [text])
 
 
+def test_bucket_bytes_of_the_environment(monkeypatch):
+    """It takes effect, an argument wins, and ranks that have different ones hear of it."""
+
+    def sizes(**options):
+        params = parameters((16, 16, 16, 16))
+        optimizer = wrap(params, **options)
+        loss(params).backward()
+        assert reduced(params)
+        return [len(bucket.slots) for bucket in optimizer._exchange._plans.buckets]
+
+    assert sizes() == [4]
+    monkeypatch.setenv("RINGDP_BUCKET_BYTES", "128")
+    assert sizes() == [2, 2] and sizes(bucket_bytes=64) == [1, 1, 1, 1]
+
+    def make():
+        monkeypatch.setenv("RINGDP_BUCKET_BYTES", "64" if last() else "128")
+        params = parameters()
+        optimizer = wrap(params)
+        monkeypatch.delenv("RINGDP_BUCKET_BYTES")
+        return params, optimizer
+
+    refused(make, [f"{others()}options:", "buckets of 128 bytes", "buckets of 64 bytes"])
+
+
 def test_the_same_optimizer_can_go_on_once_the_ranks_agree():
     params = parameters()
     params[0].requires_grad_(not last())

@@ -97,6 +97,13 @@ def test_arguments_that_are_refused(options, text):
         wrap(parameters(), **options)
 
 
+@pytest.mark.parametrize("value", ["many", "0", "-1", "inf", "nan"])
+def test_bucket_bytes_of_the_environment_that_are_refused(value, monkeypatch):
+    monkeypatch.setenv("RINGDP_BUCKET_BYTES", value)
+    with pytest.raises(hvd.UsageError, match=f"RINGDP_BUCKET_BYTES={value} is not a number of bytes from 1"):
+        wrap(parameters())
+
+
 def test_groups_that_are_refused():
     a, b = parameters((2, 3))
     frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
