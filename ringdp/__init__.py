@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ringdp.ops import Handle
     from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
     from ringdp.state import allgather_object, broadcast_object
+    from ringdp.timeline import start_timeline, stop_timeline
     from ringdp.version import __version__
     from ringdp.world import (
         cross_rank,
@@ -119,6 +120,8 @@ __all__ = [
     "remove_process_set",
     "shutdown",
     "size",
+    "start_timeline",
+    "stop_timeline",
     "synchronize",
 ]
 
@@ -135,6 +138,7 @@ _MODULES = (
     "joined",
     "state",
     "metrics",
+    "timeline",
 )
 
 

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -64,6 +65,7 @@ class World:
         default_factory=dict
     )  # by process set: of optimizers, since the last join
     services: dict[Any, Any] = field(default_factory=dict)  # by kind: see `service`
+    timeline: Path | None = None  # of the file, while something is recorded for it: ringdp/timeline.py
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
 
     def service(self, kind: Callable[[World], S]) -> S:
@@ -231,7 +233,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             print(f"ringdp: {line}", file=sys.stderr, flush=True)
     if base is not comm and base is not MPI.COMM_WORLD:
         base.Free()
-    _add_process_sets(process_sets)
+    _start(process_sets)
 
 
 def _base(MPI: Any, comm: Any) -> Any:
@@ -248,10 +250,12 @@ def _base(MPI: Any, comm: Any) -> Any:
     return MPI.COMM_WORLD.Create_group(group)
 
 
-def _add_process_sets(process_sets: Any) -> None:
+def _start(process_sets: Any) -> None:
     from ringdp.process_sets import register
+    from ringdp.timeline import start_from_environment
 
     try:
+        start_from_environment(current())
         register(process_sets)
     except BaseException:
         shutdown()
@@ -276,6 +280,7 @@ def leave() -> bool:
     os.environ.pop(PARENT_VARIABLE, None)
     for process_set in world.process_sets.values():
         process_set.process_set_id = None
+    _write_timeline(world)
     all_left = world.engine.shutdown(world.engine.timeout)
     for service in reversed(list(world.services.values())):
         service.close()
@@ -286,6 +291,15 @@ def leave() -> bool:
     elif not all_left:
         _left = world
     return bool(all_left)
+
+
+def _write_timeline(world: World) -> None:
+    from ringdp import timeline
+
+    try:
+        timeline.finish(world)
+    except OSError as error:  # no reason to keep the others waiting
+        print(f"ringdp: the timeline could not be written: {error}", file=sys.stderr, flush=True)
 
 
 def is_initialized() -> bool:

@@ -269,6 +269,23 @@ void add_local_process_set(int id, const std::vector<Engine*>& members, const st
   for (size_t r = 0; r < members.size(); ++r) members[r]->add_process_set(id, std::move(memberships[r]));
 }
 
+nb::tuple stop_timeline(Engine& engine) {
+  const auto seconds = [](Clock::time_point at) {
+    return std::chrono::duration<double>(at.time_since_epoch()).count();
+  };
+  const Timeline::Taken taken = engine.timeline().stop();
+  nb::list records;
+  for (const Timeline::Record& r : taken.records) {
+    nb::list row;
+    row.append(r.name), row.append(name_of(r.kind)), row.append(r.process_set), row.append(r.bytes);
+    for (const Clock::time_point at : {r.came.submit, r.came.agree, r.came.reduce})
+      at == Clock::time_point() ? row.append(nb::none()) : row.append(seconds(at));
+    row.append(seconds(r.ended));
+    records.append(nb::tuple(row));
+  }
+  return nb::make_tuple(records, taken.lost);
+}
+
 void bind_engine(nb::module_& m) {
   nb::class_<Handle>(m, "Handle", "One operation in flight.")
       .def("poll", &Handle::done, "True once the operation has completed or failed.")
@@ -332,6 +349,13 @@ void bind_engine(nb::module_& m) {
             return counted;
           },
           "What this rank has submitted and agreed on so far: see csrc/engine/counters.h.")
+      .def(
+          "start_timeline", [](Engine& e, size_t most) { return e.timeline().start(most); }, "most"_a,
+          "Record what is submitted from now on, so many operations at most. False if that was so already.")
+      .def("stop_timeline", &stop_timeline,
+           "([(name, kind, process set, bytes, submitted, agreeing, reducing, ended), …], operations lost). Times: "
+           "seconds "
+           "of time.monotonic(); None for a stage that an operation has not come to.")
       .def(
           "costs",
           [](Engine& e, uint64_t bytes, int dtype) {

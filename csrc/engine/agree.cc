@@ -60,6 +60,7 @@ bool Engine::casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype
 
 void Engine::tell(Submission&& s, ProcessSet& set) {
   s.handle->enter(Stage::agree);
+  timeline_.stamp(s.came.agree);
   Note note;
   note.topic = Meetings::named;
   note.key = s.key;

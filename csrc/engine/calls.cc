@@ -28,6 +28,7 @@ void Engine::admit(Submission& s) {
   validate(s, rank_, chooser.placement.ranks);
   if (s.wide && !casts_under_way(chooser, s.count() * size_of(s.dtype), s.dtype))
     fail(ErrorKind::usage, "rank ", rank_, ": what goes within a host, or along with its name, is not cast under way");
+  timeline_.stamp(s.came.submit);
   if (s.lane >= 0 || s.name.empty()) return;
   if (is_reserved(s.name))
     fail(ErrorKind::usage, "rank ", rank_, ": '", s.name, "': names that begin with '", kReservedPrefix,

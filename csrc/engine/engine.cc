@@ -154,6 +154,7 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe desc
     return;
   }
   lane.started.insert(sequence);
+  timeline_.stamp(s.came.reduce);
   active_.emplace_back(std::move(s), set, ticket, generation_, options_, describe, std::move(told), counters_);
 }
 
@@ -209,6 +210,7 @@ void Engine::fail_group(const Submission& failed, const Error& error) {
 
 // Its name and, where it was drawn, its ticket are free again.
 void Engine::ended(const Submission& s, ProcessSet& set, uint64_t ticket) {
+  timeline_.ended(s);
   if (s.lane >= 0) return;
   if (set.draws_tickets() && ticket != Note::kNoTicket) set.tickets.give_back(Tickets::sequence_of(ticket));
   release_name(s);

@@ -20,6 +20,7 @@
 #include "base/slots.h"
 #include "engine/counters.h"
 #include "engine/operation.h"
+#include "engine/timeline.h"
 #include "shared/bell.h"
 #include "submit/submission.h"
 #include "world/process_set.h"
@@ -40,6 +41,7 @@ class Engine {
   const std::shared_ptr<Host>& host() const { return host_; }  // none where nothing is shared
   const Chooser& chooser() const { return chooser_; }          // of algorithms, in process set 0
   const Counters& counters() const { return counters_; }
+  Timeline& timeline() { return timeline_; }
   // Whether an all-reduce is cast while it is under way (Submission::wide), if its caller wants that: not what goes along
   // with its name, nor what never leaves a host, where the ranks read each other's tensors.
   bool casts_under_way(int process_set, uint64_t bytes, Dtype dtype);
@@ -219,6 +221,7 @@ class Engine {
   std::chrono::microseconds pause_{0};
 
   Counters counters_;
+  Timeline timeline_;
 
   std::thread thread_;
 };

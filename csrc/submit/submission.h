@@ -23,6 +23,11 @@ constexpr const char* name_of(OpKind kind) {
 
 struct Group;
 
+// When it came to a stage; the zero of the clock for one that it has not come to, or that nobody wanted to know.
+struct Stamps {
+  Clock::time_point submit, agree, reduce;
+};
+
 struct Submission {
   OpKind kind = OpKind::allreduce;
   std::string name;  // "" for an unnamed call: it gets that of the next slot of its process set
@@ -60,6 +65,7 @@ struct Submission {
 
   std::shared_ptr<const Group> group;  // of which it is one; none: it stands alone
   std::shared_ptr<Handle> handle;
+  Stamps came;  // see engine/timeline.h
 
   uint64_t count() const;      // elements
   uint64_t row_count() const;  // elements of one row of the first dimension

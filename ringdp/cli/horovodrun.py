@@ -8,8 +8,8 @@ _SSH = (
 )
 _ELASTIC = "elastic jobs are not supported yet: start a fixed number of ranks with -n"
 _STALL = "ringdp has deadlines instead of a stall check: leave the option out"
-_FUSION = "the sizes of buckets are set in DistributedOptimizer, not by the launcher: leave the option out"
-_TIMELINE = "there is no timeline in this version: leave the option out"
+_FUSION = "set RINGDP_BUCKET_BYTES to a number of bytes instead"
+_TIMELINE = "set RINGDP_TIMELINE to the file of the timeline instead; there are no cycles to mark"
 _AUTOTUNE = "ringdp does not tune itself while it runs, so that results repeat: leave the option out"
 _CACHE = "a steady step negotiates nothing, so there is no response cache: leave the option out"
 _HIERARCHY = "the algorithm is chosen from the placement of the ranks: leave the option out"

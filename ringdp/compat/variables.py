@@ -8,6 +8,7 @@ from collections.abc import Mapping, MutableMapping
 HONOURED = {
     "HOROVOD_FUSION_THRESHOLD": "RINGDP_BUCKET_BYTES",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "RINGDP_TIMEOUT",
+    "HOROVOD_TIMELINE": "RINGDP_TIMELINE",
 }
 
 _AUTOTUNE = "nothing is tuned while a job runs: the algorithm is chosen from the profile (RINGDP_PROFILE)"
@@ -17,7 +18,6 @@ _GPU = "tensors are exchanged in host memory"
 _LAUNCHER = "the launcher of the MPI job says it"
 _LOG = "ringdp writes no log"
 _STALL = "a wait ends after RINGDP_TIMEOUT seconds with an error"
-_TIMELINE = "there is no timeline"
 _TRANSPORT = "MPI and shared memory carry everything"
 # By the variable's name or, ending in "*", by how it begins.
 IGNORED = {
@@ -50,7 +50,7 @@ IGNORED = {
     "HOROVOD_STALL_CHECK_*": _STALL,
     "HOROVOD_START_TIMEOUT": "it belongs to horovodrun",
     "HOROVOD_THREAD_AFFINITY": "the launcher binds ranks to cores",
-    "HOROVOD_TIMELINE*": _TIMELINE,
+    "HOROVOD_TIMELINE_MARK_CYCLES": _CYCLE,
     "HOROVOD_TORUS_ALLREDUCE": "the cheapest algorithm is chosen; RINGDP_ALGORITHM forces one",
     "HOROVOD_WITHOUT_*": _BUILD,
     "HOROVOD_WITH_*": _BUILD,
@@ -76,14 +76,19 @@ def honour(environment: MutableMapping[str, str]) -> list[str]:
 
 def _means_something(theirs: str, environment: Mapping[str, str]) -> bool:
     """Whether the variable can be honoured. 0 is Horovod's "never": neither waits without an end nor exchanges of one
-    tensor at a time are to be had here."""
+    tensor at a time are to be had here. DYNAMIC is its timeline that starts later, which ours may always."""
+    value = environment.get(theirs, "")
+    if theirs == "HOROVOD_TIMELINE":
+        return value not in ("", "DYNAMIC")
     try:
-        return theirs in HONOURED and float(environment.get(theirs, "0")) > 0
+        return theirs in HONOURED and float(value) > 0
     except ValueError:
         return False
 
 
 def _why(name: str) -> str:
+    if name == "HOROVOD_TIMELINE":
+        return "start_timeline() may be called without it"
     if name in HONOURED:
         return f"it is no number above 0; {HONOURED[name]} holds"
     for pattern, reason in IGNORED.items():

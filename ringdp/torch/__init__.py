@@ -24,6 +24,7 @@ from ringdp.joined import join
 from ringdp.metrics import average_metrics
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
+from ringdp.timeline import start_timeline, stop_timeline
 from ringdp.torch import comm_hooks, data, elastic
 from ringdp.torch.built import (
     ccl_built,
@@ -181,5 +182,7 @@ __all__ = [
     "shutdown",
     "size",
     "sparse_allreduce_async",
+    "start_timeline",
+    "stop_timeline",
     "synchronize",
 ]

@@ -90,6 +90,19 @@ def test_the_fusion_threshold_is_the_size_of_a_bucket() -> None:
     assert variables.honour(environment) == [] and environment["RINGDP_BUCKET_BYTES"] == "67108864"
 
 
+def test_the_timeline() -> None:
+    environment = {"HOROVOD_TIMELINE": "trace.json", "HOROVOD_TIMELINE_MARK_CYCLES": "1"}
+    (line,) = variables.honour(environment)
+    assert (
+        line
+        == "HOROVOD_TIMELINE_MARK_CYCLES is ignored: there are no cycles: a bucket is exchanged as soon as it is full"
+    )
+    assert environment["RINGDP_TIMELINE"] == "trace.json"
+    environment = {"HOROVOD_TIMELINE": "DYNAMIC"}
+    (line,) = variables.honour(environment)
+    assert "start_timeline() may be called without it" in line and "RINGDP_TIMELINE" not in environment
+
+
 @pytest.mark.parametrize("value", ["0", "soon"])
 def test_no_end_is_not_to_be_had(value: str) -> None:
     environment = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": value}

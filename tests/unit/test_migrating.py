@@ -107,6 +107,7 @@ SIGNATURES = {
     "reducescatter": f"tensor, name=None, compression=Compression.none, {SCATTER}",
     "reducescatter_async": f"tensor, name=None, {SCATTER}",
     "sparse_allreduce_async": f"tensor, name, op, {SET}",
+    "start_timeline": "file_path, mark_cycles=False",
     "synchronize": "handle",
 }
 
