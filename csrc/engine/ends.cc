@@ -11,7 +11,7 @@ namespace {
 constexpr auto kGraceAfterDeparture = std::chrono::seconds(2);
 
 std::string label_of(const Submission& s) {
-  if (s.lane >= 0) return "bucket " + std::to_string(s.bucket) + " of plan " + std::to_string(s.lane);
+  if (s.lane >= 0) return s.bucket_name();
   return std::string(name_of(s.kind)) + " '" + s.name + "'";
 }
 

@@ -71,9 +71,7 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       told_(std::move(told)) {}
 
 std::string Operation::label() const {
-  if (submission_.lane >= 0)
-    return std::string(submission_.half == Half::all_gather ? "parameters of bucket " : "bucket ") +
-           std::to_string(submission_.bucket) + " of plan " + std::to_string(submission_.lane);
+  if (submission_.lane >= 0) return submission_.bucket_name();
   return std::string(name_of(submission_.kind)) + " '" + submission_.name + "'";
 }
 

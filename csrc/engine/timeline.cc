@@ -24,9 +24,8 @@ void Timeline::note(const Submission& s) {
     ++taken_.lost;
     return;
   }
-  const std::string name =
-      s.lane < 0 ? s.name : "bucket " + std::to_string(s.bucket) + " of plan " + std::to_string(s.lane);
-  taken_.records.push_back({name, s.kind, s.process_set, s.count() * size_of(s.dtype), s.came, Clock::now()});
+  taken_.records.push_back({s.lane < 0 ? s.name : s.bucket_name(), s.kind, s.process_set, s.count() * size_of(s.dtype),
+                            s.came, Clock::now()});
 }
 
 }  // namespace ringdp

@@ -69,6 +69,11 @@ bool has_16_bits(Dtype dtype) { return is_float(dtype) && size_of(dtype) == 2; }
 
 }  // namespace
 
+std::string Submission::bucket_name() const {
+  const std::string name = "bucket " + std::to_string(bucket) + " of plan " + std::to_string(lane);
+  return half == Half::all_gather ? "parameters of " + name : name;
+}
+
 uint64_t Submission::count() const {
   return std::accumulate(shape.begin(), shape.end(), uint64_t{1}, std::multiplies<>());
 }

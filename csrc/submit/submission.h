@@ -67,8 +67,9 @@ struct Submission {
   std::shared_ptr<Handle> handle;
   Stamps came;  // see engine/timeline.h
 
-  uint64_t count() const;      // elements
-  uint64_t row_count() const;  // elements of one row of the first dimension
+  std::string bucket_name() const;  // "bucket 3 of plan 2"
+  uint64_t count() const;           // elements
+  uint64_t row_count() const;       // elements of one row of the first dimension
   bool first_may_differ() const { return kind == OpKind::allgather || kind == OpKind::alltoall; }
   uint64_t signature() const;   // digest of everything that must be equal on all ranks
   std::string encoded() const;  // all that a rank needs to know that has not submitted it
