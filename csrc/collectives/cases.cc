@@ -1,7 +1,7 @@
 #include "collectives/cases.h"
 
 #include "base/check.h"
-#include "collectives/levels.h"
+#include "collectives/halves.h"
 
 namespace ringdp::simulate {
 namespace {
@@ -107,9 +107,9 @@ void check_shape(const Case& c) {
     fail(ErrorKind::usage, describe(c), ": only all-reduce has schedules of shared memory");
   if (only_in_place(c.sharing) && !c.in_place) fail(ErrorKind::usage, describe(c), ": direct means in place");
   if (c.half == Half::both) return;
-  const bool has_halves = c.sharing != Sharing::none || c.algorithm == Algorithm::ring;
-  if (c.collective != Collective::allreduce || !c.in_place || !has_halves)
-    fail(ErrorKind::usage, describe(c), ": only all-reduces in place, by ring or in shared memory, have halves");
+  if (c.collective != Collective::allreduce || !c.in_place ||
+      (c.sharing == Sharing::none && !has_halves(c.algorithm, c.ranks)))
+    fail(ErrorKind::usage, describe(c), ": no all-reduce in place that has halves");
   if (c.half == Half::all_gather && (c.arithmetic.prescale || c.arithmetic.finish))
     fail(ErrorKind::usage, describe(c), ": the second half has no arithmetic");
 }
@@ -132,7 +132,7 @@ Schedule two_level_of(const Case& c, int r) {
 Schedule allreduce_of(const Case& c, int r) {
   switch (c.sharing) {
     case Sharing::none:
-      if (c.half != Half::both) return ring_half(c.half, c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
+      if (c.half != Half::both) return half_of(c.algorithm, c.half, c.ranks, r, c.counts[0], c.pipeline, c.arithmetic);
       return row_of(c.algorithm).schedule(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.in_place);
     case Sharing::direct:
       return shared_allreduce_direct(c.ranks, r, c.counts[0], c.pipeline, c.arithmetic, c.half);
@@ -146,9 +146,9 @@ Schedule allreduce_of(const Case& c, int r) {
 }  // namespace
 
 Chunk own_chunk(const Case& c, int rank) {
-  if (!in_two_levels(c.sharing)) return chunk_of(c.counts[0], c.ranks, rank);
-  const std::optional<Levels> levels = levels_of(c.host_of, rank);
-  return levels ? ringdp::own_chunk(*levels, c.counts[0]) : Chunk{0, 0};
+  const bool messages = c.sharing == Sharing::none, two_level = in_two_levels(c.sharing);
+  const Algorithm algorithm = two_level ? Algorithm::two_level : messages ? c.algorithm : Algorithm::shared_memory;
+  return ringdp::own_chunk(algorithm, levels_of(c.host_of, rank), c.ranks, rank, c.counts[0]);
 }
 
 std::string describe(const Case& c) {

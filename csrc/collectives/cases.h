@@ -34,7 +34,7 @@ struct Case {
   Algorithm algorithm = Algorithm::ring;  // allreduce by messages
   Sharing sharing = Sharing::none;        // allreduce
   std::vector<int> host_of;               // by rank: ranks of one host can share memory; empty: all are of one
-  Half half = Half::both;                 // allreduce in place, by ring or in shared memory
+  Half half = Half::both;                 // allreduce in place, by what has halves
 };
 
 constexpr bool in_two_levels(Sharing s) { return s >= Sharing::two_level_direct; }

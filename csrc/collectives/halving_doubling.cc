@@ -51,13 +51,25 @@ class HalvingDoubling {
       hand_over();
     } else {
       if (power_.stands_in()) take_over();
-      for (int level = 0; level < power_.levels(); ++level) halve(level);
-      finish();
-      for (int level = power_.levels() - 1; level >= 0; --level) double_up(level);
+      halve_all();
+      double_up_all();
       if (power_.stands_in()) hand_back();
     }
     return moves_.take(scratch_slots_ * slot_);
   }
+
+  // Of a power of two of ranks.
+  Schedule half(Half which) {
+    if (which == Half::reduce_scatter) {
+      scale();
+      halve_all();
+      return moves_.take(scratch_slots_ * slot_);
+    }
+    in_output_ = true;
+    double_up_all();
+    return moves_.take();
+  }
+  Chunk own() const { return power_.levels() == 0 ? tensor_ : kept(power_.levels() - 1); }
 
  private:
   struct Piece {
@@ -68,6 +80,14 @@ class HalvingDoubling {
     if (!arithmetic_.prescale) return;
     for (const auto [cell, at, n] : pieces(tensor_))
       ready_[cell] = moves_.copy(in_output(at), in_input(at), n, true, {});
+  }
+
+  void halve_all() {
+    for (int level = 0; level < power_.levels(); ++level) halve(level);
+    finish();
+  }
+  void double_up_all() {
+    for (int level = power_.levels() - 1; level >= 0; --level) double_up(level);
   }
 
   void hand_over() {
@@ -108,7 +128,7 @@ class HalvingDoubling {
   // Now this rank's own part is complete, and it is all that is.
   void finish() {
     std::vector<int32_t> own(cells_, kNone);
-    for (const auto [cell, at, n] : pieces(kept(power_.levels() - 1)))
+    for (const auto [cell, at, n] : pieces(this->own()))
       own[cell] = arithmetic_.finish ? moves_.finish(in_output(at), in_output(at), n, {ready_[cell]}) : ready_[cell];
     ready_ = std::move(own);
   }
@@ -132,13 +152,13 @@ class HalvingDoubling {
   }
 
   // The two halves of what is left after `level` exchanges. Lengths of halves differ by at most one.
-  Chunk half(int level, bool lower) const {
+  Chunk half_at(int level, bool lower) const {
     Chunk range = level == 0 ? tensor_ : kept(level - 1);
     const uint64_t middle = range.begin + (range.end - range.begin + 1) / 2;
     return lower ? Chunk{range.begin, middle} : Chunk{middle, range.end};
   }
-  Chunk kept(int level) const { return half(level, power_.is_lower(level)); }
-  Chunk given(int level) const { return half(level, !power_.is_lower(level)); }
+  Chunk kept(int level) const { return half_at(level, power_.is_lower(level)); }
+  Chunk given(int level) const { return half_at(level, !power_.is_lower(level)); }
 
   std::vector<Piece> pieces(Chunk range) const {
     std::vector<Piece> all;
@@ -185,6 +205,19 @@ Schedule halving_doubling(int ranks, int rank, uint64_t count, Pipeline pipeline
   check(ranks, rank);
   if (ranks == 1) return reduce_alone(count, pipeline.segment, arithmetic, in_place);
   return HalvingDoubling({ranks, rank}, rank, count, pipeline, arithmetic, in_place).schedule();
+}
+
+Schedule halving_doubling_half(Half half, int ranks, int rank, uint64_t count, Pipeline pipeline,
+                               Arithmetic arithmetic) {
+  check(pipeline);
+  check(ranks, rank);
+  if (ranks & (ranks - 1)) fail(ErrorKind::usage, ranks, " ranks: only a power of two halves and doubles by halves");
+  if (ranks == 1) return reduce_alone(count, pipeline.segment, arithmetic, true);
+  return HalvingDoubling({ranks, rank}, rank, count, pipeline, arithmetic, true).half(half);
+}
+
+Chunk halving_doubling_chunk(int ranks, int rank, uint64_t count) {
+  return HalvingDoubling({ranks, rank}, rank, count, {1, 1}, {}, true).own();
 }
 
 }  // namespace ringdp

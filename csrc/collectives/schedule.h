@@ -137,6 +137,9 @@ Schedule recursive_doubling(int ranks, int rank, uint64_t count, Pipeline, Arith
 
 // All-reduce by recursive halving (reduce-scatter) and doubling (all-gather): Rabenseifner, ICCS 2004.
 Schedule halving_doubling(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);
+// A half of it, in place, for a power of two of ranks; and the own chunk.
+Schedule halving_doubling_half(Half, int ranks, int rank, uint64_t count, Pipeline, Arithmetic);
+Chunk halving_doubling_chunk(int ranks, int rank, uint64_t count);
 
 // All-reduce up and down two pipelined binary trees, each with one half of the tensor: Sanders, Speck & Träff (2009).
 Schedule double_tree(int ranks, int rank, uint64_t count, Pipeline, Arithmetic, bool in_place);

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "collectives/halves.h"
 #include "engine/engine.h"
 
 namespace ringdp {
@@ -118,8 +119,7 @@ Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype) {
   turn();  // the set may just have been added
   const ProcessSet& set = this->process_set(process_set);
   const Algorithm chosen = set.chooser.choose(count * size_of(dtype), dtype);
-  if (chosen == Algorithm::two_level && set.levels) return ringdp::own_chunk(*set.levels, count);
-  return chunk_of(count, set.size(), set.rank());
+  return ringdp::own_chunk(chosen, set.levels, set.size(), set.rank(), count);
 }
 
 bool Engine::is_idle(int process_set) {

@@ -8,6 +8,7 @@
 #include "agree/digest.h"
 #include "base/check.h"
 #include "collectives/adasum.h"
+#include "collectives/halves.h"
 #include "collectives/neutral.h"
 #include "collectives/ring.h"
 #include "submit/differences.h"
@@ -24,16 +25,6 @@ std::string description_of(const Submission& s, Describe describe) {
   if (describe == Describe::no) return "";
   if (s.absent) return s.divides_by_active ? kAbsentNotCounted : kAbsent;
   return describe == Describe::difference ? s.description() : s.encoded();
-}
-
-bool has_halves(Algorithm algorithm) {
-  return algorithm == Algorithm::ring || algorithm == Algorithm::shared_memory || algorithm == Algorithm::two_level;
-}
-
-// Of the algorithms that have no halves, the first is the whole, which gives the same bits; the second has no bits of its own.
-Algorithm chosen_for(const Submission& s, const ProcessSet& set) {
-  const Algorithm chosen = set.chooser.choose(s.count() * size_of(s.dtype), s.dtype);
-  return s.half == Half::all_gather && !has_halves(chosen) ? Algorithm::ring : chosen;
 }
 
 }  // namespace
@@ -66,7 +57,9 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       description_(description_of(submission_, describe)),
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
-      chosen_(chosen_for(submission_, set)),
+      chosen_(algorithm_of_half(submission_.half,
+                                set.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype),
+                                set.size())),
       divisor_(set.size()),
       told_(std::move(told)) {}
 
@@ -208,7 +201,7 @@ const AlgorithmRow& Operation::row() const {
 
 // Ranks that differ in the bytes of a bucket, or in its half, may choose different algorithms.
 bool Operation::all_choose_the_same() const {
-  return lane_ == 0 || (set_.chooser.forced && has_halves(*set_.chooser.forced));
+  return lane_ == 0 || (set_.chooser.forced && has_halves(*set_.chooser.forced, set_.size()));
 }
 
 // Who exchange headers whatever their counts are, so that no rank waits for a header that the other does not send: with
@@ -247,8 +240,8 @@ Schedule Operation::fixed_schedule(const Elements& e) const {
   const bool in_place = s.input == s.output;
   switch (s.kind) {
     case OpKind::allreduce:
-      if (s.half != Half::both && row().algorithm == Algorithm::ring)
-        return ring_half(s.half, ranks, rank, count, pipeline_of(Algorithm::ring), arithmetic);
+      if (s.half != Half::both)
+        return half_of(row().algorithm, s.half, ranks, rank, count, pipeline_of(row().algorithm), arithmetic);
       return row().schedule(ranks, rank, count, pipeline_of(row().algorithm), arithmetic, in_place);
     case OpKind::broadcast:
       return tree_broadcast(ranks, rank, s.root, count, pipeline(count, s.dtype), in_place);
