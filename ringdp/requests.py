@@ -92,13 +92,14 @@ class Request(Generic[T]):
 
     kind: OpKind
     source: T
-    output: T | None  # None: the core makes it
+    output: T | None  # None: the core makes it, as it does where `room` is not right
     finish: Callable[[Any], Any]  # the result for the caller, from the core's handle
     op: ReduceOp = ReduceOp.Sum
     scale: tuple[float, float] = (1.0, 1.0)  # before and after
     root: int = -1
     splits: Sequence[int] = ()
     wide: tuple[T, T] | None = None  # the tensors of which `source` is only what travels
+    room: int = 0  # all-gather and all-to-all: the bytes of `output`, which is used if just as many come
 
     def submission(self, name: str, process_set_id: int, adapter: Adapter[T]) -> Any:
         """For the core's `submit` or `submit_group`."""
@@ -114,6 +115,7 @@ class Request(Generic[T]):
             int(self.kind), name, process_set_id, address, target, dtype, list(shape), int(self.op),
             *self.scale, self.root, list(self.splits), *wide,
         )  # fmt: skip
+        submission.room = self.room
         submission.awaits_joined = awaiting.on
         return submission
 

@@ -312,6 +312,7 @@ void bind_engine(nb::module_& m) {
       .def(nb::new_(&named), "kind"_a, "name"_a, "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a, "op"_a,
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a, "wide_dtype"_a = 0, "wide_input"_a = 0,
            "wide_output"_a = 0)
+      .def_rw("room", &Submission::room, "Bytes at `output`, for all-gather and all-to-all.")
       .def_rw("awaits_joined", &Submission::awaits_joined)
       .def_rw("divides_by_active", &Submission::divides_by_active);
   nb::class_<Membership>(m, "Membership", "A process set as one of its ranks sees it, to be used once.")

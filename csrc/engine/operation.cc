@@ -289,8 +289,10 @@ void Operation::run_variable_data() {
     total += counts.back();
   }
   result_.output_bytes = total * size_of(e.dtype);
-  result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
-  const Memory memory{describes() ? description_.data() : submission_.input, result_.output.get()};
+  const bool fits = submission_.output != nullptr && !describes() && submission_.room == result_.output_bytes;
+  if (!fits) result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
+  void* output = fits ? submission_.output : result_.output.get();
+  const Memory memory{describes() ? description_.data() : submission_.input, output};
   if (submission_.kind == OpKind::alltoall && !describes()) {
     std::vector<uint64_t> mine;
     for (const uint64_t rows : submission_.splits) mine.push_back(rows * row_count());
@@ -300,7 +302,7 @@ void Operation::run_variable_data() {
     const uint64_t longest = *std::max_element(counts.begin(), counts.end());
     start_run(ring_allgather(set_.rank(), counts, pipeline(longest, e.dtype)), memory, e, 1);
   }
-  if (!result_.output)
+  if (output == nullptr)
     run_->poison("rank " + std::to_string(set_.name()) + " has no memory for " + std::to_string(result_.output_bytes) +
                  " bytes of output");
 }

@@ -37,9 +37,10 @@ struct Submission {
 
   // The tensor. `shape` is what the ranks compare; for all-gather and all-to-all its first entry may differ. The memory
   // is the caller's and must live until the handle is done. input may equal output (in place). All-gather and
-  // all-to-all bring their own output.
+  // all-to-all bring their own output, unless what comes has just as many bytes as there is room at `output`.
   const void* input = nullptr;
   void* output = nullptr;
+  uint64_t room = 0;
   Dtype dtype = Dtype::float32;
   std::vector<uint64_t> shape;
   // All-reduce in place: the tensor above, of 16-bit floats, is only what travels of this one. Nothing that the ranks

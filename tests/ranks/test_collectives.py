@@ -7,6 +7,7 @@ import pytest
 from ranks.inputs import DTYPES, expected, values
 
 import ringdp
+from ringdp.numpy.ops import operations
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -22,6 +23,27 @@ def test_allgather_with_different_first_dimensions(dtype):
     got = ringdp.allgather(part(rank))
     want = np.concatenate([part(r) for r in range(size)])
     assert got.dtype == want.dtype and got.shape == want.shape and (got == want).all()
+
+
+@pytest.mark.parametrize("count", [0, 3, 300_001])
+def test_allgather_into_memory_of_the_caller(count):
+    """The core takes it where it has just the right size, and brings its own otherwise."""
+    rank, size = ringdp.rank(), ringdp.size()
+    everything = np.concatenate([np.arange(count) * (r + 1) for r in range(size)])
+    for room, is_taken in [(count * size, True), (count * size + 1, False)]:
+        output = np.full(room, -1)
+        request = operations.requests.allgather(np.arange(count) * (rank + 1))
+        request.output, request.room = output, output.nbytes
+        own = request.finish
+        request.finish = lambda core: core
+        core = operations.submit(request, None, ringdp.global_process_set).wait()
+        assert core.rows() == [count] * size
+        if is_taken:
+            assert (output == everything).all()
+            with pytest.raises(ringdp.UsageError, match="no output of its own"):
+                core.take_output()
+        else:
+            assert (output == -1).all() and (own(core) == everything).all()
 
 
 def test_allgather_large():

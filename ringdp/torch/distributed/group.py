@@ -148,7 +148,10 @@ class ProcessGroup(dist.ProcessGroup):
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> Work:
         """Give every rank the tensors of all, which may differ in size."""
-        found = [pieces.gather_into(source, targets) for source, targets in zip(inputs, outputs, strict=True)]
+        found = [
+            pieces.gather_into(source, targets, self.rank())
+            for source, targets in zip(inputs, outputs, strict=True)
+        ]
         return self._start("all_gather", found, [t for targets in outputs for t in targets], opts)
 
     def allgather_coalesced(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> Work:

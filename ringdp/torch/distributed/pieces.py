@@ -171,9 +171,13 @@ def broadcast(tensor: torch.Tensor, root: int, place: ProcessSet) -> Piece:
     )
 
 
-def gather_into(source: torch.Tensor, targets: Sequence[torch.Tensor]) -> Piece:
-    """All ranks' `source`, one after the other, into the targets: one for each rank, or one for all."""
-    request = with_rows(operations.requests.allgather(flat(source)))
+def gather_into(source: torch.Tensor, targets: Sequence[torch.Tensor], rank: int) -> Piece:
+    """All ranks' `source`, one after the other, into the targets: one for each rank, or one for all.
+
+    `rank`: this one's number in the group.
+    """
+    request = operations.requests.allgather(flat(source))
+    _with_rows(request, targets, rank * request.source.nbytes)
     return Piece(request, lambda result: _deal("all_gather", result, targets))
 
 
@@ -191,15 +195,10 @@ def exchange(
         expected: how many elements should come from each rank; None: what the targets have room for.
         call: for the errors.
     """
-    row = joined(sources)
-    request = with_rows(operations.requests.alltoall(row, list(splits), place))
-    alone = request.finish
-
-    def finish(core: Any) -> Rows:
-        counts, (output, _) = alone(core)
-        return counts, output
-
-    request.finish = finish
+    request = operations.requests.alltoall(joined(sources), list(splits), place)
+    both = request.finish  # gives the output, and the rows that came as a tensor
+    request.finish = lambda core: both(core)[0]
+    _with_rows(request, targets, None)
 
     def after(result: Rows) -> None:
         if expected is not None and list(expected) != result[0]:
@@ -212,11 +211,39 @@ def exchange(
     return Piece(request, after)
 
 
-def with_rows(request: Request[torch.Tensor]) -> Request[torch.Tensor]:
-    """The same, whose result is preceded by the numbers of elements from each rank."""
+def _with_rows(
+    request: Request[torch.Tensor], targets: Sequence[torch.Tensor], own_place: int | None
+) -> None:
+    """Let the result be preceded by the numbers of elements from each rank, and go into a single dense target at once.
+
+    Args:
+        own_place: in bytes, where in the target this rank's own part may lie already; None: nowhere.
+    """
     finish = request.finish
-    request.finish = lambda core: (list(core.rows()), finish(core))
-    return request
+    target = _straight(request.source, targets, own_place)
+    if target is not None:
+        request.output, request.room = target, target.nbytes
+
+    def with_rows(core: Any) -> Rows:
+        counts = list(core.rows())
+        went_straight = target is not None and sum(counts) == target.numel()
+        return counts, target if went_straight else finish(core)
+
+    request.finish = with_rows
+
+
+def _straight(
+    source: torch.Tensor, targets: Sequence[torch.Tensor], own_place: int | None
+) -> torch.Tensor | None:
+    if len(targets) != 1:
+        return None
+    row = flat(targets[0])
+    if row.dtype is not source.dtype or row.data_ptr() != arrived(targets[0]).data_ptr():
+        return None
+    at = source.data_ptr() - row.data_ptr()
+    if -source.nbytes < at < row.nbytes and at != own_place:  # it would be written over before it is sent
+        return None
+    return row
 
 
 def _deal(call: str, result: Rows, targets: Sequence[torch.Tensor]) -> None:

@@ -233,6 +233,26 @@ def test_all_gather_into_memory_with_gaps():
     assert equal(whole[:, 0], torch.full((n * 6,), -1.0))
 
 
+@pytest.mark.parametrize("place", ["own", "of the next rank", "in between"])
+def test_all_gather_of_a_part_of_the_output(place):
+    """What others send must not be written over what this rank has not sent yet."""
+    n, rank = dist.get_world_size(), dist.get_rank()
+    count = 50_000
+    whole = torch.full((n * count,), -1.0)
+    start = {"own": rank, "of the next rank": (rank + 1) % n, "in between": 0.5}[place] * count
+    mine = whole[int(start) : int(start) + count]
+    mine.copy_(values(rank, count))
+    dist.all_gather_into_tensor(whole, mine)
+    assert equal(whole, torch.cat(of_all(lambda r: values(r, count))))
+
+
+def test_all_to_all_into_its_own_input():
+    n, rank = dist.get_world_size(), dist.get_rank()
+    tensor = torch.cat([values(rank + i, 50_000) for i in range(n)])
+    dist.all_to_all_single(tensor, tensor)
+    assert equal(tensor, torch.cat(of_all(lambda r: values(r + rank, 50_000))))
+
+
 def test_gather_and_scatter_by_every_root():
     n, rank = dist.get_world_size(), dist.get_rank()
     for root in range(n):
