@@ -64,6 +64,7 @@ class World:
     windows: dict[int, int] = field(
         default_factory=dict
     )  # by process set: of optimizers, since the last join
+    service_lock: Any = field(default_factory=threading.RLock)
     services: dict[Any, Any] = field(default_factory=dict)  # by kind: see `service`
     timeline: Path | None = None  # of the file, while something is recorded for it: ringdp/timeline.py
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
@@ -73,9 +74,10 @@ class World:
 
         It has a `close()`, which is called when all ranks have left, or this one has given up waiting for them.
         """
-        if kind not in self.services:
-            self.services[kind] = kind(self)
-        return self.services[kind]
+        with self.service_lock:
+            if kind not in self.services:
+                self.services[kind] = kind(self)
+            return self.services[kind]
 
     def ranks_of(self, comm: Any) -> tuple[int, ...]:
         """The ranks of the job that an mpi4py communicator holds, in order; none for MPI.COMM_NULL.

@@ -6,6 +6,7 @@ trampolines. Where releases of torch have several names for one, all of them are
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -77,6 +78,7 @@ class ProcessGroup(dist.ProcessGroup):
         self._label = f"torch.distributed group {name} ({place.groups})"
         self._numbers = Numbers()
         self._waiter: InOrder | None = None
+        self._lock = threading.Lock()
         self._name = self._description = name
         self._messages: Messages | None = None
         if isinstance(here.job, MpiJob):
@@ -280,8 +282,9 @@ class ProcessGroup(dist.ProcessGroup):
         return lambda: f"rank {self._rank}: {call} in {self._label} of the ranks {list(self._ranks)}"
 
     def _attend(self, work: Work) -> None:
-        if self._waiter is None:
-            self._waiter = world.current().service(Waiters).in_order(self._label)
+        with self._lock:
+            if self._waiter is None:
+                self._waiter = world.current().service(Waiters).in_order(self._label)
         self._waiter.add(work)
 
     # --- about the group --------------------------------------------------------------------------------------
