@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+import torch.distributed.nn.functional as differentiable
 from frameworks.torch.helpers import network
 from torch.nn.parallel import DistributedDataParallel
 
@@ -64,6 +65,16 @@ def test_a_compiled_model_in_ddp():
     torch.compile(other, backend="aot_eager")(x).square().sum().backward()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-5)
+
+
+def test_gradients_flow_through_the_collectives_of_torch_distributed_nn():
+    n = dist.get_world_size()
+    x = torch.ones(3, requires_grad=True)
+    (differentiable.all_reduce(x) * (dist.get_rank() + 1)).sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), n * (n + 1) / 2))
+    y = torch.ones(2, requires_grad=True)
+    torch.stack(differentiable.all_gather(y)).sum().backward()
+    assert torch.equal(y.grad, torch.full((2,), float(n)))
 
 
 def test_tensors_without_numbers_of_their_own_are_refused():

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from frameworks.torch.helpers import batches, network, same_on_all_ranks
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -121,6 +121,16 @@ def test_fully_sharded_gradients_are_exact():
     model(rows + n * rank).sum().backward()
     wanted = sum((rows + n * r).sum(0) for r in range(n)) / n
     assert torch.equal(model.weight.grad.full_tensor(), wanted.expand(2 * n, 4))
+
+
+def test_the_older_fsdp_too():
+    one, model = network(), network()
+    sharded = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+    train(sharded, [(x, y) for _, _, x, y in batches(4)])
+    train(one, [(x, y) for x, y, _, _ in batches(4)])
+    with FullyShardedDataParallel.summon_full_params(sharded):
+        for a, b in zip(sharded.parameters(), one.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_clipping_the_norm_of_sharded_gradients():
