@@ -115,7 +115,8 @@ class Request(Generic[T]):
             int(self.kind), name, process_set_id, address, target, dtype, list(shape), int(self.op),
             *self.scale, self.root, list(self.splits), *wide,
         )  # fmt: skip
-        submission.room = self.room
+        if self.room:
+            submission.room = self.room
         submission.awaits_joined = awaiting.on
         return submission
 
