@@ -48,16 +48,25 @@ class Allgather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Any, operations: Any, name: Any, process_set: ProcessSet) -> Any:
         ctx.operations, ctx.process_set = operations, process_set
         output = operations.allgather(tensor, name, process_set)
-        mine = process_set.rank() or 0
-        own = (torch.arange(process_set.size()) == mine) * tensor.shape[0]
+        own = _own_rows(tensor, process_set)
         rows = operations.allreduce(own, None, name and f"{name}.rows", Sum, process_set=process_set)
-        ctx.save_for_backward(rows[:mine].sum() + torch.arange(tensor.shape[0]))
+        ctx.save_for_backward(_places(rows, tensor, process_set))
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
         return mean.index_select(0, *ctx.saved_tensors), None, None, None
+
+
+def _own_rows(tensor: torch.Tensor, process_set: ProcessSet) -> torch.Tensor:
+    """This rank's number of rows in its place, zeros in the others': the sum over ranks has all."""
+    return (torch.arange(process_set.size()) == (process_set.rank() or 0)) * tensor.shape[0]
+
+
+def _places(rows: torch.Tensor, tensor: torch.Tensor, process_set: ProcessSet) -> torch.Tensor:
+    """Which rows of what was gathered are this rank's."""
+    return rows[: process_set.rank() or 0].sum() + torch.arange(tensor.shape[0])
 
 
 class Broadcast(torch.autograd.Function):
@@ -120,3 +129,60 @@ class Reducescatter(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         whole = ctx.operations.allgather(grad, None, ctx.process_set)
         return whole.reshape(ctx.shape) * ctx.factor, None, None, None, None, None, None
+
+
+# --- groups: each direction is one group. `groups` has the grouped operations without gradients ---
+
+
+class GroupedAllreduce(torch.autograd.Function):
+    """See `Allreduce`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, groups: Any, name: Any, op: Any, scale: Any, process_set: Any, *tensors: Any
+    ) -> tuple[Any, ...]:
+        _refuse_selection(op)
+        ctx.groups, ctx.how = groups, (op, scale, process_set)
+        return tuple(groups.grouped_allreduce(tensors, name, *ctx.how))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, None, None, None, None, *ctx.groups.grouped_allreduce(grads, None, *ctx.how)
+
+
+class GroupedAllgather(torch.autograd.Function):
+    """See `Allgather`."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: Any, name: Any, process_set: Any, *tensors: Any) -> tuple[Any, ...]:
+        ctx.groups, ctx.process_set = groups, process_set
+        outputs = groups.grouped_allgather(tensors, name, process_set)
+        own = [_own_rows(tensor, process_set) for tensor in tensors]
+        all_rows = groups.grouped_allreduce(own, name and f"{name}.rows", Sum, (1.0, 1.0), process_set)
+        ctx.save_for_backward(*(_places(r, t, process_set) for r, t in zip(all_rows, tensors, strict=True)))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        means = ctx.groups.grouped_allreduce(grads, None, Average, (1.0, 1.0), ctx.process_set)
+        own = [mean.index_select(0, places) for mean, places in zip(means, ctx.saved_tensors, strict=True)]
+        return None, None, None, *own
+
+
+class GroupedReducescatter(torch.autograd.Function):
+    """See `Reducescatter`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, groups: Any, name: Any, op: Any, scale: Any, process_set: Any, *tensors: Any
+    ) -> tuple[Any, ...]:
+        _refuse_selection(op)
+        ctx.groups, ctx.process_set, ctx.shapes = groups, process_set, [t.shape for t in tensors]
+        ctx.factor = scale[0] * scale[1] / (process_set.size() if op is Average else 1)
+        return tuple(groups.grouped_reducescatter(tensors, name, op, scale, process_set))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        whole = ctx.groups.grouped_allgather(grads, None, ctx.process_set)
+        back = [w.reshape(shape) * ctx.factor for w, shape in zip(whole, ctx.shapes, strict=True)]
+        return None, None, None, None, None, *back

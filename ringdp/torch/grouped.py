@@ -13,11 +13,46 @@ from ringdp.constants import Average, ReduceOp
 from ringdp.ops import GroupHandle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import reduce_op
-from ringdp.torch import ops
-from ringdp.torch.autograd import wanted
+from ringdp.torch.autograd import GroupedAllgather, GroupedAllreduce, GroupedReducescatter, wanted
 from ringdp.torch.compression import Compression, check, wire_for
-from ringdp.torch.ops import now, operations
+from ringdp.torch.ops import operations
 from ringdp.torch.tracing import is_compiling, outside
+
+Scale = tuple[float, float]  # before and after
+
+
+class Groups:
+    """The blocking groups, without gradients: what a compiler's recorder (`compiled.py`) stands in for."""
+
+    def grouped_allreduce(
+        self, tensors: Sequence[Any], name: str | None, op: ReduceOp, scale: Scale, process_set: ProcessSet
+    ) -> list[Any]:
+        requests = [operations.requests.allreduce(tensor, op, scale) for tensor in tensors]
+        return operations.submit_group(requests, name, process_set).wait()
+
+    def grouped_allgather(
+        self, tensors: Sequence[Any], name: str | None, process_set: ProcessSet
+    ) -> list[Any]:
+        requests = [operations.requests.allgather(tensor) for tensor in tensors]
+        return operations.submit_group(requests, name, process_set).wait()
+
+    def grouped_reducescatter(
+        self, tensors: Sequence[Any], name: str | None, op: ReduceOp, scale: Scale, process_set: ProcessSet
+    ) -> list[Any]:
+        requests = [operations.requests.reducescatter(tensor, op, scale, process_set) for tensor in tensors]
+        return operations.submit_group(requests, name, process_set).wait()
+
+
+_groups = Groups()
+
+
+def _now() -> Any:
+    """Who takes the blocking calls."""
+    if not is_compiling():
+        return _groups
+    from ringdp.torch import compiled
+
+    return compiled.recorder
 
 
 def _compressed(tensors: Sequence[torch.Tensor], compression: Any) -> tuple[list[torch.Tensor], list[Any]]:
@@ -75,24 +110,20 @@ def grouped_allreduce(
 ) -> list[torch.Tensor]:
     """`allreduce` of each tensor; gradients flow back."""
     check(compression)
-    options = (op, prescale_factor, postscale_factor, process_set)
-    if any(wanted(tensor) for tensor in tensors):
-        return [
-            ops.allreduce(tensor, average, name and f"{name}.{i}", compression, *options)
-            for i, tensor in enumerate(tensors)
-        ]
-    if is_compiling():
+    how = reduce_op(op, average), (prescale_factor, postscale_factor)
+    has_gradients = any(wanted(tensor) for tensor in tensors)
+    if has_gradients or is_compiling():
         narrow, contexts = _compressed(tensors, compression)
-        results = now().grouped_allreduce(
-            narrow, name, reduce_op(op, average), (prescale_factor, postscale_factor), process_set
-        )
+        if has_gradients:
+            results = GroupedAllreduce.apply(_now(), name, *how, process_set, *narrow)
+        else:
+            results = _now().grouped_allreduce(narrow, name, *how, process_set)
         return _decompressed(results, contexts, compression)
     wires = [wire_for(tensor, compression, process_set) for tensor in tensors]
     pairs = [
         (tensor, None) if wire is not None else compression.compress(tensor)
         for tensor, wire in zip(tensors, wires, strict=True)
     ]
-    how = reduce_op(op, average), (prescale_factor, postscale_factor)
     requests = [
         operations.requests.allreduce(tensor, *how)
         if wire is None
@@ -114,7 +145,7 @@ def grouped_allreduce_(
 ) -> list[torch.Tensor]:
     """`allreduce_` of each tensor."""
     if is_compiling():
-        return now().grouped_allreduce_(  # type: ignore[no-any-return]
+        return _now().grouped_allreduce_(  # type: ignore[no-any-return]
             tensors, name, reduce_op(op, average), (prescale_factor, postscale_factor), process_set
         )
     return grouped_allreduce_async_(
@@ -136,12 +167,8 @@ def grouped_allgather(
 ) -> list[torch.Tensor]:
     """`allgather` of each tensor; gradients flow back."""
     if any(wanted(tensor) for tensor in tensors):
-        return [
-            ops.allgather(tensor, name and f"{name}.{i}", process_set) for i, tensor in enumerate(tensors)
-        ]
-    if is_compiling():
-        return now().grouped_allgather(tensors, name, process_set)  # type: ignore[no-any-return]
-    return grouped_allgather_async(tensors, name, process_set).wait()
+        return list(GroupedAllgather.apply(_now(), name, process_set, *tensors))
+    return _now().grouped_allgather(tensors, name, process_set)  # type: ignore[no-any-return]
 
 
 @outside
@@ -171,14 +198,10 @@ def grouped_reducescatter(
     """`reducescatter` of each tensor; gradients flow back."""
     check(compression)
     scale = (prescale_factor, postscale_factor)
-    if any(wanted(tensor) for tensor in tensors):
-        return [
-            ops.reducescatter(tensor, name and f"{name}.{i}", compression, op, process_set, *scale)
-            for i, tensor in enumerate(tensors)
-        ]
+    how = reduce_op(op, None), scale, process_set
     narrow, contexts = _compressed(tensors, compression)
-    if is_compiling():
-        results = now().grouped_reducescatter(narrow, name, reduce_op(op, None), scale, process_set)
+    if any(wanted(tensor) for tensor in narrow):
+        results = GroupedReducescatter.apply(_now(), name, *how, *narrow)
     else:
-        results = grouped_reducescatter_async(narrow, name, op, process_set, *scale).wait()
+        results = _now().grouped_reducescatter(narrow, name, *how)
     return _decompressed(results, contexts, compression)

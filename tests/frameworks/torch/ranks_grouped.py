@@ -44,6 +44,50 @@ def test_a_group_in_which_one_tensor_differs_fails_as_one():
         assert all((r == hvd.size()).all() for r in hvd.grouped_allreduce(tensors, op=hvd.Sum, name=name))
 
 
+@pytest.mark.parametrize("kind", ["allreduce", "allgather", "reducescatter"])
+def test_with_gradients_too_all_of_a_group_fails_or_nothing(kind):
+    if hvd.size() == 1:
+        pytest.skip("one rank has nobody to differ from")
+    grouped = getattr(hvd, f"grouped_{kind}")
+    shapes = [(4,), (4, 2 + (hvd.rank() == 1))]
+    with pytest.raises(hvd.MismatchError, match=f"tensor 1 of its group: {kind}"):
+        grouped([torch.ones(shape, requires_grad=True) for shape in shapes], name="differs")
+    grouped([torch.ones(4, requires_grad=True)], name="differs")  # nothing is left in flight
+
+
+def test_gradients_of_groups():
+    size, rank = hvd.size(), hvd.rank()
+
+    def leaves():
+        return [torch.full((size, n), float(rank), requires_grad=True) for n in (1, 3)]
+
+    plain = torch.ones(size, 2)  # one that wants none
+    for op, factor in ((hvd.Sum, size), (hvd.Average, 1)):
+        xs = leaves()
+        a, b, c = hvd.grouped_allreduce([*xs, plain], op=op, name="sum")
+        assert not plain.requires_grad and (c == factor).all()
+        (a.sum() + 2 * b.sum()).backward()
+        assert (xs[0].grad == factor).all() and (xs[1].grad == 2 * factor).all()
+        xs = leaves()
+        a, b = hvd.grouped_reducescatter(xs, op=op)
+        ((a + 2 * b).sum() * (rank + 1)).backward()
+        of_owner = (torch.arange(size) + 1.0).reshape(-1, 1) * (1 if op is hvd.Sum else 1 / size)
+        assert torch.allclose(xs[1].grad, 2 * of_owner.expand(size, 3))
+    xs = [torch.full((rank + 1, n), float(rank), requires_grad=True) for n in (1, 3)]
+    a, b = hvd.grouped_allgather(xs, name="rows")
+    assert a.shape == (size * (size + 1) // 2, 1)
+    (a.sum() + (b * (rank + 1)).sum()).backward()
+    assert (xs[0].grad == 1).all() and torch.allclose(xs[1].grad, torch.tensor((size + 1) / 2))
+
+
+def test_compressed_groups_with_gradients():
+    x = torch.full((3,), float(hvd.rank()), requires_grad=True)
+    (got,) = hvd.grouped_allreduce([x], op=hvd.Sum, compression=hvd.Compression.fp16)
+    assert got.dtype == torch.float32
+    got.sum().backward()
+    assert (x.grad == hvd.size()).all()
+
+
 def test_a_group_with_fewer_tensors_on_one_rank_fails_soon():
     if hvd.size() == 1:
         pytest.skip("one rank has nobody to differ from")
