@@ -176,7 +176,7 @@ class _Normalise(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         gain = deviation if weight is None else weight.double() * deviation
         shift = torch.zeros_like(mean) if bias is None else bias.double()
-        output = (wide - _along(mean, wide)).mul_(_along(gain, wide)).add_(_along(shift, wide))
+        output = _centred(wide, mean).mul_(_along(gain, wide)).add_(_along(shift, wide))
         ctx.mark_non_differentiable(mean, variance)
         return output.to(input.dtype), mean, variance, count
 
@@ -185,7 +185,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Any, *_: Any) -> Any:  # type: ignore[override]
         input, weight, mean, deviation = ctx.saved_tensors
         wide, up = _wide(input), _wide(grad)
-        normal = (wide - _along(mean, wide)).mul_(_along(deviation, wide))
+        normal = _centred(wide, mean).mul_(_along(deviation, wide))
         over = _dimensions(wide)
         plain, scaled = up.sum(over), (up * normal).sum(over)
         into_input = into_weight = into_bias = None
@@ -217,13 +217,23 @@ def _along(channels: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return channels.to(tensor.dtype).view(1, -1, *[1] * (tensor.dim() - 2))
 
 
+def _centred(tensor: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """`tensor` minus its mean, float64, of which all digits count: what is far from zero beside its deviation would
+    lose them with those of a float32 mean."""
+    near = mean.to(tensor.dtype)
+    centred = tensor - _along(near, tensor)
+    return centred if tensor.dtype == mean.dtype else centred.sub_(_along(mean - near, tensor))
+
+
 def _row(wide: torch.Tensor) -> torch.Tensor:
     """This rank's statistics, shape (1, 1 + 2C), float64."""
     channels = wide.shape[1]
     count = wide.numel() // channels if channels else 0
     row = torch.zeros(1, 1 + 2 * channels, dtype=torch.float64)
     if count:
-        variance, mean = torch.var_mean(wide, _dimensions(wide), correction=0)
-        row[0, 0], row[0, 1 : 1 + channels] = count, mean
+        over = _dimensions(wide)
+        near = wide.mean(over).double()
+        variance, rest = torch.var_mean(_centred(wide, near), over, correction=0)
+        row[0, 0], row[0, 1 : 1 + channels] = count, near + rest
         row[0, 1 + channels :] = variance.double() * count
     return row
