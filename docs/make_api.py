@@ -28,9 +28,10 @@ def page() -> str:
         parts.append(f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```\n")
         for public in public_names(module):
             thing = getattr(module, public)
-            if (public, id(thing)) in seen:
+            known = public, id(inspect.unwrap(thing))
+            if known in seen:
                 continue
-            seen[public, id(thing)] = name
+            seen[known] = name
             parts.append("\n".join(entry(public, thing)))
     return "\n".join(parts)
 

@@ -15,7 +15,9 @@ from ringdp.ops import GroupHandle, Handle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import reduce_op, usable
 from ringdp.torch import operators
-from ringdp.torch.tracing import no_place_in_a_graph
+from ringdp.torch.tracing import breaks, no_place_in_a_graph
+
+__all__ = ["breaks", "recorder"]
 
 
 class Recorder:
@@ -146,12 +148,12 @@ class Recorder:
 
 recorder = Recorder()
 
-REASON = "a graph has no place for handles and waits: use the blocking form of the operation"
-breaks = [torch.compiler.disable(f, reason=f"{f.__name__}: {REASON}") for f in no_place_in_a_graph]
-for kind in (
-    Handle,
-    GroupHandle,
-):  # the compiler would go into it, and calls the core's methods without `self`
+REASON = (
+    "no graph can hold it: use the blocking form of the operation, or call it outside the compiled function"
+)
+breaks += [torch.compiler.disable(f, reason=f"{f.__name__}: {REASON}") for f in no_place_in_a_graph]
+# Of handles, too: the compiler would look into it, and calls methods of the core without their `self`.
+for kind in (Handle, GroupHandle):
     kind.wait = torch.compiler.disable(kind.wait, reason=f"wait: {REASON}")  # type: ignore[method-assign]
 
 

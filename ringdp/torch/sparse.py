@@ -13,6 +13,7 @@ from ringdp.errors import UsageError
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch.ops import operations
+from ringdp.torch.tracing import outside
 
 NARROW = (torch.float16, torch.bfloat16)
 
@@ -48,6 +49,7 @@ class SparseHandle:
     __call__ = wait
 
 
+@outside
 def sparse_allreduce_async(
     tensor: torch.Tensor,
     name: str | None = None,

@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 
+from ringdp import state as objects
 from ringdp import world
 from ringdp.constants import Min
 from ringdp.errors import MismatchError, PeerError, UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
-from ringdp.state import allgather_object, broadcast_object
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.ops import operations
+from ringdp.torch.tracing import outside
+
+allgather_object = outside(objects.allgather_object)
+broadcast_object = outside(objects.broadcast_object)
 
 
+@outside
 def broadcast_parameters(
     params: Any,
     root_rank: int = 0,
@@ -104,6 +109,7 @@ class _Tensor:
     dtype: torch.dtype
 
 
+@outside
 def broadcast_optimizer_state(
     optimizer: torch.optim.Optimizer,
     root_rank: int = 0,

@@ -12,13 +12,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 is_compiling = torch.compiler.is_compiling
-no_place_in_a_graph: list[Callable[..., Any]] = []  # `compiled.py` makes breaks of them
+no_place_in_a_graph: list[Callable[..., Any]] = []
+# The same behind `torch.compiler.disable`, by `compiled.py`: none before something is traced that calls ringdp.
+breaks: list[Callable[..., Any]] = []
 
 
 def outside(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, which no graph can hold: what is traced breaks there, and calls it as it is.
 
-    (`torch.compiler.disable` does that too, but imports the compiler, which takes longer than all of ringdp.)
+    That is `torch.compiler.disable`, which is not called before it must be: it imports the compiler, which takes longer
+    than all of ringdp. From then on all calls go through it: the compiler would look into those of a broken graph.
     """
     number = len(no_place_in_a_graph)
     no_place_in_a_graph.append(function)
@@ -29,6 +32,8 @@ def outside(function: Callable[P, R]) -> Callable[P, R]:
             from ringdp.torch import compiled
 
             return compiled.breaks[number](*args, **kwargs)  # type: ignore[no-any-return]
+        if breaks:
+            return breaks[number](*args, **kwargs)  # type: ignore[no-any-return]
         return function(*args, **kwargs)
 
     return call
