@@ -39,7 +39,8 @@ def create(options: Any, backend_options: Any) -> ProcessGroup:
         UsageError: torch's ranks are not ringdp's.
         InitError, DeadlineError: see `ringdp.init` and `Places.of`.
     """
-    world.init()
+    if not world.is_initialized():
+        world.init()
     here = world.current()
     ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
     if ranks != sorted(ranks):

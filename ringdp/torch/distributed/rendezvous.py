@@ -41,7 +41,8 @@ def over_mpi(url: str, *_: Any, **__: Any) -> Iterator[tuple[Any, int, int]]:
     Raises:
         UsageError: they are not.
     """
-    world.init()
+    if not world.is_initialized():
+        world.init()
     here = world.current()
     mine = {"rank": here.place.rank, "world_size": here.place.size}
     for name, (value, *_others) in parse_qs(urlparse(url).query).items():

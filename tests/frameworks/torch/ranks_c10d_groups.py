@@ -1,5 +1,6 @@
 """Groups of some of the ranks, several of the same ranks, deadlines, and groups of another backend beside ringdp's."""
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -52,6 +53,27 @@ def test_groups_of_the_same_ranks_do_not_meet():
         for work in works:
             work.wait()
         assert [t.item() for t in tensors] == [n * 1.0, n * 10.0, n * 100.0]
+
+
+def test_threads_with_a_group_each():
+    n, rank = dist.get_world_size(), dist.get_rank()
+    groups = [dist.new_group() for _ in range(4)]
+    wrong = []
+
+    def work(i):
+        for step in range(100):
+            tensor = torch.full((step % 7 + 1,), float(rank + i + step))
+            work = dist.all_reduce(tensor, group=groups[i], async_op=True)
+            (result,) = work.get_future().wait() if step % 2 else (work.wait() and tensor,)
+            if (result != sum(r + i + step for r in range(n))).any():
+                wrong.append((i, step))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads if rank % 2 else reversed(threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_messages_of_groups_of_the_same_ranks_do_not_meet():

@@ -23,11 +23,15 @@ def works():
     return (tensor == hvd.size()).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"init_method": "ringdp://"}, {"init_method": "env://"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"init_method": "ringdp://"}, {"init_method": "env://"}, {"backend": "cpu:ringdp"}],
+    ids=str,
+)
 def test_begin_and_end_and_begin_again(options):
     for _ in range(3):
-        dist.init_process_group("ringdp", **options)
-        assert dist.get_backend() == "ringdp" and dist.Backend.RINGDP == "ringdp"
+        dist.init_process_group(**{"backend": "ringdp"} | options)
+        assert dist.get_backend() == options.get("backend", "ringdp") and dist.Backend.RINGDP == "ringdp"
         assert (dist.get_rank(), dist.get_world_size()) == (hvd.rank(), hvd.size())
         assert works()
         group = dist.new_group([hvd.size() - 1])
