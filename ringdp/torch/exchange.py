@@ -72,7 +72,9 @@ class Exchange:
         self._slots = self._plans.slots
         self._weights = Weights()
         self._densify = options.sparse_as_dense or bool(options.shard) or options.op not in (Average, Sum)
-        self.exchanged: list[Bucket] | None = None  # in the window that was finished last
+        self.exchanged: list[Bucket] | None = (
+            None  # by shards of elements, in the window that was finished last
+        )
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
         self._joined: JoinedBy | None = None
@@ -392,8 +394,8 @@ class Exchange:
         if not vote.finite:
             show(slot.param for slot in self._slots)
         self.finished = True
-        self.exchanged = self._plans.buckets
         if self.options.shard == ELEMENTS:
+            self.exchanged = self._plans.buckets
             for slot in self._slots:
                 slot.cover_gradient()
         if members is not None:

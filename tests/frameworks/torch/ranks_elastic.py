@@ -86,7 +86,7 @@ def test_ranks_go_back_to_the_last_commit_and_end_with_the_same_bits(ranks, at, 
 @pytest.mark.parametrize("where", ["backward", "step"])
 def test_a_rank_that_stops_in_the_middle_of_a_step(where):
     """In backward: buckets of the others are under way. After it: the others take the step, and count it."""
-    expected = trained(bucket_bytes=64)  # three ranks: another cut adds in another order
+    expected = trained(bucket_bytes=64)
     state = made(hvd.rank(), bucket_bytes=64)
     fault = Once(3, hvd.HorovodInternalError(f"in {where}"))
 
@@ -100,7 +100,13 @@ def test_a_rank_that_stops_in_the_middle_of_a_step(where):
         state.optimizer.register_step_pre_hook(fail_on_rank_1)
     hvd.elastic.run(train)(state, 6)
     assert fault.done == (hvd.rank() == 1)
-    assert all(torch.equal(p, e) for p, e in zip(state.model.parameters(), expected, strict=True))
+    # The first window after a reset has its buckets in the order of registration: three ranks may add otherwise.
+    close = 0.0 if hvd.size() < 3 else 1e-6
+    assert all(
+        torch.allclose(p, e, rtol=close, atol=close)
+        for p, e in zip(state.model.parameters(), expected, strict=True)
+    )
+    assert same_on_all_ranks(state.model.parameters())
 
 
 def test_a_mismatch_that_goes_away():
