@@ -261,6 +261,40 @@ def test_weighed():
     assert near(run(False), run(True))
 
 
+def test_sparse_gradients_are_made_dense():
+    def run(**options):
+        torch.manual_seed(4)
+        table = torch.nn.Embedding(11, 5, sparse=True)
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(table.parameters(), lr=0.5), **options)
+        for step in range(3):
+            optimizer.zero_grad()
+            table(torch.tensor([step, hvd.rank() + 3])).square().sum().backward()
+            optimizer.step()
+        return table
+
+    assert same(run(sparse_as_dense=True), run(shard=True))
+
+
+def test_with_a_model_and_passes_that_are_not_exchanged():
+    def run(shard):
+        torch.manual_seed(hvd.rank())  # made equal by model=
+        model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.Adam(model.parameters(), lr=0.1), model=model, shard=shard
+        )
+        for step in range(3):
+            x = torch.randn(8, 6, generator=torch.Generator().manual_seed(10 * step + hvd.rank()))
+            optimizer.zero_grad()
+            with optimizer.no_sync():
+                model(x).square().sum().backward()
+            model(x + 1).square().sum().backward()
+            optimizer.step()
+        return model
+
+    whole, sharded = run(False), run(True)
+    assert same(whole, sharded) and same_on_all_ranks(sharded.parameters())
+
+
 # --- clipping -------------------------------------------------------------------------------------------------------
 
 
