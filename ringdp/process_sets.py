@@ -34,6 +34,9 @@ class ProcessSet:
     def __init__(self, ranks_or_comm: Any) -> None:
         self.process_set_id = None
         self._comm = ranks_or_comm if hasattr(ranks_or_comm, "Get_group") else None
+        self._made_with: list[
+            int
+        ] = []  # the numbers of all sets that the same call has made, on whatever ranks
         self.ranks = None if self._comm is not None else _ranks_from(ranks_or_comm)
 
     def rank(self) -> int | None:
@@ -127,7 +130,8 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
 
 
 def remove_process_set(process_set: ProcessSet) -> bool:
-    """Give up a process set. Collective: every rank of the job calls it.
+    """Give up a process set. Collective: every rank of the job calls it, with the same set (of communicators of
+    different groups, with its own).
 
     Returns:
         False if it is not there (any more): as on all other ranks.
@@ -143,11 +147,11 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     number = process_set.process_set_id
     known = number is not None and here.process_sets.get(number) is process_set
     idle = not known or not process_set.included() or here.engine.is_idle(number)
-    answers = _ask_all("remove_process_set", (number if known else None, idle))
-    numbers = [theirs for theirs, _ in answers]
-    if len(set(numbers)) > 1:
+    answers = _ask_all("remove_process_set", (process_set._made_with if known else None, number, idle))
+    if any(made_with != answers[0][0] for made_with, _, _ in answers):
+        numbers = [theirs if made_with else None for made_with, theirs, _ in answers]
         raise MismatchError(f"remove_process_set: the ranks name different process sets: {_by_rank(numbers)}")
-    busy = [rank for rank, (_, is_idle) in enumerate(answers) if not is_idle]
+    busy = [rank for rank, (_, _, is_idle) in enumerate(answers) if not is_idle]
     if busy:
         raise UsageError(f"remove_process_set: rank {busy[0]} has an operation under way in {process_set!r}")
     if not known:
@@ -201,6 +205,7 @@ def _add(one: ProcessSet, claims: Sequence[tuple[bool, tuple[int, ...]]], here: 
         raise MismatchError(
             f"add_process_set: the ranks name different process sets: {_by_rank([list(r) for _, r in claims])}"
         )
+    one._made_with = [here.sets_made + 1 + i for i in range(len(groups))]
     for group in groups:
         here.sets_made += 1
         number = here.sets_made

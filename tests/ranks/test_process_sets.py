@@ -214,6 +214,11 @@ def test_sets_of_communicators_and_sets_given_to_init():
     assert (ringdp.allreduce(coded(ringdp.rank()), op=ringdp.Sum, process_set=mine) == total(ranks)).all()
     numbers = ringdp.allgather(np.array([mine.process_set_id, first.process_set_id])).reshape(-1, 2)
     assert len({tuple(n) for n in numbers}) == min(2, ringdp.size()) and len(set(numbers[:, 1])) == 1
+    if ringdp.size() > 1:
+        with pytest.raises(ringdp.MismatchError, match="name different process sets: rank 0: 1; rank 1: 3"):
+            ringdp.remove_process_set(mine if ringdp.rank() == 0 else first)
+    assert ringdp.remove_process_set(mine) and mine.process_set_id is None
+    assert not ringdp.remove_process_set(mine) and first.process_set_id is not None
     ringdp.shutdown()
     assert mine.process_set_id is None
     ringdp.init()
