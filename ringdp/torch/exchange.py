@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +78,7 @@ class Exchange:
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
         self._joined: JoinedBy | None = None
+        self.when_all_joined: Callable[[], object] = bool  # called when a join() of all ranks ends
         self._window = 0
         self._new_window()
         self.extend(named)
@@ -192,6 +193,7 @@ class Exchange:
             self._drop_gradients()
         if all_joined:
             self._steps = 0  # on every rank: they have taken different numbers of steps
+            self.when_all_joined()
         return all_joined
 
     def _drop_gradients(self) -> None:

@@ -362,7 +362,9 @@ def DistributedOptimizer(
     if exchange is not None and model is not None:
         exchange.agreed()
         make_equal(model, exchange.name(), process_set)
-        buffers = Buffers(model, exchange.name(), process_set) if broadcast_buffers else None
+        if broadcast_buffers:
+            buffers = Buffers(model, exchange.name(), process_set)
+            exchange.when_all_joined = buffers.begin_with_the_first
     _become(optimizer, _class_for(options), names, exchange, buffers)
     if process_set.size() < world.size():
         optimizer._partial = Partial(optimizer._parameters)  # type: ignore[attr-defined]

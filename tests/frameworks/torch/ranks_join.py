@@ -80,6 +80,27 @@ def test_training_on_uneven_data(divide_by, bucket_bytes):
     assert (sums == torch.stack([p.detach().double().sum() for p in net.parameters()])).all()
 
 
+def test_buffers_of_a_model_whose_first_rank_has_joined():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    optimizer = hvd.DistributedOptimizer(sgd(net.parameters()), model=net)
+    means = []
+    net[1].register_forward_pre_hook(lambda norm, _: means.append(norm.running_mean.tolist()))
+    for _ in range(2):  # and once more after all have joined
+        steps = length(hvd.rank())
+        for x in batches(hvd.rank(), steps):
+            optimizer.zero_grad()
+            loss_of(net, x).backward()
+            optimizer.step()
+        last = hvd.join()
+        hvd.broadcast_parameters(net.state_dict(), root_rank=last)
+    # At each forward those that go on have the same buffers.
+    seen = hvd.allgather_object(means)
+    assert len(seen[-1]) == 2 * length(hvd.size() - 1)
+    for rank in range(1, hvd.size()):
+        assert seen[rank][: length(rank)] == seen[-1][: length(rank)]
+        assert seen[rank][length(rank) :] == seen[-1][length(hvd.size() - 1) :][: length(rank)]
+
+
 def test_two_optimizers_used_in_turn():
     torch.manual_seed(1)
     nets = [torch.nn.Linear(3, 2), torch.nn.Linear(5, 1)]
