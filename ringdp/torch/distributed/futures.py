@@ -11,11 +11,26 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Path = tuple[int, ...]  # a call's number; of a call in a callback, that of the call it belongs to and its own
+
+@dataclass(frozen=True)
+class Number:
+    """Of a call, or of a callback: the same on all ranks.
+
+    Args:
+        path: of a call (7,); of the second callback of its future (7, 0, 2); of the first call there (7, 0, 2, 1).
+        group: the one of which it is call 7; a callback may call another one.
+    """
+
+    path: tuple[int, ...]
+    group: str
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.path))
 
 
 class _Inside(threading.local):
@@ -26,20 +41,23 @@ _inside = _Inside()
 
 
 class Numbers:
-    """Gives calls their numbers.
+    """Gives the calls of a group, or those in a callback, their numbers.
 
     Args:
-        before: what they begin with.
+        group: its label.
+        callback: its number, if this is for one.
     """
 
-    def __init__(self, before: Path = ()) -> None:
-        self._before = before
-        self._next = itertools.count(1)
+    def __init__(self, group: str, callback: Number | None = None) -> None:
+        self._before = callback or Number((), group)
+        self._counts: dict[str, Iterator[int]] = {}  # by group: who is in one need not be in another
+        self._group = group
 
-    def take(self) -> Path:
-        """The next, or that of the callback in which this thread is."""
+    def take(self) -> Number:
+        """The next of this group: in it, or in the callback in which this thread is."""
         giver = _inside.numbers or self
-        return (*giver._before, next(giver._next))
+        count = giver._counts.setdefault(self._group, itertools.count(1))
+        return Number((*giver._before.path, next(count)), giver._before.group)
 
     @contextlib.contextmanager
     def only(self) -> Iterator[None]:
@@ -77,13 +95,13 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
     """A future that is completed by whoever waits for it, too: PowerSGD's hook waits in the callback of another one.
 
     Args:
-        path: of the call that it belongs to.
+        number: of the call that it belongs to.
         settle: waits until it is completed.
     """
 
-    def __init__(self, path: Path, settle: Callable[[], object]) -> None:
+    def __init__(self, number: Number, settle: Callable[[], object]) -> None:
         super().__init__()
-        self._path, self._settle = path, settle
+        self._number, self._settle = number, settle
         self._callbacks = itertools.count(1)
 
     def wait(self) -> Any:
@@ -98,11 +116,13 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
 
     def then(self, callback: Callable[[Any], Any]) -> Future:
         """As torch's: a future of what the callback makes of this one."""
-        following = Future((*self._path, next(self._callbacks)), self._settle)
+        path = (*self._number.path, 0, next(self._callbacks))
+        number = Number(path, self._number.group)
+        following = Future(number, self._settle)
 
         def act(_: Any) -> None:
             try:
-                with Numbers(following._path).only():
+                with Numbers(number.group, number).only():
                     result = callback(self)
             except Exception as error:
                 following.set_exception(error.with_traceback(None))

@@ -19,7 +19,7 @@ from ringdp.constants import Average, Sum
 from ringdp.errors import UsageError
 from ringdp.job import MpiJob
 from ringdp.torch.distributed import pieces
-from ringdp.torch.distributed.futures import Numbers, Path
+from ringdp.torch.distributed.futures import Number, Numbers
 from ringdp.torch.distributed.messages import Message, Messages, MessageWork
 from ringdp.torch.distributed.pieces import Piece
 from ringdp.torch.distributed.sets import Places
@@ -77,7 +77,7 @@ class ProcessGroup(dist.ProcessGroup):
         place = here.service(Places).of(ranks, store, min(self._timeout, here.engine.timeout), name)
         self._ranks, self._set = place.ranks, place.process_set
         self._label = f"torch.distributed group {name} ({place.groups})"
-        self._numbers = Numbers()
+        self._numbers = Numbers(self._label)
         self._waiter: InOrder | None = None
         self._lock = threading.Lock()
         self._name = self._description = name
@@ -129,8 +129,8 @@ class ProcessGroup(dist.ProcessGroup):
         if op is None or len(tensors) != 1:
             raise UsageError("all_reduce of a sparse tensor: one at a time, by SUM or AVG")
         (tensor,) = tensors
-        path = self._numbers.take()
-        started = sparse_allreduce_async(tensor, self._name_of(path), op, self._set)
+        number = self._numbers.take()
+        started = sparse_allreduce_async(tensor, self._name_of(number), op, self._set)
 
         def after(_: Any) -> None:
             with torch.no_grad():
@@ -139,7 +139,7 @@ class ProcessGroup(dist.ProcessGroup):
                 )  # (a detached sparse tensor would not share what is replaced here)
 
         collective = Collective(started.handles, [lambda _: None, after], list(tensors))
-        return self._work("all_reduce", path, collective, opts)
+        return self._work("all_reduce", number, collective, opts)
 
     # --- movements --------------------------------------------------------------------------------------------
 
@@ -261,23 +261,24 @@ class ProcessGroup(dist.ProcessGroup):
     # --- how a call reaches the core --------------------------------------------------------------------------
 
     def _start(self, call: str, found: Sequence[Piece], results: Tensors, opts: Any) -> Work:
-        path, requests = self._numbers.take(), [piece.request for piece in found]
-        name = self._name_of(path)
+        number, requests = self._numbers.take(), [piece.request for piece in found]
+        name = self._name_of(number)
         if len(requests) == 1:
             handles = [operations.submit(requests[0], name, self._set)]
         else:
             handles = list(operations.submit_group(requests, name, self._set).handles)
         collective = Collective(handles, [piece.after for piece in found], list(results))
-        return self._work(call, path, collective, opts)
+        return self._work(call, number, collective, opts)
 
-    def _name_of(self, path: Path) -> str:
+    def _name_of(self, number: Number) -> str:
         # What is called is not part of it: so ranks that call different things see that they do.
-        return f"{self._label}, call {'.'.join(map(str, path))}"
+        of_another = "" if number.group == self._label else f" of {number.group}"
+        return f"{self._label}, call {number}{of_another}"
 
-    def _work(self, call: str, path: Path, operation: Operation, opts: Any) -> Work:
+    def _work(self, call: str, number: Number, operation: Operation, opts: Any) -> Work:
         given = opts.timeout.total_seconds() if opts is not None else 0.0
         timeout = given if given > 0 else self._timeout
-        return Work(operation, path, self._describes(call), timeout, self._attend)
+        return Work(operation, number, self._describes(call), timeout, self._attend)
 
     def _describes(self, call: str) -> Callable[[], str]:
         return lambda: f"rank {self._rank}: {call} in {self._label} of the ranks {list(self._ranks)}"

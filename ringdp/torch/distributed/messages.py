@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ringdp.errors import TransportError, UsageError
+from ringdp.torch.distributed.futures import Number
 from ringdp.torch.distributed.pieces import flat, store
 from ringdp.torch.distributed.work import Work
 
@@ -144,7 +145,7 @@ class MessageWork(Work):
     """
 
     def __init__(self, message: Message, what: Callable[[], str], timeout: float) -> None:
-        super().__init__(message, (), what, timeout, Work.is_completed)  # which settles it
+        super().__init__(message, Number((), ""), what, timeout, Work.is_completed)  # which settles it
         self._message = message
 
     def source_rank(self) -> int:

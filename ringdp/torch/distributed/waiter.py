@@ -7,6 +7,7 @@ import time
 from typing import Any, Protocol
 
 from ringdp.errors import NotInitializedError
+from ringdp.torch.distributed.futures import Number
 
 LOOK = 0.05  # seconds of sleep on one operation, before looking whether another one comes first now
 FIRST_PAUSE, LAST_PAUSE = 50e-6, 1e-3  # seconds between two looks at messages
@@ -15,7 +16,7 @@ FIRST_PAUSE, LAST_PAUSE = 50e-6, 1e-3  # seconds between two looks at messages
 class Pending(Protocol):
     """See `work.Work`."""
 
-    path: tuple[int, ...]
+    number: Number
 
     def sleep(self, seconds: float) -> bool: ...
 
@@ -84,7 +85,7 @@ class InOrder(_Thread):
 
     def look(self, pending: list[Pending]) -> list[Pending]:
         """The first, if it has ended."""
-        first = min(pending, key=lambda work: work.path)
+        first = min(pending, key=lambda work: work.number.path)
         first.sleep(LOOK)
         return [first] if _has_ended(first) else []
 

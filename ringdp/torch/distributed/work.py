@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ringdp.errors import DeadlineError
 from ringdp.ops import Handle
-from ringdp.torch.distributed.futures import Future, Path, again
+from ringdp.torch.distributed.futures import Future, Number, again
 
 
 class Operation(Protocol):
@@ -85,7 +85,7 @@ class Work(dist.Work):
 
     Args:
         operation: what is under way.
-        path: the number of the call.
+        number: of the call.
         what: for the error at its deadline: call and group.
         timeout: seconds until then.
         attend: called when somebody asks for a future: a thread must settle this, then.
@@ -94,13 +94,13 @@ class Work(dist.Work):
     def __init__(
         self,
         operation: Operation,
-        path: Path,
+        number: Number,
         what: Callable[[], str],
         timeout: float,
         attend: Callable[[Work], object],
     ) -> None:
         super().__init__()
-        self.path = path
+        self.number = number
         self._operation: Operation | None = operation
         self._what = what
         self._timeout, self._end = timeout, time.monotonic() + timeout
@@ -159,7 +159,7 @@ class Work(dist.Work):
         with self._lock:
             future = self._future
             if future is None:
-                future = self._future = Future(self.path, self._settle_in_time)
+                future = self._future = Future(self.number, self._settle_in_time)
                 ended = self._operation is None
             else:
                 return future

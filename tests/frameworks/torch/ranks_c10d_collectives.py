@@ -376,6 +376,25 @@ def test_a_future_calls_back_and_may_exchange_there():
     assert equal(result, total(of_all(values)) * dist.get_world_size() + 1)
 
 
+def test_callbacks_of_ranks_that_are_in_different_groups():
+    """What a callback calls in a group that some ranks are not in does not count for the others."""
+    n, rank = dist.get_world_size(), dist.get_rank()
+    alone = dist.new_group([0])
+
+    def again(done):
+        if rank == 0:
+            dist.barrier(alone)
+        (summed,) = dist.all_reduce(done.value()[0], async_op=True).get_future().wait()
+        return dist.all_reduce(summed, async_op=True).get_future().then(lambda last: last.value()[0] + 1)
+
+    futures = [
+        dist.all_reduce(values(rank, 3) + i, async_op=True).get_future().then(again).then(lambda f: f.value())
+        for i in range(20)
+    ]
+    for i, future in enumerate(futures):
+        assert equal(future.wait().wait(), total(of_all(lambda r, i=i: values(r, 3) + i)) * n * n + 1)
+
+
 def test_autograd_sees_what_was_written():
     weight = torch.ones(6, requires_grad=True)
     tensor = values(dist.get_rank())
