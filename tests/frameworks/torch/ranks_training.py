@@ -52,6 +52,65 @@ def test_training_equals_one_process_on_the_joined_batch(kind, bytes_):
     assert in_views(optimizer)
 
 
+def train_alone(make, steps, passes=1, ranks=None):
+    """One process: the mean over the ranks' losses, of each pass; the passes are summed."""
+    model = network()
+    optimizer = make(model.parameters())
+    for x, y, _, _ in batches(steps):
+        rows = len(x) // hvd.size()
+        optimizer.zero_grad()
+        for number in range(passes):
+            part = slice(number * rows // passes, (number + 1) * rows // passes)
+            for rank in ranks or range(hvd.size()):
+                mine = slice(rank * rows, (rank + 1) * rows)
+                value = torch.nn.functional.cross_entropy(model(x[mine][part]), y[mine][part])
+                (value / len(ranks or range(hvd.size()))).backward()
+        optimizer.step()
+    return model
+
+
+WAYS = {
+    "plain": {},
+    "compression": {"compression": hvd.Compression.bf16},
+    "accumulation": {"backward_passes_per_step": 2},
+    "process set": {},
+    "GradScaler": {},
+    "shards": {"shard": True},
+    "shards of parameters": {"shard": "parameters"},
+    "shards, accumulation, GradScaler": {"shard": True, "backward_passes_per_step": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_equals_one_process(way):
+    """(torch.distributed's DDP and FSDP2 over ringdp: ranks_c10d_ddp.py, ranks_c10d_sharded.py.)"""
+    options, make = dict(WAYS[way]), OPTIMIZERS["sgd"]
+    passes = options.get("backward_passes_per_step", 1)
+    ranks = list(range(hvd.size()))[-2:]
+    process_set = hvd.add_process_set(ranks)
+    if way == "process set":
+        options["process_set"] = process_set
+    model = network()
+    optimizer = hvd.DistributedOptimizer(make(model.parameters()), **options)
+    scale = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled="GradScaler" in way)
+    for _, _, x, y in batches(10):
+        optimizer.zero_grad()
+        for x_part, y_part in zip(x.chunk(passes), y.chunk(passes), strict=True):
+            scale.scale(torch.nn.functional.cross_entropy(model(x_part), y_part)).backward()
+        scale.step(optimizer)
+        scale.update()
+    taking_part = ranks if way == "process set" else list(range(hvd.size()))
+    alone = train_alone(make, 10, passes, taking_part)
+    close = 0.02 if way == "compression" else 2e-5  # bfloat16 has 8 bits
+    if hvd.rank() in taking_part:
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=10 * close, atol=close)
+    moved = max((p - q).abs().max() for p, q in zip(model.parameters(), network().parameters(), strict=True))
+    assert moved > 5 * close
+    hvd.barrier()
+    assert hvd.remove_process_set(process_set)
+
+
 def test_a_steady_step_agrees_on_nothing_but_its_vote():
     model = network()
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), bucket_bytes=2048)
