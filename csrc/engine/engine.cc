@@ -105,7 +105,8 @@ void Engine::take(Arrival& arrival) {
 
 void Engine::take_named(Submission&& s, ProcessSet& set) {
   if (s.slot < 0) {
-    s.era = set.meetings().era();
+    // What joined ranks submit, too, meets whatever era a rank is in: the last join() may end on some ranks before others.
+    s.era = s.awaits_joined ? 0 : set.meetings().era();
     ++set.since_join;
   }
   if (s.name.empty()) {

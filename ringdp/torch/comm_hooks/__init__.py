@@ -11,9 +11,9 @@ Each state belongs to one optimizer.
 """
 
 from ringdp.torch.comm_hooks.allreduce import allreduce_hook
-from ringdp.torch.comm_hooks.halves import bf16_hook, fp16_hook
 from ringdp.torch.comm_hooks.int8 import Int8State, int8_hook
 from ringdp.torch.comm_hooks.powersgd import PowerSGDState, powersgd_hook
+from ringdp.torch.comm_hooks.sixteen_bits import bf16_hook, fp16_hook
 
 __all__ = [
     "Int8State",

@@ -302,3 +302,66 @@ def test_arguments_that_are_refused():
         PowerSGDState(0)
     with pytest.raises(hvd.UsageError, match="must be 1 or more"):
         Int8State(block=0)
+
+
+def trained_by(kind, steps=6, weigh=False, joins=False, **options):
+    """The model, and what it should be: that of the same steps without a hook."""
+    models = []
+    for hooked in (True, False):
+        model = network()
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.5), **options)
+        if hooked:
+            make, hook = HOOKS[kind]
+            optimizer.register_comm_hook(make(), hook)
+        mine = steps - 2 * (joins and hvd.rank() == 0)
+        for number, (_, _, x, y) in enumerate(batches(steps)):
+            if number == mine:
+                break
+            rows = len(x) - (hvd.rank() if weigh else 0)
+            optimizer.zero_grad()
+            if weigh:
+                optimizer.weigh(rows)
+            torch.nn.functional.cross_entropy(model(x[:rows]), y[:rows]).backward()
+            optimizer.step()
+        if joins:
+            last = hvd.join()
+            hvd.broadcast_parameters(model.parameters(), root_rank=last)
+        models.append(model)
+    return models
+
+
+def far(model, other):
+    return max(
+        (p - q).abs().max().item() for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+# How far a training may go from that without a hook, as a share of its way.
+SHARES = {
+    "allreduce": 1e-4,
+    "fp16": 0.01,
+    "bf16": 0.1,
+    "int8": 0.1,
+    "int8 without feedback": 0.1,
+    "powersgd cold": 2.0,
+}
+
+
+@needs_ranks
+@pytest.mark.parametrize("how", ["weigh", "join"])
+@every
+def test_weighed_and_while_ranks_have_joined(kind, how):
+    hooked, plain = trained_by(kind, weigh=how == "weigh", joins=how == "join")
+    assert same_on_all_ranks(hooked.parameters())
+    assert far(hooked, plain) < SHARES.get(kind, 0.9) * far(plain, network())
+
+
+@needs_ranks
+@every
+def test_in_a_process_set(kind):
+    """Of the last two ranks; the others step by themselves."""
+    process_set = hvd.add_process_set(list(range(hvd.size()))[-2:])
+    hooked, plain = trained_by(kind, process_set=process_set)
+    share = SHARES.get(kind, 0.9) if process_set.included() else 1e-6
+    assert far(hooked, plain) < share * far(plain, network())
+    hvd.remove_process_set(process_set)
