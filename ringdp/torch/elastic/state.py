@@ -9,8 +9,10 @@ import torch
 
 from ringdp import world
 from ringdp.elastic import ObjectState
+from ringdp.errors import UsageError
 from ringdp.state import allgather_object, broadcast_object
 from ringdp.torch.elastic.sampler import ElasticSampler
+from ringdp.torch.sharded.optimizer import Sharded
 from ringdp.torch.state import broadcast_optimizer_state, broadcast_parameters, put_state, state_of
 
 
@@ -26,10 +28,19 @@ class TorchState(ObjectState):
         model: a torch.nn.Module, or None.
         optimizer: a torch.optim.Optimizer, or None.
         kwargs: further ones, and objects.
+
+    Raises:
+        UsageError: a sharded optimizer.
     """
 
     def __init__(self, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
         given = {**kwargs, "model": model, "optimizer": optimizer}
+        for name, value in given.items():
+            if isinstance(value, Sharded) and value.is_sharded():
+                raise UsageError(
+                    f"TorchState({name}=…): each rank has a shard of this optimizer's state, which a lost rank would "
+                    "take along: use shard=False, or save what consolidate_state_dict() collects"
+                )
         self._handlers: dict[str, StateHandler] = {}
         for name, value in given.items():
             handler = _handler(value)

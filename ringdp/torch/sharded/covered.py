@@ -8,12 +8,13 @@ import torch
 
 from ringdp.errors import UsageError
 
-# What zero_grad() does, and what says nothing of the values. (Attributes come as a getter or setter of this name.)
+# What zero_grad() does, and what says nothing of the values.
 _ALLOWED = {
-    "__get__",
-    "__set__",
     "__hash__",
+    "__set__",
     "_foreach_zero_",
+    "_has_compatible_shallow_copy_type",
+    "detach_",
     "dim",
     "element_size",
     "is_contiguous",
@@ -21,12 +22,14 @@ _ALLOWED = {
     "nelement",
     "numel",
     "requires_grad_",
-    "detach_",
     "size",
     "storage_offset",
     "stride",
     "zero_",
 }
+# Of modules that are moved or cast, with what their gradients are. What comes back is covered as well.
+_MOVES = {"bfloat16", "contiguous", "cpu", "detach", "double", "float", "half", "share_memory_", "to"}
+_VALUES = {"H", "T", "imag", "mH", "mT", "real"}  # attributes that give the values
 
 
 class Covered(torch.Tensor):
@@ -38,13 +41,16 @@ class Covered(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Raises UsageError for what reads or changes the values."""
-        if getattr(func, "__name__", "") not in _ALLOWED:
+        name = getattr(func, "__name__", "")
+        attribute = func.__self__.__name__ if name == "__get__" else ""
+        if attribute in _VALUES or not (attribute or name in _ALLOWED or name in _MOVES):
             raise UsageError(
                 "this gradient was reduced by a sharded optimizer: a rank has the sum of its own shard alone. To clip, "
                 "use optimizer.clip_grad_norm_(max_norm); for whole gradients, DistributedOptimizer(..., shard=False)"
             )
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            return result.as_subclass(cls) if attribute == "data" or name in _MOVES else result
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         """The shape, but no values."""

@@ -65,6 +65,17 @@ class Place:
             )
         return tensor.as_strided((self.entry.count,), (1,), tensor.storage_offset())
 
+    def cut_gradient(self) -> torch.Tensor | None:
+        """The piece's part of the gradient, in its memory."""
+        grad = uncovered(self.slot.param.grad)
+        if grad is None:
+            return None
+        if (
+            grad.stride() != self.entry.strides
+        ):  # the user's own: what is done to the piece must be done to it
+            self.slot.param.grad = grad = self.in_order(grad).as_strided(self.entry.shape, self.entry.strides)
+        return self.in_order(grad)[self.begin : self.end]
+
     def cut(self, state: State) -> State:
         """The piece's part of the parameter's state."""
         return {key: self._cut(key, value) for key, value in state.items()}
@@ -121,10 +132,13 @@ class Elements:
                 continue
             place.take_in()
             if place.piece is not None:
-                grad = uncovered(param.grad)
-                place.piece.grad = None if grad is None else place.in_order(grad)[place.begin : place.end]
+                place.piece.grad = place.cut_gradient()
                 pieces.append(place.piece)
         return pieces
+
+    def _steps_whole(self, param: torch.Tensor) -> bool:
+        place = self._places.get(param)
+        return param not in self._pieces and (place is None or not place.fits())
 
     def is_whole(self, piece: torch.Tensor) -> bool:
         """It is a parameter of which all ranks step the whole."""
@@ -158,7 +172,7 @@ class Elements:
         for place, state in self._gathered(keep):
             whole[place.slot.param] = state
         if keep:
-            whole |= {param: state for param, state in self.state.items() if param not in self._pieces}
+            whole |= {p: state for p, state in self.state.items() if state and self._steps_whole(p)}
         return whole
 
     def move_to(self, other: Elements) -> None:

@@ -25,6 +25,8 @@ ELEMENTWISE = (
     torch.optim.Rprop,
     torch.optim.SGD,
 )
+# What they do to a parameter depends on that parameter alone.
+BY_PARAMETER = (torch.optim.Adafactor, torch.optim.Muon)
 # What they do to a parameter depends on others.
 UNDIVIDED = (torch.optim.LBFGS,)
 
@@ -42,9 +44,15 @@ def sharded_by(optimizer: torch.optim.Optimizer, shard: Any) -> str:
         raise UsageError(f"{kind.__name__} steps all parameters as one vector: it cannot be sharded")
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise UsageError("SparseAdam takes sparse gradients, which are not sharded: use Adam, or shard=False")
-    if shard is True:
-        return ELEMENTS if kind in ELEMENTWISE else PARAMETERS
-    return str(shard)
+    if shard is not True:
+        return str(shard)
+    if kind not in ELEMENTWISE + BY_PARAMETER:
+        raise UsageError(
+            f"ringdp does not know what {kind.__name__} looks at. If it steps each parameter by itself, say "
+            f'shard="{PARAMETERS}"; if each element, shard="{ELEMENTS}"; if a step depends on several parameters, it '
+            "cannot be sharded"
+        )
+    return ELEMENTS if kind in ELEMENTWISE else PARAMETERS
 
 
 def check_sharded(options: Options, compression: Any) -> None:

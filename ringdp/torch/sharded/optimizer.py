@@ -1,7 +1,7 @@
 """What comes between an optimizer that is sharded and its class.
 
 While the optimizer's own `step()` runs, its parameter groups hold this rank's pieces in place of the parameters, and
-its state is that of the pieces. All others see the parameters: schedulers, hooks, `zero_grad()`.
+its state is that of the pieces. All others see the parameters: schedulers, step hooks, `zero_grad()`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sharded(Distributed):
 
         Args:
             max_norm: what the norm is to be at the most.
-            norm_type: of which p-norm; `inf` for the greatest absolute value.
+            norm_type: of which p-norm, above 0; `inf` for the greatest absolute value.
             error_if_nonfinite: raise if the norm is an inf or NaN.
 
         Returns:
@@ -52,7 +52,10 @@ class Sharded(Distributed):
 
         Raises:
             RuntimeError: as `error_if_nonfinite` says, on all ranks.
+            UsageError: another `norm_type`.
         """
+        if not norm_type > 0:
+            raise UsageError(f"norm_type must be above 0, not {norm_type!r}")
         exchange = self._exchange
         if exchange is not None:
             exchange.settle()
@@ -80,10 +83,15 @@ class Sharded(Distributed):
 
         Args:
             to: a rank of the job; -1: all ranks get the state.
+
+        Raises:
+            UsageError: `to` is no rank of the process set.
         """
         exchange = self._exchange
         if exchange is None:
             return
+        if to != -1 and to not in (exchange.options.process_set.ranks or ()):
+            raise UsageError(f"consolidate_state_dict: {to} is no rank of {exchange.options.process_set!r}")
         keep = to in (-1, world.rank())
         shards = self._follow(exchange)
         whole = shards.whole_state(keep)
@@ -135,6 +143,8 @@ class Sharded(Distributed):
         if exchange is None or sys._getframe(1).f_code.co_name != "_unscale_grads_":
             return self.__dict__["param_groups"]
         exchange.settle()
+        if exchange.options.shard != ELEMENTS:  # all ranks have all gradients
+            return self.__dict__["param_groups"]
         groups = self._groups_of_pieces()
         pieces = [piece for group in groups for piece in group["params"]]
         return [*groups, {"params": [self._overflow_of_all(exchange, pieces)]}]
@@ -156,12 +166,30 @@ class Sharded(Distributed):
         self._whole_state = None
         loss = None if closure is None else closure()  # sees the parameters
         exchange.settle()  # after skip_synchronize() too: to step what is not reduced would part the ranks for good
-        with self._pieces_in_place():
-            stepped = super()._plain_step(None, **kwargs)
-        shards = self._shards
-        assert shards is not None
-        shards.gather()
+        if exchange.wire.world is not world.current():
+            raise UsageError(
+                "ringdp was initialised again since these gradients were reduced: call zero_grad() and backward() anew"
+            )
+        stepped = self._step_of_pieces(kwargs)
         return stepped if closure is None else loss
+
+    def _step_of_pieces(self, kwargs: dict[str, Any]) -> Any:
+        """The optimizer's own step; what torch runs before and after each step, hooks, sees the parameters."""
+        own: Any = type(self).__bases__[1].step  # type: ignore[attr-defined]
+        plain = own.__wrapped__ if getattr(own, "hooked", False) else own
+
+        def step(optimizer: Sharded, **kwargs: Any) -> Any:
+            with optimizer._pieces_in_place():
+                result = plain(optimizer, **kwargs)
+            assert optimizer._shards is not None
+            optimizer._shards.gather()
+            return result
+
+        return torch.optim.Optimizer.profile_hook_step(step)(self, **kwargs)
+
+    def is_sharded(self) -> bool:
+        """There are several ranks, each with its part."""
+        return self._exchange is not None
 
     # --- pieces ---
 

@@ -341,6 +341,9 @@ def test_a_gradient_that_is_reduced_in_part_is_not_taken_for_whole():
         lambda: model[0].weight.grad[0],
         lambda: model[0].weight.grad.tolist(),
         lambda: model[0].weight.grad.numpy(),
+        lambda: model[0].weight.grad.data.norm(),
+        lambda: model[3].weight.grad.T,
+        lambda: model[0].weight.grad.cpu().sum(),
     ):
         with pytest.raises(UsageError, match=r"use optimizer.clip_grad_norm_\(max_norm\)"):
             use()
@@ -353,6 +356,61 @@ def test_a_gradient_that_is_reduced_in_part_is_not_taken_for_whole():
     other = network()
     train(other, wrap(other, shard=False), steps=2)
     assert same(model, other)
+
+
+def test_hooks_of_a_step_see_the_parameters():
+    def run(shard):
+        model = network()
+        optimizer = wrap(model, shard=shard)
+        seen = []
+        optimizer.register_step_pre_hook(
+            lambda o, *_: seen.append([p.shape for p in o.param_groups[0]["params"]])
+        )
+
+        @torch.no_grad()
+        def clamp(o, *_):
+            for p in o.param_groups[0]["params"]:
+                p.clamp_(-0.1, 0.1).sub_(p.mean())
+
+        optimizer.register_step_post_hook(clamp)
+        return train(model, optimizer), seen
+
+    (whole, one), (sharded, other) = run(False), run(True)
+    assert same(whole, sharded) and one == other
+
+
+def test_a_model_is_moved_and_cast_while_gradients_lie_there():
+    model = network()
+    optimizer = wrap(model)
+    train(model, optimizer, steps=1)
+    model.cpu().to("cpu").double()
+    assert model[0].weight.dtype == torch.float64 and model[0].weight.grad.dtype == torch.float64
+    with pytest.raises(UsageError, match="reduced by a sharded optimizer"):
+        model[0].weight.grad.norm()
+    model.float()
+    train(model, optimizer, steps=1)
+    assert same_on_all_ranks(model.parameters())
+
+
+def test_a_gradient_of_the_users_own_is_clipped():
+    def run(shard):
+        p = torch.nn.Parameter(torch.zeros(6, 4))
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), shard=shard)
+        p.grad = torch.full((4, 6), 100.0).t()
+        if shard:
+            optimizer.clip_grad_norm_(1.0)
+        else:
+            optimizer.synchronize()
+            torch.nn.utils.clip_grad_norm_([p], 1.0)
+        optimizer.step()
+        return p.detach()
+
+    assert torch.allclose(run(True), run(False)) and run(True).norm() < 1.01
+
+
+def test_norms_that_there_are_not():
+    with pytest.raises(UsageError, match="norm_type must be above 0, not -1"):
+        wrap(network()).clip_grad_norm_(1.0, -1)
 
 
 # --- overflows ------------------------------------------------------------------------------------------------------
@@ -381,6 +439,27 @@ def test_an_overflow_in_one_shard_is_skipped_by_all(kind):
         assert all(moved) if bad is None else not any(moved)
     assert set(hvd.allgather_object(scale.get_scale())) == {2.0}
     assert same_on_all_ranks(params)
+
+
+@pytest.mark.parametrize("shard", [True, "parameters"])
+def test_clipping_after_unscaling(shard):
+    def run(shard):
+        model = network()
+        optimizer = wrap(model, torch.optim.SGD, shard=shard)
+        scale = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        norms = []
+        for _, _, x, y in batches(3):
+            optimizer.zero_grad()
+            scale.scale(loss_of(model, x, y)).backward()
+            scale.unscale_(optimizer)
+            plain = torch.nn.utils.clip_grad_norm_
+            norms.append(float(optimizer.clip_grad_norm_(0.1) if shard else plain(model.parameters(), 0.1)))
+            scale.step(optimizer)
+            scale.update()
+        return model, norms
+
+    (whole, expected), (sharded, norms) = run(False), run(shard)
+    assert norms == pytest.approx(expected, rel=1e-5) and near(whole, sharded)
 
 
 # --- state ----------------------------------------------------------------------------------------------------------
@@ -483,6 +562,36 @@ def test_a_state_that_was_not_consolidated_is_refused():
         hvd.broadcast_optimizer_state(optimizer)
 
 
+def test_state_that_was_looked_at_is_saved_all_the_same():
+    model = network()
+    optimizer = wrap(model)
+    train(model, optimizer, steps=2)
+    assert optimizer.state[model[0].weight].get("step") is None  # a rank has that of its pieces
+    optimizer.consolidate_state_dict(-1)
+    assert all(int(state["step"]) == 2 for state in optimizer.state_dict()["state"].values())
+    with pytest.raises(UsageError, match="99 is no rank of"):
+        optimizer.consolidate_state_dict(99)
+    with pytest.raises(UsageError, match=r"TorchState\(optimizer=…\): each rank has a shard"):
+        hvd.elastic.TorchState(model=model, optimizer=optimizer)
+
+
+def test_gradients_of_before_init_are_not_stepped():
+    model = network()
+    optimizer = wrap(model)
+    train(model, optimizer, steps=1)
+    (_, _, x, y), *_ = batches(1)
+    optimizer.zero_grad()
+    loss_of(model, x, y).backward()
+    hvd.shutdown()
+    hvd.init()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(UsageError, match="ringdp was initialised again since these gradients were reduced"):
+        optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    train(model, optimizer, steps=1)
+    assert same_on_all_ranks(model.parameters()) and not same(model, network())
+
+
 def test_state_is_broadcast_before_the_first_step():
     whole, sharded = network(), network()
     one, other = wrap(whole, shard=False), wrap(sharded)
@@ -576,6 +685,10 @@ def test_in_a_process_set():
     hvd.remove_process_set(process_set)
 
 
+class Unknown(torch.optim.SGD):
+    """One of another package."""
+
+
 def test_what_does_not_go_with_shards_says_so():
     def make_of(kind=torch.optim.Adam, **options):
         model = network()
@@ -583,6 +696,10 @@ def test_what_does_not_go_with_shards_says_so():
 
     for options, message in (
         ({"kind": torch.optim.LBFGS}, "LBFGS steps all parameters as one vector"),
+        (
+            {"kind": Unknown},
+            'what Unknown looks at. If it steps each parameter by itself, say shard="parameters"',
+        ),
         ({"kind": torch.optim.SparseAdam}, "SparseAdam takes sparse gradients"),
         ({"shard": "columns"}, "shard must be True, False"),
         ({"op": hvd.Max}, "a sharded optimizer needs op=Average or Sum, not Max"),
