@@ -2,6 +2,7 @@
 
 As in Horovod, gradients that meet are averaged: an all-gather gives each rank the average of all ranks' gradients
 for its own rows, a broadcast gives the root their average. An all-reduce reduces the gradients as it did the tensors.
+Second derivatives are an error: these conventions have none.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ringdp import world
 from ringdp.constants import Average, ReduceOp, Sum
@@ -37,6 +39,7 @@ class Allreduce(torch.autograd.Function):
         return operations.allreduce(tensor, name=name, **options)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         return ctx.operations.allreduce(grad, **ctx.options), None, None, None
 
@@ -54,6 +57,7 @@ class Allgather(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
         return mean.index_select(0, *ctx.saved_tensors), None, None, None
@@ -78,6 +82,7 @@ class Broadcast(torch.autograd.Function):
         return operations.broadcast(tensor, root, name, process_set)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
         is_root = world.rank() == ctx.root
@@ -100,6 +105,7 @@ class Alltoall(torch.autograd.Function):
         return output, rows
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Any, _: Any) -> Any:  # type: ignore[override]
         back, _rows = ctx.operations.alltoall(grad, *ctx.saved_tensors, None, ctx.process_set)
         return back.reshape(ctx.shape), None, None, None, None
@@ -126,6 +132,7 @@ class Reducescatter(torch.autograd.Function):
         return operations.reducescatter(tensor, name, op, process_set, before, after)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         whole = ctx.operations.allgather(grad, None, ctx.process_set)
         return whole.reshape(ctx.shape) * ctx.factor, None, None, None, None, None, None
@@ -146,6 +153,7 @@ class GroupedAllreduce(torch.autograd.Function):
         return tuple(groups.grouped_allreduce(tensors, name, *ctx.how))
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> Any:
         return None, None, None, None, None, *ctx.groups.grouped_allreduce(grads, None, *ctx.how)
 
@@ -163,6 +171,7 @@ class GroupedAllgather(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> Any:
         means = ctx.groups.grouped_allreduce(grads, None, Average, (1.0, 1.0), ctx.process_set)
         own = [mean.index_select(0, places) for mean, places in zip(means, ctx.saved_tensors, strict=True)]
@@ -182,6 +191,7 @@ class GroupedReducescatter(torch.autograd.Function):
         return tuple(groups.grouped_reducescatter(tensors, name, op, scale, process_set))
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> Any:
         whole = ctx.groups.grouped_allgather(grads, None, ctx.process_set)
         back = [w.reshape(shape) * ctx.factor for w, shape in zip(whole, ctx.shapes, strict=True)]

@@ -80,6 +80,14 @@ def test_gradients_of_groups():
     assert (xs[0].grad == 1).all() and torch.allclose(xs[1].grad, torch.tensor((size + 1) / 2))
 
 
+def test_second_derivatives_are_an_error_and_not_left_out():
+    for reduce in (lambda x: hvd.grouped_allreduce([x])[0], hvd.allreduce, hvd.allgather):
+        x = torch.ones(3, requires_grad=True)
+        (grad,) = torch.autograd.grad((reduce(x) ** 2).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
 def test_compressed_groups_with_gradients():
     x = torch.full((3,), float(hvd.rank()), requires_grad=True)
     (got,) = hvd.grouped_allreduce([x], op=hvd.Sum, compression=hvd.Compression.fp16)
