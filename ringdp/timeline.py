@@ -1,8 +1,9 @@
 """`start_timeline`, `stop_timeline`: what rank 0's operations are doing, as a trace for https://ui.perfetto.dev and
 chrome://tracing.
 
-An operation is a slice on the track of its name, and its stages are slices inside: SUBMIT until the engine has it,
-AGREE until all ranks have come to it, REDUCE until it is done. One that goes along with its name ends with AGREE.
+An operation is a slice on the track of its name (on another one where two of them overlap), and its stages are slices
+inside: SUBMIT until the engine has it, AGREE until all ranks have come to it, REDUCE until it is done. One that goes
+along with its name ends with AGREE.
 (The stages are those of csrc/engine/stage.h; the core keeps the times, csrc/engine/timeline.h.)
 """
 
@@ -20,6 +21,7 @@ from ringdp.errors import UsageError
 VARIABLE = "RINGDP_TIMELINE"
 MOST = 1_000_000  # operations, of some 150 bytes in memory and 600 in the file
 STAGES = "SUBMIT", "AGREE", "REDUCE"
+_begun: dict[str, int] = {}  # how often for this value of the variable
 
 
 def start_timeline(file_path: str, mark_cycles: bool = False) -> None:
@@ -59,10 +61,22 @@ def stop_timeline() -> None:
 
 
 def start_from_environment(here: world.World) -> None:
-    """As RINGDP_TIMELINE says; of `init()`."""
-    path = os.environ.get(VARIABLE)
-    if path and here.place.rank == 0:
-        start_timeline(path)
+    """As RINGDP_TIMELINE says; of `init()`, whose second call in a process takes `name.2.json`, and so on.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    given = os.environ.get(VARIABLE)
+    if not given or here.place.rank != 0:
+        return
+    path = Path(given)
+    _begun[given] = number = _begun.get(given, 0) + 1
+    if number > 1:  # ringdp was initialised before, and that timeline is written
+        path = path.with_stem(f"{path.stem}.{number}")
+    try:
+        start_timeline(str(path))
+    except OSError as error:
+        raise UsageError(f"{VARIABLE}={given} cannot be written: {error}") from error
 
 
 def finish(here: world.World) -> None:
@@ -85,16 +99,30 @@ def write(file: TextIO, records: Sequence[tuple[Any, ...]], lost: int, rank: int
         rank: the trace's process.
     """
     file.write('{"traceEvents": [\n' + json.dumps(named("process_name", rank, 0, f"rank {rank}")))
-    tracks: dict[tuple[int, str], int] = {}
-    for record in records:
-        of_set, events = (record[2], record[0]), []
-        if of_set not in tracks:
-            tracks[of_set] = len(tracks) + 1
+    tracks: dict[tuple[int, str], list[tuple[int, float]]] = {}  # number, and when its last operation ended
+    made = 0
+    for record in sorted(records, key=lambda record: record[4]):
+        begin, ended, events = record[4], record[-1], []
+        of_set = record[2], label_of(record[0])
+        lanes = tracks.setdefault(of_set, [])
+        lane = next((i for i, (_, until) in enumerate(lanes) if until <= begin), len(lanes))
+        if lane == len(lanes):
+            made += 1
+            lanes.append((made, ended))
             suffix = f" (process set {of_set[0]})" if of_set[0] else ""
-            events.append(named("thread_name", rank, tracks[of_set], of_set[1] + suffix))
-        events += slices(record, rank, tracks[of_set])
+            suffix += f" ({lane + 1})" if lane else ""
+            events.append(named("thread_name", rank, made, of_set[1] + suffix))
+        number = lanes[lane][0]
+        lanes[lane] = number, ended
+        events += slices(record, rank, number)
         file.writelines(",\n" + json.dumps(event) for event in events)
     file.write(f'\n], "displayTimeUnit": "ms", "otherData": {{"lost": {lost}}}}}\n')
+
+
+def label_of(name: str) -> str:
+    """What an operation's track is called: calls that are numbered share one."""
+    label = name.split(", call ")[0]
+    return "unnamed" if label.rpartition(".")[0] == "unnamed" else label
 
 
 def named(what: str, rank: int, track: int, name: str) -> dict[str, Any]:

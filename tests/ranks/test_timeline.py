@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ringdp
-from ringdp import world
+from ringdp import timeline, world
 
 STAGES = ("SUBMIT", "AGREE", "REDUCE")
 
@@ -122,13 +122,37 @@ def test_the_variable_and_the_end_of_the_job(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "trace.json"
     ringdp.shutdown()
     monkeypatch.setenv("RINGDP_TIMELINE", str(path))
-    ringdp.init()
+    for name in ("inside", "again"):  # as after an elastic reset
+        ringdp.init()
+        ringdp.allreduce(np.ones(2), name=name)
+        ringdp.shutdown()
     monkeypatch.delenv("RINGDP_TIMELINE")
-    ringdp.allreduce(np.ones(2), name="inside")
-    ringdp.shutdown()
     ringdp.init()
     assert path.exists() == (ringdp.rank() == 0)
-    assert ringdp.rank() != 0 or "inside" in trace(path)[0]
+    if ringdp.rank() == 0:
+        assert "inside" in trace(path)[0] and "inside" not in trace(tmp_path / "trace.2.json")[0]
+        assert "again" in trace(tmp_path / "trace.2.json")[0]
+        monkeypatch.setenv("RINGDP_TIMELINE", str(tmp_path / "no" / "trace.json"))
+        with pytest.raises(ringdp.UsageError, match="RINGDP_TIMELINE=.*trace.json cannot be written"):
+            timeline.start_from_environment(world.current())
+
+
+@pytest.mark.processes_only
+def test_calls_that_are_numbered_share_a_track_unless_they_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    ringdp.start_timeline(str(path))
+    for _ in range(20):
+        ringdp.allreduce(np.ones(2))
+    handles = [ringdp.allreduce_async(np.ones(2)) for _ in range(3)]
+    for handle in handles:
+        handle.wait()
+    ringdp.stop_timeline()
+    if ringdp.rank() == 0:
+        events = json.loads(path.read_text())["traceEvents"]
+        tracks = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
+        assert tracks[0] == "unnamed" and 1 <= len(tracks) <= 3
+        slices = [e for e in events if e["ph"] == "X" and e["name"] == "allreduce"]
+        assert len(slices) == 23 and len({e["args"]["tensor"] for e in slices}) == 23
 
 
 @pytest.mark.processes_only

@@ -114,10 +114,22 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
         self._set_unwrap_func(_Failure.unwrap)
         self.set_result(_Failure(error))
 
+    def _next(self) -> Number:
+        return Number((*self._number.path, 0, next(self._callbacks)), self._number.group)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """As torch's."""
+        number = self._next()
+
+        def act(_: Any) -> None:
+            with Numbers(number.group, number).only():
+                callback(self)
+
+        super().add_done_callback(act)
+
     def then(self, callback: Callable[[Any], Any]) -> Future:
         """As torch's: a future of what the callback makes of this one."""
-        path = (*self._number.path, 0, next(self._callbacks))
-        number = Number(path, self._number.group)
+        number = self._next()
         following = Future(number, self._settle)
 
         def act(_: Any) -> None:
@@ -129,5 +141,5 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
             else:
                 following.set_result(result)
 
-        self.add_done_callback(act)
+        super().add_done_callback(act)
         return following

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from ringdp.errors import TransportError, UsageError
+from ringdp import world
+from ringdp.errors import NotInitializedError, TransportError, UsageError
 from ringdp.torch.distributed.futures import Number
 from ringdp.torch.distributed.pieces import flat, store
+from ringdp.torch.distributed.store import AGAIN
 from ringdp.torch.distributed.work import Work
 
 GROUPS = 256
@@ -33,20 +35,26 @@ class Messages:
     """
 
     def __init__(self, MPI: Any, comm: Any, number: int) -> None:
-        self._MPI, self._comm = MPI, comm
+        self._MPI, self._comm, self._world = MPI, comm, world.current()
         self._tags = (comm.Get_attr(MPI.TAG_UB) + 1) // GROUPS
         self._first = number % GROUPS * self._tags
 
     def send(self, tensor: torch.Tensor, rank: int, tag: int) -> Message:
         """Start to send to a rank of the group."""
+        self._check_open()
         row = flat(tensor)
         return Message(self, self._comm.Isend(self._buffer(row), rank, self._tag(tag)), row, None)
 
     def receive(self, tensor: torch.Tensor, rank: int | None, tag: int) -> Message:
         """Start to receive from a rank of the group; None: from any."""
+        self._check_open()
         row = flat(tensor)
         source = self._MPI.ANY_SOURCE if rank is None else rank
         return Message(self, self._comm.Irecv(self._buffer(row), source, self._tag(tag)), row, tensor)
+
+    def _check_open(self) -> None:
+        if not world.is_initialized() or world.current() is not self._world:
+            raise NotInitializedError(f"this group went with ringdp.shutdown(): {AGAIN}")
 
     def test(self, request: Any) -> tuple[bool, Any]:
         """Whether it has ended, and its status. Does not block."""

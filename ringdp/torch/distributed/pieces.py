@@ -87,6 +87,19 @@ def joined(tensors: Sequence[torch.Tensor], reduced: bool = False) -> torch.Tens
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
+def refuse_mixed(call: str, *tensors: torch.Tensor) -> None:
+    """All must have one dtype: elements travel as they are.
+
+    Raises:
+        TypeError: they have not.
+    """
+    dtypes = list(dict.fromkeys(tensor.dtype for tensor in tensors))
+    if len(dtypes) > 1:
+        raise TypeError(
+            f"{call}: the tensors are of {' and '.join(map(str, dtypes))}: give inputs and outputs one dtype"
+        )
+
+
 def units(tensor: torch.Tensor, reduced: bool = False) -> int:
     """The elements of its row."""
     if tensor.dtype in DTYPES:
@@ -131,7 +144,9 @@ def reduce_scatter(
 
     Raises:
         UsageError: the part is not as large as `target`.
+        TypeError: not all are of one dtype.
     """
+    refuse_mixed("reduce_scatter", *sources, target)
     how = reduction(op, target.dtype)
     rank, size = place.rank() or 0, place.size()
     total = sum(units(source, True) for source in sources)
@@ -176,6 +191,7 @@ def gather_into(source: torch.Tensor, targets: Sequence[torch.Tensor], rank: int
 
     `rank`: this one's number in the group.
     """
+    refuse_mixed("all_gather", source, *targets)
     request = operations.requests.allgather(flat(source))
     _with_rows(request, targets, rank * request.source.nbytes)
     return Piece(request, lambda result: _deal("all_gather", result, targets))
@@ -195,6 +211,7 @@ def exchange(
         expected: how many elements should come from each rank; None: what the targets have room for.
         call: for the errors.
     """
+    refuse_mixed(call, *sources, *targets)
     request = operations.requests.alltoall(joined(sources), list(splits), place)
     both = request.finish  # gives the output, and the rows that came as a tensor
     request.finish = lambda core: both(core)[0]

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ringdp import world
-from ringdp.errors import DeadlineError, UsageError
+from ringdp.errors import DeadlineError, NotInitializedError, UsageError
 from ringdp.job import MpiJob
 from ringdp.numpy.ops import operations
 from ringdp.torch.distributed.server import (
@@ -25,6 +25,7 @@ from ringdp.torch.distributed.server import (
     unpack,
 )
 
+AGAIN = "call destroy_process_group() and init_process_group() again"
 GRACE = 30.0  # seconds that rank 0 may take to answer, beside what a request waits for
 FIRST_PAUSE, LAST_PAUSE = 20e-6, 5e-3
 
@@ -38,6 +39,7 @@ class Connection:
         self._server: Server | None = None
         self._table = Table() if self._rank == 0 else None
         self.uses = 0  # rendezvous so far: each has keys of its own
+        self._closed = False
         if here.place.size > 1:
             if not isinstance(here.job, MpiJob):
                 raise UsageError("only a job over MPI has a store over MPI")
@@ -49,6 +51,7 @@ class Connection:
 
     def close(self) -> None:
         """End rank 0's thread."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
 
@@ -57,7 +60,10 @@ class Connection:
 
         Raises:
             DeadlineError: they have not come within these seconds, or rank 0 does not answer.
+            NotInitializedError: after `ringdp.shutdown()`.
         """
+        if self._closed:
+            raise NotInitializedError(f"torch.distributed's store went with ringdp.shutdown(): {AGAIN}")
         if self._table is not None:
             if not self._table.wait(keys, seconds):
                 raise self._too_late(keys, seconds)

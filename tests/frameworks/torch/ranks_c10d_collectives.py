@@ -411,3 +411,18 @@ def test_inside_inference_mode():
         dist.all_reduce(tensor)
         dist.all_gather_into_tensor(whole, values(dist.get_rank()))
     assert equal(tensor, total(of_all(values))) and equal(whole, torch.cat(of_all(values)))
+
+
+def test_dtypes_that_are_mixed_are_refused_before_anything_is_written(c10d):
+    size = c10d.get_world_size()
+    memory = torch.zeros(4096, dtype=torch.int8)
+    for call in (
+        lambda: c10d.reduce_scatter_tensor(memory[:8], torch.ones(8 * size, dtype=torch.float64)),
+        lambda: c10d.reduce_scatter_tensor(torch.zeros(2), torch.ones(2 * size, dtype=torch.float64)),
+        lambda: c10d.all_gather_into_tensor(
+            torch.zeros(size, dtype=torch.float8_e4m3fn), torch.ones(1, dtype=torch.uint8)
+        ),
+    ):
+        with pytest.raises(Exception, match="give inputs and outputs one dtype"):
+            call()
+    assert not memory.any()

@@ -1,6 +1,7 @@
 """Groups of some of the ranks, several of the same ranks, deadlines, and groups of another backend beside ringdp's."""
 
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -231,3 +232,26 @@ def test_an_output_that_is_too_small_is_an_error_on_every_rank():
     n = dist.get_world_size()
     with pytest.raises(hvd.UsageError, match=r"all_gather: \[2.* elements came, and the output has room for"):
         dist.all_gather([torch.empty(1) for _ in range(n)], torch.ones(2))
+
+
+def test_calls_in_done_callbacks_have_numbers_of_their_own(c10d):
+    """However late a rank comes to its callback, between its other calls."""
+    results = []
+    future = c10d.all_reduce(torch.ones(2), async_op=True).get_future()
+
+    def after(_):
+        time.sleep(0.2 * c10d.get_rank())
+        x = torch.ones(3)
+        c10d.all_reduce(x)
+        results.append(x)
+
+    future.add_done_callback(after)
+    time.sleep(0.2 * (c10d.get_rank() == 0))
+    y = torch.ones(5)
+    c10d.all_reduce(y)
+    future.wait()
+    deadline = time.monotonic() + 20
+    while not results and time.monotonic() < deadline:
+        time.sleep(0.01)
+    size = c10d.get_world_size()
+    assert y.tolist() == [size] * 5 and results[0].tolist() == [size] * 3

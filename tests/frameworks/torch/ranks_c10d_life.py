@@ -115,3 +115,22 @@ def test_what_torch_knows_of_the_group():
     assert group.group_desc == "default_pg"
     assert repr(group).startswith(f"<ringdp process group: torch.distributed group {group.group_name} (")
     assert dist.distributed_c10d._get_object_coll_device() == "cpu"
+
+
+def test_what_went_with_shutdown_says_so(c10d):
+    import ringdp.torch as hvd
+
+    store = c10d.distributed_c10d._get_default_store()
+    hvd.shutdown()
+    hvd.init()
+    with pytest.raises(
+        hvd.NotInitializedError, match="destroy_process_group.. and init_process_group.. again"
+    ):
+        c10d.send(torch.ones(1), (c10d.get_rank() + 1) % max(2, c10d.get_world_size()))
+    with pytest.raises(Exception, match="destroy_process_group.. and init_process_group.. again"):
+        store.get("a key")
+    c10d.destroy_process_group()
+    c10d.init_process_group("ringdp")
+    x = torch.ones(2)
+    c10d.all_reduce(x)
+    assert x.tolist() == [c10d.get_world_size()] * 2
