@@ -72,9 +72,8 @@ class Exchange:
         self._slots = self._plans.slots
         self._weights = Weights()
         self._densify = options.sparse_as_dense or bool(options.shard) or options.op not in (Average, Sum)
-        self.exchanged: list[Bucket] | None = (
-            None  # by shards of elements, in the window that was finished last
-        )
+        # By shards of elements, in the window that was finished last.
+        self.exchanged: list[Bucket] | None = None
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
         self._joined: JoinedBy | None = None
@@ -213,7 +212,8 @@ class Exchange:
             self._look_for_dropped()
         if self.finished:
             self._new_window()
-        slot.uncover_gradient()
+        if slot.cover is not None:
+            slot.uncover_gradient()
         slot.put_aside(slot.bucket is not None and slot.bucket.index < self._submitted)
         return (self._weights.scale(grads[0]),) if self._weights.on and grads[0] is not None else None
 
@@ -246,7 +246,7 @@ class Exchange:
     # --- windows and passes -----------------------------------------------------------------------
 
     def _uncover(self) -> None:
-        for slot in self._slots:
+        for slot in self._slots if self.options.shard == ELEMENTS else ():
             slot.uncover_gradient()
 
     def _new_window(self) -> None:

@@ -70,9 +70,8 @@ class Place:
         grad = uncovered(self.slot.param.grad)
         if grad is None:
             return None
-        if (
-            grad.stride() != self.entry.strides
-        ):  # the user's own: what is done to the piece must be done to it
+        if grad.stride() != self.entry.strides:
+            # The user's own: what is done to the piece must be done to it.
             self.slot.param.grad = grad = self.in_order(grad).as_strided(self.entry.shape, self.entry.strides)
         return self.in_order(grad)[self.begin : self.end]
 
