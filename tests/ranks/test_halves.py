@@ -79,6 +79,23 @@ def test_the_own_chunks_are_all_there_is():
         assert own.stop - own.start <= count / ringdp.size() + 2
 
 
+@pytest.mark.min_ranks(2)
+def test_the_first_half_leaves_the_others_chunks_unreduced():
+    """Else it would be the whole, with twice the bytes."""
+    lane = Lane()
+    data = contribution(60_001)
+    taken = lane.engine.algorithm(data.nbytes, int(Dtype.float32))
+    want = whole(lane, data, ringdp.Sum, (1.0, 1.0))
+    lane.submit(data, half=Half.reduce_scatter).wait()
+    own = lane.own(data)
+    others = np.delete(data == want, np.r_[own])
+    power = ringdp.size() & (ringdp.size() - 1) == 0
+    if taken in ("ring", "shared_memory", "two_level") or (taken == "halving_doubling" and power):
+        assert others.mean() < 0.01
+    else:  # these have no halves
+        assert others.all()
+
+
 def test_many_steps_in_flight():
     """Each step's all-gather begins while the next reduce-scatter is under way."""
     lane = Lane()

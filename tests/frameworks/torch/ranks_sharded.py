@@ -9,6 +9,7 @@ from frameworks.torch.helpers import batches, network, same_on_all_ranks
 
 import ringdp.torch as hvd
 from ringdp.errors import UsageError
+from ringdp.torch.sharded.covered import uncovered
 from ringdp.torch.sharded.how import ELEMENTWISE
 
 OPTIONS = {
@@ -356,6 +357,23 @@ def test_a_gradient_that_is_reduced_in_part_is_not_taken_for_whole():
     other = network()
     train(other, wrap(other, shard=False), steps=2)
     assert same(model, other)
+
+
+def test_a_rank_has_its_own_part_of_the_reduced_gradients_alone():
+    whole, sharded = network(), network()
+    one, _other = wrap(whole, shard=False), wrap(sharded)
+    (_, _, x, y), *_ = batches(1)
+    for model in (whole, sharded):
+        loss_of(model, x, y).backward()
+    one.synchronize()
+    alike = torch.cat(
+        [
+            (uncovered(p.grad) == q.grad).reshape(-1)
+            for p, q in zip(sharded.parameters(), whole.parameters(), strict=True)
+        ]
+    )
+    share = alike.double().mean().item()
+    assert share == 1 if hvd.size() == 1 else 0.9 / hvd.size() < share < 1.1 / hvd.size() + 0.1
 
 
 def test_hooks_of_a_step_see_the_parameters():
