@@ -1,0 +1,21 @@
+// Between the two halves of the stand-in for libcuda: device memory and streams (cuda.cc), and the kernels compiled for the
+// host (kernels.cc).
+#pragma once
+
+#include <cstddef>
+
+// Every kernel takes one structure by value, which is copied at launch, as CUDA does.
+struct StandinKernel {
+  const char* name;
+  size_t parameter_bytes;
+  void (*run)(unsigned grid, unsigned block, const void* parameters);  // all blocks, one after the other
+};
+
+extern "C" {
+// Of kernels.cc.
+const StandinKernel* standin_kernels(size_t* count);
+
+// Of cuda.cc. Device memory has no access at its address, so that whoever takes it for the host's crashes; the stand-in
+// itself, and its kernels, find it so many bytes further.
+extern ptrdiff_t standin_alias;
+}
