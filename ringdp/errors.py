@@ -57,5 +57,9 @@ class TransportError(HorovodInternalError):
     """MPI reported an error."""
 
 
+class GpuError(HorovodInternalError):
+    """CUDA or NCCL reported an error, or there is no GPU that can be used."""
+
+
 class InitError(RingdpError):
     """`init()` found something that would go wrong later: no MPI, another MPI, a silent singleton, mixed versions."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ringdp import world
-from ringdp.constants import Average, ReduceOp
+from ringdp.constants import Average, OpKind, ReduceOp
 from ringdp.errors import DeadlineError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import Adapter, Request, Requests, awaiting, reduce_op, usable
@@ -22,10 +22,19 @@ T = TypeVar("T")
 class Handle(Generic[T]):
     """An operation in flight: `poll()`, `wait()`. Its tensors live until it is done, also if the handle does not."""
 
-    __slots__ = ("_core", "_finish", "_result", "_world")
+    __slots__ = ("_core", "_finish", "_result", "_stream", "_world")
 
-    def __init__(self, core: Any, tensors: Any, finish: Callable[[Any], T], in_world: world.World) -> None:
+    def __init__(
+        self,
+        core: Any,
+        tensors: Any,
+        finish: Callable[[Any], T],
+        in_world: world.World,
+        stream: Callable[[], int] | None = None,
+    ) -> None:
+        """`stream`: of tensors on a GPU: this thread's current one there."""
         self._core = core
+        self._stream = stream
         in_world.hold(core, tensors)
         self._finish: Callable[[Any], T] | None = finish
         self._result: T | None = None
@@ -49,19 +58,28 @@ class Handle(Generic[T]):
     def wait(self) -> T:
         """Sleep until the operation is done; its result. May be called again.
 
+        Of tensors on a GPU: until the GPU has been told all there is to do. What this thread's current stream does from
+        then on comes after it; nothing waits for the GPU.
+
         Raises:
-            MismatchError, PeerError, DeadlineError, TransportError: as the operation failed.
+            MismatchError, PeerError, DeadlineError, TransportError, GpuError: as the operation failed.
         """
         if self._finish is None:
+            self._order()
             return self._result  # type: ignore[return-value]
         # The core ends every operation by its own deadline; this one is only there because no wait is without.
         if not self._world.engine.wait(self._core, self._world.engine.timeout + 60):
             raise DeadlineError("the engine did not end an operation at its deadline: please report this")
         self._world.release(self._core)
         self._core.check()
+        self._order()
         self._result = self._finish(self._core)
         self._finish = None
         return self._result
+
+    def _order(self) -> None:
+        if self._stream is not None:
+            self._core.order(self._stream())
 
 
 class GroupHandle:
@@ -256,6 +274,10 @@ class Operations(Generic[T]):
         process_set: ProcessSet,
     ) -> None:
         """The blocking form: the caller's own thread does the work, see csrc/engine/drive.cc."""
+        if self._adapter.on_gpu(source) is not None:
+            request = Request(OpKind.allreduce, source, output, lambda _: output, op, scale)
+            self.submit(request, name, process_set).wait()
+            return
         address, dtype, shape = self._adapter.describe(source)
         target = address if output is source else self._adapter.describe(output)[0]
         here.engine.allreduce_at(
@@ -415,7 +437,7 @@ class Operations(Generic[T]):
         """Start one operation."""
         here = world.current()
         core = here.engine.submit(request.submission(name or "", usable(process_set), self._adapter))
-        return _handle_of(core, request, here)
+        return self._handle_of(core, request, here)
 
     def submit_group(
         self, requests: Sequence[Request[T]], name: str | None, process_set: ProcessSet
@@ -434,9 +456,10 @@ class Operations(Generic[T]):
             ]
         )
         return GroupHandle(
-            [_handle_of(core, request, here) for core, request in zip(cores, requests, strict=True)]
+            [self._handle_of(core, request, here) for core, request in zip(cores, requests, strict=True)]
         )
 
-
-def _handle_of(core: Any, request: Request[Any], here: world.World) -> Handle[Any]:
-    return Handle(core, (request.source, request.output, request.wide), request.finish, here)
+    def _handle_of(self, core: Any, request: Request[Any], here: world.World) -> Handle[Any]:
+        gpu = request.gpu
+        stream = None if gpu is None else lambda: self._adapter.current_stream(gpu)
+        return Handle(core, request, request.finish, here, stream)

@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ringdp.constants import OpKind, ReduceOp
 from ringdp.errors import NotInitializedError, UsageError
@@ -19,8 +19,15 @@ from ringdp.process_sets import ProcessSet
 T = TypeVar("T")
 
 
+class OnGpu(NamedTuple):
+    """Where a tensor lies that is not in host memory."""
+
+    gpu: int  # its number in this process
+    stream: int  # CUstream: that in which its framework computes now, in this thread
+
+
 class Adapter(Protocol[T]):
-    """What the operations need to know of a framework's tensors. All tensors here are on the CPU."""
+    """What the operations need to know of a framework's tensors."""
 
     # Tensors of exactly these types the core looks at by itself (csrc/bindings/tensor.h); those that it cannot use as
     # they lie there, and all others, take the longer way by `source`, `target` and `describe`.
@@ -68,6 +75,18 @@ class Adapter(Protocol[T]):
         """A one-dimensional int64 tensor (int32 where the framework's users expect it)."""
         ...
 
+    def on_gpu(self, tensor: T) -> OnGpu | None:
+        """The GPU it lies on, and this thread's current stream there; None for host memory."""
+        ...
+
+    def current_stream(self, gpu: int) -> int:
+        """This thread's current stream there (CUstream)."""
+        ...
+
+    def empty_behind(self, place: OnGpu, shape: Sequence[int], like: T) -> T:
+        """As `empty`, on that GPU, for use in that stream. From any thread."""
+        ...
+
 
 class _Awaiting(threading.local):
     on = False
@@ -100,6 +119,8 @@ class Request(Generic[T]):
     splits: Sequence[int] = ()
     wide: tuple[T, T] | None = None  # the tensors of which `source` is only what travels
     room: int = 0  # all-gather and all-to-all: the bytes of `output`, which is used if just as many come
+    gpu: int | None = None  # that on which the tensors lie
+    made: T | None = None  # there, by all-gather and all-to-all
 
     def submission(self, name: str, process_set_id: int, adapter: Adapter[T]) -> Any:
         """For the core's `submit` or `submit_group`."""
@@ -117,8 +138,20 @@ class Request(Generic[T]):
         )  # fmt: skip
         if self.room:
             submission.room = self.room
+        place = adapter.on_gpu(self.source)
+        if place is not None:
+            self.gpu = place.gpu
+            submission.place_on_gpu(*place)
+            if self.kind in (OpKind.allgather, OpKind.alltoall):
+                submission.ask_for_output(lambda rows: self._output_on(place, rows, adapter))
         submission.awaits_joined = awaiting.on
         return submission
+
+    def _output_on(self, place: OnGpu, rows: int, adapter: Adapter[T]) -> int:
+        """The address of an output of so many rows, which the core fills."""
+        shape = [rows, *adapter.describe(self.source)[2][1:]]
+        self.made = adapter.empty_behind(place, shape, self.source)
+        return adapter.describe(self.made)[0]
 
 
 class Requests(Generic[T]):
@@ -147,7 +180,10 @@ class Requests(Generic[T]):
     def allgather(self, tensor: Any) -> Request[T]:
         """The result is a new tensor of all ranks' rows."""
         source = self._adapter.source(tensor)
-        return Request(OpKind.allgather, source, None, lambda core: self._take_output(core, source))
+        request: Request[T] = Request(
+            OpKind.allgather, source, None, lambda core: self._take_output(core, request)
+        )
+        return request
 
     def broadcast(self, tensor: Any, root_rank: int, process_set: ProcessSet) -> Request[T]:
         """The result is a new tensor."""
@@ -169,10 +205,11 @@ class Requests(Generic[T]):
         rows = splits_of(splits, shape[0] if shape else 0, process_set.size())
 
         def finish(core: Any) -> Any:
-            output = self._take_output(core, source)
+            output = self._take_output(core, request)
             return output if splits is None else (output, self._adapter.integers(core.rows()))
 
-        return Request(OpKind.alltoall, source, None, finish, splits=rows)
+        request: Request[T] = Request(OpKind.alltoall, source, None, finish, splits=rows)
+        return request
 
     def reducescatter(
         self, tensor: Any, op: ReduceOp, scale: tuple[float, float], process_set: ProcessSet
@@ -190,7 +227,10 @@ class Requests(Generic[T]):
         self._adapter.written(tensor, target)
         return tensor
 
-    def _take_output(self, core: Any, source: T) -> T:
+    def _take_output(self, core: Any, request: Request[T]) -> T:
+        source = request.source
+        if request.made is not None:
+            return request.made
         shape = list(self._adapter.describe(source)[2])
         shape[0] = sum(core.rows())
         data = core.take_output()

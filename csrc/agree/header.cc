@@ -33,6 +33,8 @@ std::string op_text(uint8_t code) {
   return code < kReduceOps ? name_of(static_cast<ReduceOp>(code)) : "unknown " + std::to_string(code);
 }
 
+std::string place_text(uint8_t flags) { return flags & Header::kOnGpu ? "on a GPU" : "in host memory"; }
+
 }  // namespace
 
 std::string difference(const Header& mine, const Header& theirs, int their_rank) {
@@ -52,7 +54,8 @@ std::string difference(const Header& mine, const Header& theirs, int their_rank)
       .field("count", mine.count, theirs.count)
       .field("scale", mine.scale, theirs.scale)
       .field("root", mine.root, theirs.root)
-      .field("flags", mine.flags & ~Header::kPoison, theirs.flags & ~Header::kPoison)
+      .field("place", place_text(mine.flags), place_text(theirs.flags))
+      .field("flags", mine.flags & Header::kChecksum, theirs.flags & Header::kChecksum)
       .text();
 }
 

@@ -13,7 +13,7 @@ namespace ringdp {
 struct Header {
   static constexpr uint16_t kWireVersion = 2;
   static constexpr uint16_t kMagic = 0x5244;  // "DR"
-  enum Flags : uint8_t { kPoison = 1, kChecksum = 2 };
+  enum Flags : uint8_t { kPoison = 1, kChecksum = 2, kOnGpu = 4 };
 
   uint16_t magic = kMagic;
   uint16_t version = kWireVersion;

@@ -19,6 +19,7 @@
 #include "base/options.h"
 #include "bindings/agreement.h"
 #include "bindings/choice.h"
+#include "bindings/gpu.h"
 #include "bindings/host.h"
 #include "bindings/kernels.h"
 #include "bindings/schedules.h"
@@ -48,6 +49,8 @@ const char* python_class(ErrorKind kind) {
       return "PeerError";
     case ErrorKind::transport:
       return "TransportError";
+    case ErrorKind::gpu:
+      return "GpuError";
     case ErrorKind::closed:
       return "NotInitializedError";
     case ErrorKind::internal:
@@ -115,6 +118,34 @@ Submission named(int kind, std::string name, int process_set, uint64_t input, ui
   s.splits = std::move(splits);
   s.wide = {static_cast<Dtype>(wide_dtype), at(wide_input), at(wide_output)};
   return s;
+}
+
+// How the core asks for an output. Called, and dropped, by the engine's thread, too, so each takes the GIL by itself.
+std::function<void*(uint64_t)> asks(nb::callable allocate) {
+  const std::shared_ptr<nb::callable> held(new nb::callable(std::move(allocate)), [](nb::callable* last) {
+    nb::gil_scoped_acquire gil;
+    delete last;
+  });
+  return [held](uint64_t rows) -> void* {
+    nb::gil_scoped_acquire gil;
+    try {
+      return at(nb::cast<uint64_t>((*held)(rows)));
+    } catch (nb::python_error& error) {
+      error.discard_as_unraisable("an output for ringdp");
+      return nullptr;
+    }
+  };
+}
+
+void place_on_gpu(Submission& s, int gpu, uint64_t stream) {
+  s.gpu = gpu;
+  s.stream = stream;
+}
+
+// What the current stream does from now on comes after the operation. Nothing waits here.
+void order(Handle& handle, uint64_t stream) {
+  const Gpu::Point completed = handle.result().completed;
+  if (completed) completed->hold_up(stream_at(stream));
 }
 
 std::shared_ptr<Handle> submit(Engine& engine, Submission& s) {
@@ -197,13 +228,14 @@ std::shared_ptr<Handle> open_plan(Engine& engine, int process_set, std::string n
 
 std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t digest,
                                       uint64_t data, uint64_t count, int dtype, int op, double prescale,
-                                      double postscale, Half half) {
+                                      double postscale, Half half, int gpu, uint64_t stream) {
   Submission s = on_tensor(OpKind::allreduce, process_set, at(data), at(data), static_cast<Dtype>(dtype), {count}, op,
                            prescale, postscale);
   s.lane = lane;
   s.bucket = bucket;
   s.plan_digest = digest;
   s.half = half;
+  place_on_gpu(s, gpu, stream);
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
@@ -288,7 +320,9 @@ nb::tuple stop_timeline(Engine& engine) {
 
 void bind_engine(nb::module_& m) {
   nb::class_<Handle>(m, "Handle", "One operation in flight.")
-      .def("poll", &Handle::done, "True once the operation has completed or failed.")
+      .def("poll", &Handle::completed, "True once the operation has completed or failed, on the GPU as well.")
+      .def("order", &order, "stream"_a,
+           "Let what this stream of a GPU does from now on come after the operation, which is done. Does not wait.")
       .def(
           "sleep",
           [](Handle& h, double seconds) {
@@ -313,6 +347,13 @@ void bind_engine(nb::module_& m) {
            "prescale"_a, "postscale"_a, "root"_a, "splits"_a, "wide_dtype"_a = 0, "wide_input"_a = 0,
            "wide_output"_a = 0)
       .def_rw("room", &Submission::room, "Bytes at `output`, for all-gather and all-to-all.")
+      .def("place_on_gpu", &place_on_gpu, "gpu"_a, "stream"_a,
+           "The tensors lie on this GPU, and are ready when the stream has come as far as it is told now.")
+      .def(
+          "ask_for_output", [](Submission& s, nb::callable allocate) { s.allocate = asks(std::move(allocate)); },
+          "allocate"_a,
+          "allocate(rows) gives the address of an output on the GPU, for all-gather and all-to-all. Any thread calls "
+          "it.")
       .def_rw("awaits_joined", &Submission::awaits_joined)
       .def_rw("divides_by_active", &Submission::divides_by_active);
   nb::class_<Membership>(m, "Membership", "A process set as one of its ranks sees it, to be used once.")
@@ -373,18 +414,18 @@ void bind_engine(nb::module_& m) {
       .def("barrier", &barrier, "process_set"_a, "world"_a, "Waits until all ranks of the set have come here.")
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
-           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a, "half"_a = Half::both)
+           "dtype"_a, "op"_a, "prescale"_a, "postscale"_a, "half"_a = Half::both, "gpu"_a = -1, "stream"_a = 0)
       .def(
           "own_chunk",
-          [](Engine& e, int process_set, uint64_t count, int dtype) {
+          [](Engine& e, int process_set, uint64_t count, int dtype, bool on_gpu) {
             Chunk own{};
             {
               nb::gil_scoped_release release;
-              own = e.own_chunk(process_set, count, static_cast<Dtype>(dtype));
+              own = e.own_chunk(process_set, count, static_cast<Dtype>(dtype), on_gpu);
             }
             return nb::make_tuple(own.begin, own.end);
           },
-          "process_set"_a, "count"_a, "dtype"_a,
+          "process_set"_a, "count"_a, "dtype"_a, "on_gpu"_a = false,
           "(begin, end) of the elements of a bucket that are this rank's own between its halves.")
       .def("vote", &Engine::vote, "process_set"_a, "lane"_a, "fields"_a)
       .def(
@@ -447,5 +488,6 @@ NB_MODULE(_core, m) {
   bind_plan(m);
   bind_choice(m);
   bind_kernels(m);
+  bind_gpu(m);
   bind_agreement(m);
 }

@@ -14,6 +14,12 @@ Algorithm Chooser::choose(uint64_t bytes, Dtype dtype) const {
   return ringdp::choose(placement, bytes, dtype, profile, forced);
 }
 
+Algorithm Chooser::choose_messages(uint64_t bytes, Dtype dtype) const {
+  Placement apart = placement;
+  apart.shared_memory = apart.two_levels = false;
+  return ringdp::choose(apart, bytes, dtype, profile, forced);
+}
+
 Chooser make_chooser(const Placement& placement, const std::string& algorithm, const std::string& profile) {
   Chooser chooser{placement, profile_of(profile), std::nullopt};
   if (algorithm != "auto") chooser.forced = algorithm_of(algorithm);

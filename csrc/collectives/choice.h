@@ -17,6 +17,7 @@ struct Chooser {
   std::optional<Algorithm> forced;
 
   Algorithm choose(uint64_t bytes, Dtype dtype) const;
+  Algorithm choose_messages(uint64_t bytes, Dtype dtype) const;  // among those that share no memory
   // Whether shared memory is not to be used, though it may be there.
   bool forces_messages() const {
     return forced && *forced != Algorithm::shared_memory && !(forced == Algorithm::two_level && placement.two_levels);

@@ -18,7 +18,7 @@ const Shared::Mate& Shared::of_rank(int rank) const {
 
 Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
          Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared,
-         std::unique_ptr<Casts> casts)
+         std::unique_ptr<Pieces> pieces)
     : schedule_(std::move(schedule)),
       memory_(memory),
       elements_(elements),
@@ -29,7 +29,7 @@ Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& head
       all_fail_together_(!partners.empty() && header.count >= uint64_t(header.half ? transport.size() : 1)),
       transport_(transport),
       shared_(std::move(shared)),
-      casts_(std::move(casts)),
+      pieces_(std::move(pieces)),
       remaining_(schedule_.moves.size()) {
   if (schedule_.scratch) scratch_.reset(new std::byte[schedule_.scratch * size_of(elements_.dtype)]);
   find_channels(neighbours, partners);
@@ -216,8 +216,14 @@ bool Run::compute() {
   if (headers_missing_ > 0) return false;
   uint64_t bytes = 0;
   bool moved = false;
-  for (; bytes < kComputeBytes && (!ready_.empty() || anything_to_cast()); moved = true)
-    bytes += ready_.empty() ? casts_->cast_out() : compute_one();
+  for (; bytes < kComputeBytes; moved = true) {
+    if (may_compute())
+      bytes += compute_one();
+    else if (may_take_out())
+      bytes += pieces_->take_out();
+    else
+      break;
+  }
   return moved;
 }
 
@@ -225,13 +231,13 @@ uint64_t Run::compute_one() {
   const int32_t index = ready_.top();
   ready_.pop();
   const Move& move = schedule_.moves[index];
-  const uint64_t cast = cast_for(move);
+  const uint64_t brought = pieces_ ? pieces_->before(move) : 0;
   execute(move);
   completed(index);
-  return cast + (move.kind == Kind::signal ? 0 : bytes_of(move));
+  return brought + (move.kind == Kind::signal ? 0 : bytes_of(move));
 }
 
-// What is sent for the first time is cast before; that is a bounded amount, too.
+// What is sent for the first time is brought in before; that is a bounded amount, too.
 bool Run::post() {
   if (headers_missing_ > 0) return false;
   bool moved = false;
@@ -248,10 +254,10 @@ bool Run::post() {
     }
   }
   for (Outgoing& out : outgoing_) {
-    for (; may(out); moved = true) {
+    for (; may(out) && here(out.moves[out.next]); moved = true) {
       const int32_t index = out.moves[out.next++];
       const Move& move = schedule_.moves[index];
-      bytes += cast_for(move);
+      if (pieces_) bytes += pieces_->before(move);
       out.posted.emplace_back(index, transport_.send(out.peer, tag_, at(move.from), bytes_of(move)));
     }
   }
@@ -260,7 +266,7 @@ bool Run::post() {
 
 void Run::completed(int32_t index) {
   --remaining_;
-  if (casts_) casts_->after(schedule_.moves[index]);
+  if (pieces_) pieces_->after(schedule_.moves[index]);
   for (int32_t d = first_dependent_[index]; d < first_dependent_[index + 1]; ++d) {
     const int32_t dependent = dependents_[d];
     if (--waiting_for_[dependent] == 0 && starts_by_itself(dependent)) ready_.push(dependent);
@@ -370,7 +376,7 @@ void Run::check_finished() {
     finished_ = std::all_of(outgoing_.begin(), outgoing_.end(), idle) &&
                 std::all_of(incoming_.begin(), incoming_.end(), closed) && all_stopped();
   } else {
-    finished_ = remaining_ == 0 && headers_missing_ == 0 && (!casts_ || casts_->done()) &&
+    finished_ = remaining_ == 0 && headers_missing_ == 0 && (!pieces_ || pieces_->done()) &&
                 std::all_of(outgoing_.begin(), outgoing_.end(), idle);
   }
 }

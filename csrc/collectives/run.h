@@ -23,8 +23,8 @@
 #include <vector>
 
 #include "agree/header.h"
-#include "collectives/casts.h"
 #include "collectives/elements.h"
+#include "collectives/pieces.h"
 #include "collectives/schedule.h"
 #include "shared/counts.h"
 #include "transport/transport.h"
@@ -63,11 +63,11 @@ class Run {
  public:
   // longest_message: no message of this operation, from any rank, is longer (bytes): what draining must be ready for.
   // partners: who exchange headers with this rank besides, both ways; given for all-reduces only.
-  // casts: of the schedule, where it travels in 16 bits; then it runs in place, and no other rank reads or
-  // writes the output.
+  // pieces: of the schedule, where what is reduced lies elsewhere; then it runs in place, and no other rank reads or writes
+  // the output.
   Run(Schedule schedule, Memory memory, Elements elements, const Header& header, int tag, size_t longest_message,
       Neighbours neighbours, const std::vector<int>& partners, Transport& transport, Shared shared = {},
-      std::unique_ptr<Casts> casts = nullptr);
+      std::unique_ptr<Pieces> pieces = nullptr);
   ~Run();
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -119,8 +119,9 @@ class Run {
   void completed(int32_t move);
   void execute(const Move& move);
   std::byte* at(const Region& region);
-  uint64_t cast_for(const Move& move) { return casts_ ? casts_->before(move) : 0; }
-  bool anything_to_cast() const { return casts_ && casts_->any_out(); }
+  bool here(int32_t move) const { return !pieces_ || pieces_->here(schedule_.moves[move]); }
+  bool may_compute() const { return !ready_.empty() && here(ready_.top()); }
+  bool may_take_out() const { return pieces_ && pieces_->any_out(); }
   size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
   bool starts_by_itself(int32_t move) const {  // when nothing holds it up: not a message, nor what waits for others
     const Kind kind = schedule_.moves[move].kind;
@@ -142,7 +143,7 @@ class Run {
   const bool all_fail_together_;
   Transport& transport_;
   const Shared shared_;
-  const std::unique_ptr<Casts> casts_;
+  const std::unique_ptr<Pieces> pieces_;
 
   std::unique_ptr<std::byte[]> scratch_;
   std::vector<int32_t> waiting_for_;                   // per move: how many of its `after` are not done

@@ -33,7 +33,8 @@ void merge_votes(std::byte* mine, const std::byte* theirs, size_t bytes) {
 // Between hosts, where the tensor would be exchanged in the same way, and added in the same order, after the meeting.
 bool Engine::fits_note(const Submission& s, const ProcessSet& set) const {
   const uint64_t bytes = s.count() * size_of(s.dtype);
-  if (s.kind != OpKind::allreduce || s.op == ReduceOp::adasum || bytes > options_.letter_bytes) return false;
+  if (s.kind != OpKind::allreduce || s.on_gpu || s.op == ReduceOp::adasum || bytes > options_.letter_bytes)
+    return false;
   return set.one_host() ? !set.chooser.forces_messages()
                         : set.chooser.choose(bytes, s.dtype) == Algorithm::recursive_doubling;
 }
@@ -43,7 +44,7 @@ bool Engine::ends_with_meeting(const Submission& s, const ProcessSet& set) const
 }
 
 bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
-  return s.kind == OpKind::allreduce && s.op != ReduceOp::adasum && set.reduces_in_shared_memory() &&
+  return s.kind == OpKind::allreduce && !s.on_gpu && s.op != ReduceOp::adasum && set.reduces_in_shared_memory() &&
          !fits_note(s, set);
 }
 

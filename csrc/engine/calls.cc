@@ -40,7 +40,18 @@ void Engine::admit(Submission& s) {
          "': an operation of this name is still in flight; wait for it first, or use another name");
 }
 
+namespace {
+
+// Where the caller's stream is now: what it has computed so far is what is exchanged.
+void note_stream(Submission& s) {
+  s.on_gpu = s.gpu >= 0;
+  if (s.on_gpu) s.ready = Gpu::of(s.gpu).record(stream_at(s.stream));
+}
+
+}  // namespace
+
 std::shared_ptr<Handle> Engine::submit(Submission submission) {
+  note_stream(submission);
   auto handle = submission.handle = std::make_shared<Handle>();
   {
     std::lock_guard lock(mutex_);
@@ -57,6 +68,7 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
 // All are taken or none.
 std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission> submissions) {
   std::vector<std::shared_ptr<Handle>> handles;
+  for (Submission& submission : submissions) note_stream(submission);
   const auto group = group_of(submissions);
   {
     std::lock_guard lock(mutex_);
@@ -114,11 +126,12 @@ void Engine::add_process_set(int id, Membership membership) {
   wake();
 }
 
-Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype) {
+Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gpu) {
   std::lock_guard drive(drive_);
   turn();  // the set may just have been added
   const ProcessSet& set = this->process_set(process_set);
-  const Algorithm chosen = set.chooser.choose(count * size_of(dtype), dtype);
+  const uint64_t bytes = count * size_of(dtype);
+  const Algorithm chosen = on_gpu ? set.chooser.choose_messages(bytes, dtype) : set.chooser.choose(bytes, dtype);
   return ringdp::own_chunk(chosen, set.levels, set.size(), set.rank(), count);
 }
 

@@ -85,7 +85,7 @@ class Engine {
   bool is_idle(int process_set);  // nothing is under way in it
 
   // Of a bucket that is reduced by halves: the elements that are this rank's own between them.
-  Chunk own_chunk(int process_set, uint64_t count, Dtype dtype);
+  Chunk own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gpu);
 
   // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or
   // the seconds are over. The thread is joined. False if other ranks were still there.

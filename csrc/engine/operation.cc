@@ -57,11 +57,16 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       description_(description_of(submission_, describe)),
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
-      chosen_(algorithm_of_half(submission_.half,
-                                set.chooser.choose(submission_.count() * size_of(submission_.dtype), submission_.dtype),
-                                set.size())),
+      chosen_(algorithm_of_half(submission_.half, choose(), set.size())),
       divisor_(set.size()),
       told_(std::move(told)) {}
+
+// Tensors on a GPU lie in memory of their process alone.
+Algorithm Operation::choose() const {
+  const Submission& s = submission_;
+  const uint64_t bytes = s.count() * size_of(s.dtype);
+  return s.on_gpu ? set_.chooser.choose_messages(bytes, s.dtype) : set_.chooser.choose(bytes, s.dtype);
+}
 
 std::string Operation::label() const {
   if (submission_.lane >= 0) return submission_.bucket_name();
@@ -72,6 +77,7 @@ bool Operation::progress() {
   if (done_) return false;
   bool moved = !begun_;
   if (!begun_) begin();
+  if (waits_for_gpu_) moved |= arrive();
   if (meeting_ && meeting_->complete) met();
   if (run_) moved |= run_->progress();
   if (run_ && run_->done()) {
@@ -85,6 +91,26 @@ bool Operation::progress() {
 void Operation::begin() {
   begun_ = true;
   submission_.handle->enter(Stage::reduce);
+  if (submission_.gpu < 0 || describes()) return start();
+  try {
+    staged_ = std::make_unique<Staged>(submission_, set_.rank(), set_.size());
+  } catch (const Error& error) {  // the others must hear of it
+    start_run({}, {}, elements(), 1);
+    return run_->poison(error.what());
+  }
+  waits_for_gpu_ = !staged_->in_pieces();
+  if (!waits_for_gpu_) start();
+}
+
+// Of a whole tensor: its last byte is in host memory.
+bool Operation::arrive() {
+  if (!staged_->arrived()) return false;
+  waits_for_gpu_ = false;
+  start();
+  return true;
+}
+
+void Operation::start() {
   if (describes() || submission_.first_may_differ()) return run_sizes();
   if (submission_.kind == OpKind::barrier) return finish();
   if (submission_.kind == OpKind::open_plan) {
@@ -104,7 +130,7 @@ void Operation::begin() {
 // The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
 // letters show it.
 bool Operation::uses_shared_memory() const {
-  if (submission_.kind != OpKind::allreduce) return false;
+  if (submission_.kind != OpKind::allreduce || submission_.on_gpu) return false;
   if (set_.one_host() || set_.chooser.forces_messages()) return set_.reduces_in_shared_memory();
   return set_.levels && (chosen_ == Algorithm::two_level || !all_choose_the_same());
 }
@@ -281,17 +307,20 @@ void Operation::run_variable_data() {
   Elements e;
   e.dtype = describes() ? Dtype::uint8 : submission_.dtype;
   std::vector<uint64_t> counts;
-  uint64_t total = 0;
+  uint64_t total = 0, rows_of_all = 0;
   for (const int64_t rows : all_sizes_) {
     RINGDP_CHECK(rows >= 0);
     result_.rows.push_back(static_cast<uint64_t>(rows));
     counts.push_back(static_cast<uint64_t>(rows) * row_count());
     total += counts.back();
+    rows_of_all += static_cast<uint64_t>(rows);
   }
   result_.output_bytes = total * size_of(e.dtype);
+  const bool stages = staged_ && !describes();
   const bool fits = submission_.output != nullptr && !describes() && submission_.room == result_.output_bytes;
-  if (!fits) result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
-  void* output = fits ? submission_.output : result_.output.get();
+  void* staged = stages ? staged_->output_of(rows_of_all, result_.output_bytes) : nullptr;
+  if (!fits && !stages) result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
+  void* output = stages ? staged : fits ? submission_.output : result_.output.get();
   const Memory memory{describes() ? description_.data() : submission_.input, output};
   if (submission_.kind == OpKind::alltoall && !describes()) {
     std::vector<uint64_t> mine;
@@ -317,18 +346,19 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
                                 : kind == OpKind::alltoall  ? Neighbours::mutual
                                                             : Neighbours::ring;
   by_bell_ = in_host;
-  std::unique_ptr<Casts> casts = casts_of(schedule);
+  std::unique_ptr<Pieces> pieces = pieces_of(schedule);
   run_ = std::make_unique<Run>(
       std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()), kLongestMessage,
       in_host || in_two_levels || swaps ? Neighbours::of_schedule : neighbours,
-      in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(casts));
+      in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(pieces));
 }
 
 // In pieces of about a segment: casts then overlap with transfers, and the caches hold what is cast.
-std::unique_ptr<Casts> Operation::casts_of(const Schedule& schedule) const {
+std::unique_ptr<Pieces> Operation::pieces_of(const Schedule& schedule) const {
   const Submission& s = submission_;
-  if (!s.wide || describes()) return nullptr;
+  if (describes() || !(s.wide || (staged_ && staged_->in_pieces()))) return nullptr;
   const uint64_t piece = pipeline_of(row().algorithm).segment;
+  if (staged_) return staged_->pieces(schedule, piece);
   return std::make_unique<Casts>(schedule, s.wide, s.output, s.dtype, s.count(), piece);
 }
 
@@ -351,6 +381,7 @@ Header Operation::header(const Elements& e, uint32_t part) const {
   h.half = static_cast<uint8_t>(s.half);
   h.dtype = static_cast<uint8_t>(e.dtype);
   h.op = static_cast<uint8_t>(s.op);
+  if (s.on_gpu && !describes()) h.flags |= Header::kOnGpu;
   if (describes()) {  // the ranks differ: only the name and the place in the order are the same
     h.root = -1;
     h.scale = h.kind = h.op = 0;
@@ -406,7 +437,10 @@ void Operation::end_adasum_level() {
   begin_adasum_level(adasum_level_ + 1);
 }
 
-void Operation::finish() { done_ = true; }
+void Operation::finish() {
+  done_ = true;
+  if (staged_) result_.completed = staged_->finish();
+}
 
 void Operation::deliver() {
   if (error_)
@@ -488,7 +522,7 @@ void Operation::take_part(const std::string& encoded) {
   submission_ = std::move(mine);
   Submission& s = submission_;
   if (s.first_may_differ()) s.shape[0] = 0;
-  chosen_ = set_.chooser.choose(s.count() * size_of(s.dtype), s.dtype);
+  chosen_ = choose();
   const uint64_t bytes = s.count() * size_of(s.dtype);
   scratch_.resize(s.kind == OpKind::reducescatter ? 2 * bytes : bytes);
   s.input = s.output = scratch_.data();

@@ -8,9 +8,11 @@
 
 #include "base/deadline.h"
 #include "base/options.h"
+#include "collectives/casts.h"
 #include "collectives/run.h"
 #include "engine/counters.h"
 #include "engine/cut.h"
+#include "engine/staged.h"
 #include "engine/whereabouts.h"
 #include "submit/submission.h"
 #include "world/process_set.h"
@@ -39,7 +41,8 @@ class Operation {
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }
   uint64_t sequence() const { return Tickets::sequence_of(ticket_); }
-  bool waits_for_messages() const { return run_ && !by_bell_; }  // else whoever it waits for rings this rank's bell
+  // Else whoever it waits for rings this rank's bell.
+  bool waits_for_messages() const { return (run_ && !by_bell_) || waits_for_gpu_; }
   bool overdue() const { return deadline_.passed(); }
   Clock::time_point last_move() const { return last_move_; }
 
@@ -50,6 +53,9 @@ class Operation {
 
  private:
   void begin();
+  bool arrive();
+  void start();
+  Algorithm choose() const;
   bool describes() const { return describe_ != Describe::no; }
   bool uses_shared_memory() const;
   void begin_adasum();
@@ -70,7 +76,7 @@ class Operation {
   void described();
   void take_part(const std::string& encoded);
   Elements elements() const { return elements_of(submission_, divisor_); }
-  std::unique_ptr<Casts> casts_of(const Schedule& schedule) const;
+  std::unique_ptr<Pieces> pieces_of(const Schedule& schedule) const;
   Schedule fixed_schedule(const Elements& elements) const;
   bool all_choose_the_same() const;
   const AlgorithmRow& row() const;
@@ -95,6 +101,8 @@ class Operation {
   const Deadline deadline_;
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
+  std::unique_ptr<Staged> staged_;  // of tensors on a GPU
+  bool waits_for_gpu_ = false;      // it is on its way to host memory
   // All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
   Algorithm chosen_;
   int divisor_;                     // of averages

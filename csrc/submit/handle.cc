@@ -31,6 +31,15 @@ void Handle::sleep_until(Clock::time_point until) {
   }
 }
 
+// A GPU that has failed may use it still.
+bool Handle::memory_in_use() const {
+  try {
+    return !completed() || memory_in_use_.load();
+  } catch (const Error&) {
+    return true;
+  }
+}
+
 Result& Handle::result() {
   if (error_) throw Error(*error_);
   return result_;

@@ -11,6 +11,7 @@
 
 #include "base/deadline.h"
 #include "base/error.h"
+#include "device/gpu.h"
 #include "engine/stage.h"
 #include "shared/bell.h"
 
@@ -23,6 +24,7 @@ struct Result {
   std::vector<uint64_t> rows;   // all-gather: rows of each rank; all-to-all: rows received from each rank
   std::vector<uint64_t> words;  // vote: the merged fields
   int lane = -1;                // open_plan: the lane of the plan
+  Gpu::Point completed;  // of tensors on a GPU: when they hold the result, which may be after the operation is done
 };
 
 class Handle {
@@ -37,9 +39,12 @@ class Handle {
   void finish(Result result);
   void fail(const Error& error);
 
+  // Done, and what it has asked of a GPU is done, too.
+  bool completed() const { return done() && (!result_.completed || result_.completed->passed()); }
+
   // The operation was given up while the transport may still use the tensors: they must outlive the engine.
   void give_up_memory() { memory_in_use_.store(true); }
-  bool memory_in_use() const { return !done() || memory_in_use_.load(); }
+  bool memory_in_use() const;
 
   void sleep_until(Clock::time_point until);  // or until done
 

@@ -87,7 +87,7 @@ uint64_t Submission::signature() const {
   const bool scaled = prescale != 1 || postscale != 1;
   Digest digest;
   digest.add(uint64_t(kind) | uint64_t(dtype) << 8 | uint64_t(op) << 16 | uint64_t{scaled} << 24 |
-             uint64_t(uint32_t(root)) << 32);
+             uint64_t{on_gpu} << 25 | uint64_t(uint32_t(root)) << 32);
   if (scaled) digest.add(bits_of(prescale)).add(bits_of(postscale));
   if (kind == OpKind::open_plan) digest.add(text);
   if (group) digest.add(group->signature);
@@ -102,6 +102,7 @@ std::string Submission::encoded() const {
   put(out, group ? group->signature : uint64_t{0});
   put(out, kind);
   put(out, dtype);
+  put(out, on_gpu);
   put(out, op);
   put(out, prescale);
   put(out, postscale);
@@ -122,6 +123,7 @@ Submission Submission::decoded(const std::string& text) {
   }
   s.kind = in.take<OpKind>();
   s.dtype = in.take<Dtype>();
+  s.on_gpu = in.take<bool>();
   s.op = in.take<ReduceOp>();
   s.prescale = in.take<double>();
   s.postscale = in.take<double>();
@@ -139,6 +141,7 @@ std::string Submission::description() const {
   out << " of " << name_of(wide ? wide.dtype : dtype) << "[";
   for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
   out << "]";
+  if (on_gpu) out << " on a GPU";
   if (wide) out << " sent as " << name_of(dtype);
   if (reduces(kind)) {
     out << ", op " << name_of(op);
@@ -181,6 +184,7 @@ void validate(const Submission& s, int rank, int size) {
     refuse("only the all-reduce of a bucket has halves");
   if ((s.kind == OpKind::reducescatter || s.first_may_differ()) && s.shape.empty())
     refuse("the tensor needs at least one dimension");
+  if (s.on_gpu && s.wide) refuse("what lies on a GPU is not cast under way");
   if (s.wide) {
     if (s.kind != OpKind::allreduce || s.lane >= 0 || s.input != s.output)
       refuse("only an all-reduce in place is cast as it travels");

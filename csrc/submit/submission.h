@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "base/dtype.h"
 #include "base/wide.h"
 #include "collectives/schedule.h"
+#include "device/gpu.h"
 #include "submit/handle.h"
 
 namespace ringdp {
@@ -46,6 +48,15 @@ struct Submission {
   // All-reduce in place: the tensor above, of 16-bit floats, is only what travels of this one. Nothing that the ranks
   // compare depends on it, as a rank may as well cast by itself; so they need not do the same.
   Wide wide;
+
+  // The tensors lie on a GPU: its number in this process, which other ranks need not have in common. They are ready when the
+  // caller's stream has come as far as `ready`, which submit() records. All-gather and all-to-all ask the caller for an
+  // output of so many rows, once they are known (from any thread).
+  bool on_gpu = false;
+  int gpu = -1;
+  uint64_t stream = 0;
+  Gpu::Point ready;
+  std::function<void*(uint64_t rows)> allocate;
 
   ReduceOp op = ReduceOp::sum;
   double prescale = 1, postscale = 1;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "check.h"
+#include "collectives/casts.h"
 #include "collectives/run.h"
 #include "transport/local.h"
 

@@ -30,6 +30,9 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
+        "--gpu", action="store_true", help="tensors lie on GPUs: those of the stand-in, see tests/standin"
+    )
+    parser.addoption(
         "--each-algorithm",
         action="store_true",
         help="run every test by each all-reduce of messages, or on several hosts in two levels",
@@ -46,6 +49,13 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_configure(config):
+    if config.getoption("--gpu"):
+        import standin
+        from ranks import on_gpu
+
+        standin.use(devices=max(1, config.getoption("--local-ranks")))
+        on_gpu.replace_functions(many=config.getoption("--local-ranks") > 0)
+        config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
     if config.getoption("--local-ranks"):
         # Every test begins and ends a world, and waits until idle engines have noticed.
         os.environ.setdefault("RINGDP_IDLE_LOOKS", "1000")

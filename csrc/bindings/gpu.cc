@@ -1,0 +1,65 @@
+#include "bindings/gpu.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "device/gpu.h"
+#include "device/libraries.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using namespace ringdp;
+
+template <class Functions>
+nb::dict told(const Found<Functions>& found) {
+  nb::dict answer;
+  answer["usable"] = found.functions != nullptr;
+  answer["path"] = found.path;
+  answer["missing"] = found.missing;
+  return answer;
+}
+
+nb::dict about_driver() {
+  const Found<cuda::Driver>& found = cuda_driver();
+  nb::dict answer = told(found);
+  int version = 0, devices = 0;
+  if (found.functions != nullptr) {
+    found.functions->driver_version(&version);
+    found.functions->device_count(&devices);
+  }
+  answer["version"] = version;
+  answer["devices"] = devices;
+  return answer;
+}
+
+nb::dict about_nccl() {
+  const Found<nccl::Functions>& found = nccl_library();
+  nb::dict answer = told(found);
+  int version = 0;
+  if (found.functions != nullptr) found.functions->get_version(&version);
+  answer["version"] = version;
+  return answer;
+}
+
+}  // namespace
+
+void bind_gpu(nb::module_& m) {
+  using namespace nb::literals;
+  nb::module_ g = m.def_submodule("gpu", "CUDA and NCCL, looked up when they are first asked for.");
+  g.def("driver", &about_driver,
+        "Of libcuda: usable, path, missing (why it is not usable), version (12040 is CUDA 12.4), devices.");
+  g.def("nccl", &about_nccl, "Of libnccl: usable, path, missing, version (22703 is 2.27.3).");
+  g.def("look_for_nccl_in", &look_for_nccl_in, "files"_a, "Files to try, in order; before anything is asked of NCCL.");
+  g.def(
+      "ordinal_of", [](uintptr_t address) { return Gpu::ordinal_of(reinterpret_cast<const void*>(address)); },
+      "address"_a, "The GPU, as this process counts them, on which this address lies; -1: on none.");
+  g.def(
+      "label", [](int ordinal) { return Gpu::of(ordinal).label(); }, "ordinal"_a,
+      "Its number and name. GpuError where there is none.");
+}

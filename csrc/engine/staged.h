@@ -1,0 +1,48 @@
+// A submission whose tensors lie on a GPU, on its way through host memory: the operation runs on pinned memory in their
+// place, and what comes of it is copied back.
+#pragma once
+
+#include <memory>
+
+#include "collectives/pieces.h"
+#include "device/gpu.h"
+#include "submit/submission.h"
+
+namespace ringdp {
+
+class Staged {
+ public:
+  // From now on `submission` names host memory. rank: this one's number, among `ranks` of the process set.
+  Staged(Submission& submission, int rank, int ranks);
+  ~Staged();
+  Staged(const Staged&) = delete;
+  Staged& operator=(const Staged&) = delete;
+
+  bool in_pieces() const { return in_pieces_; }
+  bool arrived() const { return in_pieces_ || !arrival_ || arrival_->passed(); }  // all of the input
+  std::unique_ptr<Pieces> pieces(const Schedule& schedule, uint64_t segment) const;
+
+  // Of all-gather and all-to-all: host memory for so many rows, whose place on the GPU the caller was asked for.
+  void* output_of(uint64_t rows, uint64_t bytes);
+
+  // The operation has succeeded: what is not copied back yet is asked for. When the outputs hold the result.
+  Gpu::Point finish();
+
+ private:
+  std::shared_ptr<Gpu::Pinned> block(uint64_t bytes) { return gpu_.pinned(bytes); }
+
+  Gpu& gpu_;
+  const Gpu::Point ready_;
+  const void* const input_;  // on the GPU
+  void* output_;
+  const Dtype dtype_;
+  const uint64_t count_;
+  uint64_t output_bytes_;
+  const bool in_pieces_;
+  const std::function<void*(uint64_t)> allocate_;
+  const uint64_t stream_;
+  std::shared_ptr<Gpu::Pinned> from_, to_;  // may be the same
+  Gpu::Point arrival_;
+};
+
+}  // namespace ringdp

@@ -1,0 +1,98 @@
+"""CuPy arrays for the operations of `ringdp.ops`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ringdp.numpy.ops import DTYPES, unsupported
+from ringdp.ops import Operations
+from ringdp.requests import OnGpu
+
+
+class CupyAdapter:
+    """`ringdp.ops.Adapter` for `cupy.ndarray`, and for other arrays on a GPU that have `__cuda_array_interface__`
+    (inputs only)."""
+
+    direct: tuple[type, ...] = ()
+    note_write: Callable[[Any], None] | None = None
+
+    def source(self, tensor: Any) -> Any:
+        if not hasattr(tensor, "__cuda_array_interface__"):
+            kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+            raise TypeError(f"a {kind} is no array on a GPU: NumPy arrays have the same functions in ringdp")
+        array = cupy.asarray(tensor)
+        self._check(array)
+        return array if array.flags.c_contiguous else cupy.ascontiguousarray(array)
+
+    def target(self, tensor: Any) -> Any:
+        if not isinstance(tensor, cupy.ndarray):
+            kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+            raise TypeError(f"an in-place operation needs a cupy.ndarray, not a {kind}")
+        self._check(tensor)
+        return tensor if tensor.flags.c_contiguous else cupy.ascontiguousarray(tensor)
+
+    def written(self, tensor: Any, target: Any) -> None:
+        if target is not tensor:
+            tensor[...] = target
+
+    def empty(self, shape: Sequence[int], like: Any) -> Any:
+        with like.device:
+            return cupy.empty(tuple(shape), like.dtype)
+
+    def empty_like(self, like: Any) -> Any:
+        return self.empty(like.shape, like)
+
+    def from_bytes(self, data: Any, shape: Sequence[int], like: Any) -> Any:
+        with like.device:
+            return cupy.asarray(np.asarray(data).view(like.dtype).reshape(shape))
+
+    def describe(self, tensor: Any) -> tuple[int, int, Sequence[int]]:
+        return tensor.data.ptr, DTYPES[tensor.dtype.name], tensor.shape
+
+    def integers(self, values: Sequence[int]) -> Any:
+        return np.array(values, np.int64)
+
+    def on_gpu(self, tensor: Any) -> OnGpu:
+        return OnGpu(tensor.device.id, self.current_stream(tensor.device.id))
+
+    def current_stream(self, gpu: int) -> int:
+        with cupy.cuda.Device(gpu):
+            return int(cupy.cuda.get_current_stream().ptr)
+
+    def empty_behind(self, place: OnGpu, shape: Sequence[int], like: Any) -> Any:
+        with contextlib.ExitStack() as inside:
+            inside.enter_context(cupy.cuda.Device(place.gpu))
+            if place.stream:
+                inside.enter_context(cupy.cuda.ExternalStream(place.stream))
+            return cupy.empty(tuple(shape), like.dtype)
+
+    @staticmethod
+    def _check(array: Any) -> None:
+        if array.dtype.name not in DTYPES or not array.dtype.isnative:
+            raise unsupported(array.dtype)
+
+
+operations: Operations[Any] = Operations(CupyAdapter())
+
+allreduce = operations.allreduce
+allreduce_ = operations.allreduce_
+allreduce_async = operations.allreduce_async
+allreduce_async_ = operations.allreduce_async_
+allgather = operations.allgather
+allgather_async = operations.allgather_async
+broadcast = operations.broadcast
+broadcast_ = operations.broadcast_
+broadcast_async = operations.broadcast_async
+broadcast_async_ = operations.broadcast_async_
+alltoall = operations.alltoall
+alltoall_async = operations.alltoall_async
+reducescatter = operations.reducescatter
+reducescatter_async = operations.reducescatter_async
+barrier = operations.barrier
+poll = operations.poll
+synchronize = operations.synchronize

@@ -1,0 +1,88 @@
+"""The functions of `ringdp` for NumPy arrays, by way of those of `ringdp.cupy`: what the rank suite calls with --gpu.
+
+Each call is made in a stream of its rank's own. The inputs are uploaded in it just before, and the result is fetched in
+it just after, so whatever the core does not order shows.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+import ringdp
+
+BLOCKING = "allreduce", "allgather", "broadcast", "alltoall", "reducescatter"
+MANY = False  # ranks are threads of one process, and each has a device
+_places = {}
+
+
+def place():
+    """This rank's device and stream."""
+    import cupy
+
+    number = ringdp.rank() if MANY else 0
+    if number not in _places:
+        device = cupy.cuda.Device(number)
+        with device:
+            _places[number] = device, cupy.cuda.Stream()
+    return cupy.cuda.Device(number), _places[number][1]
+
+
+def fetched(result):
+    if isinstance(result, tuple):
+        return tuple(fetched(one) for one in result)
+    return result.get() if hasattr(result, "__cuda_array_interface__") else result
+
+
+class Handle:
+    """The result comes as a NumPy array, into `target` if the operation is in place."""
+
+    def __init__(self, handle, target=None):
+        self._handle, self._target = handle, target
+
+    def poll(self):
+        return self._handle.poll()
+
+    def wait(self):
+        device, stream = place()
+        with device, stream:
+            result = fetched(self._handle.wait())
+        if self._target is None:
+            return result
+        self._target[...] = result
+        return self._target
+
+
+def call(name, original, tensor, *args, **options):
+    import cupy
+
+    import ringdp.cupy as functions
+
+    if not isinstance(tensor, np.ndarray) or not hasattr(functions, name):
+        return original(tensor, *args, **options)
+    is_async, in_place = "_async" in name, name.endswith("_")
+    device, stream = place()
+    with device, stream:
+        uploaded = cupy.array(tensor)
+        result = getattr(functions, name)(uploaded, *args, **options)
+        if is_async:
+            return Handle(result, tensor if in_place else None)
+        got = fetched(result)
+    if in_place:
+        tensor[...] = got
+        return tensor
+    return got
+
+
+def replace_functions(many):
+    """From now on, in this process."""
+    global MANY
+    MANY = many
+    for base in BLOCKING:
+        for name in (base, base + "_", base + "_async", base + "_async_"):
+            original = getattr(ringdp, name, None)
+            if original is not None:
+                setattr(ringdp, name, functools.partial(call, name, original))
+    ringdp.synchronize = lambda handle: handle.wait()
+    ringdp.poll = lambda handle: handle.poll()

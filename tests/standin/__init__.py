@@ -1,0 +1,26 @@
+"""Stand-ins for libcuda and libnccl: what ringdp asks of a GPU, without one.
+
+They are looked up as the real ones are (csrc/device/libraries.h). Device memory cannot be touched by the host, streams
+are threads, and what is not ordered shows, as everything takes a random time. They prove no timing, no deadlock inside
+NCCL and nothing of how a driver behaves: docs/gpu.md says what only a GPU can show.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from standin.build import build
+
+MODULES = Path(__file__).parent / "modules"  # a stand-in for CuPy
+
+
+def use(devices: int = 1, delay_us: int = 50) -> None:
+    """In this process, and in those that it starts; before ringdp asks for CUDA."""
+    cuda, nccl = build()
+    os.environ["RINGDP_CUDA_LIBRARY"], os.environ["RINGDP_NCCL_LIBRARY"] = str(cuda), str(nccl)
+    os.environ["RINGDP_STANDIN_DEVICES"] = str(devices)
+    os.environ.setdefault("RINGDP_STANDIN_DELAY_US", str(delay_us))
+    if str(MODULES) not in sys.path:
+        sys.path.insert(0, str(MODULES))

@@ -1,0 +1,30 @@
+"""Calls of the driver, each looked at."""
+
+import contextlib
+import ctypes
+import os
+
+_driver = ctypes.CDLL(os.environ["RINGDP_CUDA_LIBRARY"])
+_contexts = {}
+
+
+def call(name, *arguments):
+    status = getattr(_driver, name)(*arguments)
+    if status:
+        raise RuntimeError(f"{name} gave {status}")
+
+
+@contextlib.contextmanager
+def inside(device):
+    """The device's primary context is current."""
+    if device not in _contexts:
+        context, number = ctypes.c_void_p(), ctypes.c_int()
+        call("cuInit", ctypes.c_uint(0))
+        call("cuDeviceGet", ctypes.byref(number), ctypes.c_int(device))
+        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
+        _contexts[device] = context
+    call("cuCtxPushCurrent_v2", _contexts[device])
+    try:
+        yield
+    finally:
+        call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
