@@ -36,7 +36,7 @@ namespace ringdp {
 
 class Meetings {
  public:
-  enum Topic : uint32_t { named, place, vote, leaving, news, joining };
+  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order };
 
   struct Received {
     bool here = false;

@@ -17,6 +17,10 @@ const std::vector<OptionRow>& option_table() {
        "all-reduces up to so many bytes (at most 32768) go along with their name; the same on all ranks"},
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
+      {"RINGDP_GPU_TRANSPORT", "auto",
+       "how GPU tensors are exchanged: nccl, host (by way of host memory), auto (NCCL where all ranks have it)"},
+      {"RINGDP_CUDA_LIBRARY", "libcuda.so.1", "the CUDA driver's library"},
+      {"RINGDP_NCCL_LIBRARY", "libnccl.so.2", "NCCL's library, instead of the one that is loaded or installed"},
       {"RINGDP_DEPTH", "16", "segments that a rank receives ahead (*speed*)"},
       {"RINGDP_IDLE_LOOKS", "20", "looks per second of an idle engine at messages from other ranks (*speed*)"},
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
@@ -47,6 +51,15 @@ void text(const char* variable, std::string& value) {
   if (given != nullptr && *given != '\0') value = given;
 }
 
+GpuTransport gpu_transport() {
+  std::string name = "auto";
+  text("RINGDP_GPU_TRANSPORT", name);
+  if (name == "auto") return GpuTransport::automatic;
+  if (name == "host") return GpuTransport::host;
+  if (name == "nccl") return GpuTransport::nccl;
+  fail(ErrorKind::usage, "RINGDP_GPU_TRANSPORT=", name, " is not one of auto, nccl, host");
+}
+
 }  // namespace
 
 Options options_from_environment() {
@@ -57,6 +70,7 @@ Options options_from_environment() {
       static_cast<uint64_t>(number("RINGDP_SHARED_SEGMENT_BYTES", 8, 1 << 26, double(o.shared_segment_bytes)));
   o.letter_bytes = static_cast<uint64_t>(number("RINGDP_LETTER_BYTES", 0, 32 << 10, double(o.letter_bytes)));
   o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
+  o.gpu_transport = gpu_transport();
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
   text("RINGDP_ALGORITHM", o.algorithm);

@@ -7,12 +7,16 @@
 
 namespace ringdp {
 
+// How GPU tensors are exchanged.
+enum class GpuTransport : int32_t { automatic, host, nccl };
+
 struct Options {
   double timeout = 600;               // seconds
   uint64_t segment_bytes = 56 << 10;  // with its envelope below the 64 KiB that Open MPI sends over TCP at once
   uint64_t shared_segment_bytes = 128 << 10;
   uint64_t letter_bytes = 16 << 10;
   int64_t depth = 16;
+  GpuTransport gpu_transport = GpuTransport::automatic;
   double idle_looks = 20;  // per second
   double spin_us = 20;
   std::string algorithm = "auto";       // of all-reduces: "auto" or a name of collectives/algorithm.cc

@@ -177,6 +177,23 @@ void Gpu::give_back(std::unique_ptr<Pinned> block) {
   spare_blocks_.emplace(bytes, std::move(block));
 }
 
+std::shared_ptr<Gpu::Block> Gpu::allocate(size_t bytes) {
+  const Current current(*this);
+  cuda::Address address = 0;
+  const cuda::Result result = driver_.memory_allocate(&address, bytes);
+  if (result == cuda::kOutOfMemory) out_of_memory("its memory", bytes);
+  check(result, "cuMemAlloc");
+  return {new Block{reinterpret_cast<void*>(address)}, [this](Block* last) {
+            const cuda::Driver& driver = driver_;
+            if (driver.context_push(context_) == cuda::kSuccess) {
+              cuda::Context popped = nullptr;
+              driver.memory_free(reinterpret_cast<cuda::Address>(last->data));
+              driver.context_pop(&popped);
+            }
+            delete last;
+          }};
+}
+
 // --- copies -------------------------------------------------------------------------------------------------------------
 
 void Gpu::copy_to_host(void* to, const void* from, size_t bytes, cuda::Stream stream) {

@@ -64,6 +64,13 @@ class Gpu {
   };
   std::shared_ptr<Pinned> pinned(size_t bytes);
 
+  // Memory on the GPU, for what lives as long as the process set. Given back by its last owner, who must be sure that
+  // nothing uses it any more.
+  struct Block {
+    void* data = nullptr;
+  };
+  std::shared_ptr<Block> allocate(size_t bytes);
+
   void copy_to_host(void* to, const void* from, size_t bytes, cuda::Stream stream);
   void copy_to_gpu(void* to, const void* from, size_t bytes, cuda::Stream stream);
   void copy_on_gpu(void* to, const void* from, size_t bytes, cuda::Stream stream);

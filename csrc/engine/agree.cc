@@ -109,7 +109,7 @@ void Engine::begin_vote(ProcessSet& set, int lane_id) {
 
 // Two payloads of a meeting on their way to all.
 void Engine::merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left) {
-  if (meeting.mine.topic == Meetings::vote) return merge_votes(mine, theirs, meeting.mine.bytes);
+  if (meeting.mine.topic != Meetings::named) return merge_votes(mine, theirs, meeting.mine.bytes);
   const Submission* s = agreeing_.find(meeting.token);
   RINGDP_CHECK(s != nullptr);
   kernels::reduce(s->dtype, s->op, mine, mine_is_left ? mine : theirs, mine_is_left ? theirs : mine, s->count());
@@ -130,6 +130,8 @@ bool Engine::listen(ProcessSet& set) {
       met(set, *meeting);
     else if (topic == Meetings::vote)
       counted(set, *meeting);
+    else if (topic == Meetings::bucket || topic == Meetings::order)
+      launch_met(meetings, *meeting);
   }
   return moved;
 }
@@ -213,6 +215,18 @@ void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Meeti
 void Engine::take_sum(const Submission& s, const ProcessSet& set, const Meetings::Meeting& meeting) {
   kernels::copy(s.output, meeting.merged.data(), meeting.merged.size());
   elements_of(s, set.size()).finish(s.output, s.output, s.count());
+}
+
+// Of what the ranks have proposed.
+uint64_t Engine::least_word(const Meetings::Meeting& meeting) {
+  std::vector<std::byte> merged = meeting.merged;
+  for (const Meetings::Received& one : meeting.from) {
+    if (merged.empty()) merged = one.payload;
+    if (one.payload.size() == merged.size()) merge_votes(merged.data(), one.payload.data(), merged.size());
+  }
+  uint64_t word = 0;
+  if (merged.size() == sizeof word) std::memcpy(&word, merged.data(), sizeof word);
+  return word;
 }
 
 void Engine::counted(ProcessSet& set, Meetings::Meeting& meeting) {

@@ -22,6 +22,15 @@ const Chooser& Engine::known(int process_set) const {
   return set->second;
 }
 
+// NCCL knows a rank by its GPU.
+void Engine::admit_gpu(const Submission& s) {
+  const int first = gpu_of_set_.emplace(s.process_set, s.gpu).first->second;
+  if (s.gpu != first)
+    fail(ErrorKind::usage, "rank ", rank_, ": ", s.lane >= 0 ? s.bucket_name() : "'" + s.name + "'", " lies on ",
+         Gpu::of(s.gpu).label(), ", and process set ", s.process_set, " exchanges tensors of ", Gpu::of(first).label(),
+         " on this rank: a rank uses one GPU (choose it by local_rank())");
+}
+
 // From now on the name is in flight.
 void Engine::admit(Submission& s) {
   check_open();
@@ -29,6 +38,7 @@ void Engine::admit(Submission& s) {
   validate(s, rank_, chooser.placement.ranks);
   if (s.wide && !casts_under_way(chooser, s.count() * size_of(s.dtype), s.dtype))
     fail(ErrorKind::usage, "rank ", rank_, ": what goes within a host, or along with its name, is not cast under way");
+  if (s.on_gpu) admit_gpu(s);
   timeline_.stamp(s.came.submit);
   if (s.lane >= 0 || s.name.empty()) return;
   if (is_reserved(s.name))
@@ -153,6 +163,9 @@ bool Engine::becomes_idle(ProcessSet& set) {
       std::any_of(active_.begin(), active_.end(), in_set) || std::any_of(parked_.begin(), parked_.end(), in_set);
   agreeing_.for_each([&](uint64_t, Submission& submission) { busy |= submission.process_set == id; });
   for (const auto& [lane_id, lane] : set.lanes) busy |= !lane.votes.empty();
+  watch_gpus();
+  busy |= std::any_of(running_.begin(), running_.end(), [id](const Running& one) { return one.set == id; });
+  for (const auto& [number, launch] : launches_) busy |= launch.set.id == id;
   const Deadline deadline = Deadline::in(Seconds(options_.timeout));
   for (; !busy && set.meetings().busy(); turn()) {
     sched_yield();

@@ -41,7 +41,7 @@ void Engine::loop() {
       continue;
     }
     const bool moved = turn();
-    if (everyone_left()) return;
+    if (everyone_left()) return end_communicators();
     const Pause rest = pause(moved, false);
     const bool waits = work_left_ = anything_active() || anything_pending();
     drive.unlock();
@@ -188,10 +188,11 @@ Engine::Pause Engine::pause(bool moved, bool caller) {
   const double yields = (caller ? 50 : 5) * options_.spin_us;
   if (waited < options_.spin_us) return {shortly};
   if (waited < yields) return {Pause::yield};
-  const bool rings =
-      std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->one_host(); }) &&
-      std::none_of(active_.begin(), active_.end(),
-                   [](const Operation& operation) { return operation.waits_for_messages(); });
+  const bool rings = !waits_for_gpus() && std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) {
+    return entry.second->one_host();
+  }) && std::none_of(active_.begin(), active_.end(), [](const Operation& operation) {
+    return operation.waits_for_messages();
+  });
   const int64_t most = rings ? 20000 : anything_active() || waited < 1e5 ? 100 : 1000;
   pause_ = std::chrono::microseconds(std::min<int64_t>(most, std::max<int64_t>(5, 2 * pause_.count())));
   return {Pause::sleep, rings ? std::chrono::microseconds(20000) : pause_};

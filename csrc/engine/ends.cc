@@ -43,6 +43,7 @@ void Engine::check_deadlines() {
                                                   "rank has not submitted it"));
   });
   for (auto& [id, set] : sets_) check_votes(*set);
+  check_launches();
   for (auto it = active_.begin(); it != active_.end();) {
     const auto here = it++;
     if (!here->overdue()) continue;
@@ -122,7 +123,7 @@ bool Engine::stuck() const { return still_ >= kStill && Clock::now() - last_move
 
 // All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
 bool Engine::everyone_left() const {
-  return left_ && ((active_.empty() && !anything_waiting()) || stuck()) &&
+  return left_ && ((active_.empty() && launches_.empty() && running_.empty() && !anything_waiting()) || stuck()) &&
          std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->meetings().all_left(); });
 }
 
@@ -149,6 +150,11 @@ void Engine::break_down(const Error& error) {
     for (auto& [lane_id, lane] : set->lanes)
       for (Vote& vote : lane.votes) vote.handle->fail(error);
   for (Operation& operation : active_) operation.submission().handle->fail(error);
+  for (auto& [id, launch] : launches_) launch.submission.handle->fail(error);
+  for (auto& [id, set] : sets_)
+    for (Gpus::Waiting& one : set->gpus ? std::exchange(set->gpus->waiting, {}) : std::deque<Gpus::Waiting>())
+      one.submission.handle->fail(error);
+  abort_communicators();
   stop_ = true;
   ended_.notify_all();
   wake();

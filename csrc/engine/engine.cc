@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "world/gpus.h"
+
 namespace ringdp {
 
 Error peer_left(const Submission& s, const ProcessSet& set, int left) {
@@ -48,8 +50,12 @@ bool Engine::look_at_everything(Submission* own) {
     take_named(std::move(*own), process_set(own->process_set));
     moved = true;
   }
-  for (auto& [id, set] : sets_) moved |= listen(*set);
+  for (auto& [id, set] : sets_) {
+    moved |= listen(*set);
+    if (set->gpus && !set->gpus->is_decided()) moved |= find_way(*set);
+  }
   if (!active_.empty() || !waiting_.empty()) moved |= advance_operations();
+  if (!launches_.empty()) moved |= advance_launches();
   if (moved) {
     still_ = 0;
     return true;
@@ -144,6 +150,7 @@ void Engine::take_planned(Submission&& s, ProcessSet& set) {
 // Operations start within the window of their lane, counted from the earliest that has not ended. Named ones may come in
 // another order on each rank, but the earliest that all have come to starts at once on every rank.
 void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe describe, std::vector<Whereabouts> told) {
+  if (describe == Describe::no && goes_by_gpu(s, set, ticket)) return;
   const int lane_id = std::max(s.lane, 0);
   const uint64_t sequence = Tickets::sequence_of(ticket);
   Lane& lane = set.lanes[lane_id];
@@ -180,7 +187,7 @@ bool Engine::advance_operations() {
     moved |= it->progress();
     const auto here = it++;
     if (!here->done()) continue;
-    finished(*here);
+    here->submission().by_nccl && !here->failed() ? sizes_are_known(*here) : finished(*here);
     active_.erase(here);
   }
   break_lanes();
@@ -237,11 +244,18 @@ void Engine::release_name(const Submission& s) {
 }
 
 bool Engine::anything_active() const {
-  if (!active_.empty()) return true;
+  if (!active_.empty() || !launches_.empty()) return true;
   for (const auto& [id, set] : sets_)
     for (const auto& [lane_id, lane] : set->lanes)
       if (!lane.votes.empty()) return true;
-  return false;
+  return waits_for_gpus();
+}
+
+// Then nobody rings: they must be looked at.
+bool Engine::waits_for_gpus() const {
+  return !launches_.empty() || std::any_of(sets_.begin(), sets_.end(), [](const auto& entry) {
+    return entry.second->gpus && !entry.second->gpus->waiting.empty();
+  });
 }
 
 bool Engine::anything_waiting() const {

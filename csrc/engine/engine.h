@@ -19,10 +19,12 @@
 #include "base/options.h"
 #include "base/slots.h"
 #include "engine/counters.h"
+#include "engine/launch.h"
 #include "engine/operation.h"
 #include "engine/timeline.h"
 #include "shared/bell.h"
 #include "submit/submission.h"
+#include "world/gpus.h"
 #include "world/process_set.h"
 
 namespace ringdp {
@@ -129,6 +131,7 @@ class Engine {
   const Chooser& known(int process_set) const;
   bool casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype) const;
   void admit(Submission& submission);
+  void admit_gpu(const Submission& submission);
   bool take_arrivals();
   void take(Arrival& arrival);
   void take_named(Submission&& submission, ProcessSet& set);
@@ -149,6 +152,39 @@ class Engine {
   void look_for_dead();
   void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
              std::vector<Whereabouts> told = {});
+  // GPU tensors: gpus.cc, launches.cc.
+  bool goes_by_gpu(Submission& submission, ProcessSet& set, uint64_t ticket);
+  void tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count);
+  void tell_card(ProcessSet& set);
+  void tell_text(ProcessSet& set, Gpus::Way next, const char* what);
+  bool find_way(ProcessSet& set);
+  bool give_way_up(ProcessSet& set);
+  bool cards_are_here(ProcessSet& set);
+  bool make_communicator(ProcessSet& set);
+  std::string complaint(ProcessSet& set) const;
+  bool all_have_made_it(ProcessSet& set);
+  void begin_check(ProcessSet& set);
+  bool check_sums(ProcessSet& set);
+  bool all_have_checked(ProcessSet& set);
+  void decide(ProcessSet& set, Gpus::Way way, const std::string& why_host);
+  void begin_launch(Submission submission, ProcessSet& set, uint64_t ticket);
+  void sizes_are_known(Operation& operation);
+  void add_launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows);
+  void propose(uint64_t id, Launch& launch);
+  void launch_met(Meetings& meetings, Meetings::Meeting& meeting);
+  static uint64_t least_word(const Meetings::Meeting& meeting);
+  bool advance_launches();
+  std::optional<uint64_t> next_launch() const;
+  void launched(uint64_t id, Launch& launch);
+  void fail_launch(uint64_t id, const Error& error);
+  template <class Which>
+  void fail_launches(const Which& which, const Error& error);
+  void check_launches();
+  void watch_gpus();
+  bool waits_for_gpus() const;
+  void abort_communicators();
+  void end_communicators();
+
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
@@ -182,12 +218,13 @@ class Engine {
   const std::shared_ptr<Host> host_;
   const bool crowded_;  // more ranks on this host than cores: who spins keeps another from working
 
-  std::mutex mutex_;  // guards the next five, and what has_arrivals_ says
+  std::mutex mutex_;  // guards the next six, and what has_arrivals_ says
   std::condition_variable ended_;
   std::vector<Arrival> arrivals_;
-  NamesInFlight in_flight_;       // given by callers; those of unnamed calls are the process set's
-  std::map<int, Chooser> known_;  // of the process sets that submissions may name
-  std::optional<Error> broken_;   // nothing more is accepted
+  NamesInFlight in_flight_;        // given by callers; those of unnamed calls are the process set's
+  std::map<int, Chooser> known_;   // of the process sets that submissions may name
+  std::map<int, int> gpu_of_set_;  // where tensors of theirs lie on one
+  std::optional<Error> broken_;    // nothing more is accepted
   bool leaving_ = false;
   std::atomic<bool> has_arrivals_{false};
   std::atomic<bool> stop_{false};
@@ -211,7 +248,18 @@ class Engine {
   std::map<std::pair<int, int>, std::deque<Start>> waiting_;  // by process set and lane: too many in flight
   std::map<std::pair<int, int>, uint64_t> broken_lanes_;      // the first sequence that has failed, just now
   std::list<Operation> active_;
-  std::list<Operation> parked_;  // failed with requests open: their memory must stay
+  std::list<Operation> parked_;          // failed with requests open: their memory must stay
+  std::map<uint64_t, Launch> launches_;  // that NCCL has not taken yet
+  uint64_t next_launch_ = 0;
+  std::optional<uint64_t> calling_;  // the call is under way
+  uint64_t gpu_clock_ = 0;           // see launches.cc
+  struct Running {                   // on the GPU; nobody here waits for it
+    std::string label;
+    int set;
+    Gpu::Point completed;
+    Deadline until;
+  };
+  std::list<Running> running_;
   bool left_ = false;
   std::shared_ptr<Handle> last_handle_;  // of call()
   // To read the clock takes as long as a turn: the time of a move is noted after so many turns that moved nothing.

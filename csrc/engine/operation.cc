@@ -91,7 +91,7 @@ bool Operation::progress() {
 void Operation::begin() {
   begun_ = true;
   submission_.handle->enter(Stage::reduce);
-  if (submission_.gpu < 0 || describes()) return start();
+  if (submission_.gpu < 0 || submission_.by_nccl || describes()) return start();
   try {
     staged_ = std::make_unique<Staged>(submission_, set_.rank(), set_.size());
   } catch (const Error& error) {  // the others must hear of it
@@ -399,7 +399,10 @@ void Operation::run_finished() {
   }
   if ((describes() || submission_.first_may_differ()) && !sizes_known_) {
     sizes_known_ = true;
-    return run_variable_data();
+    if (!submission_.by_nccl) return run_variable_data();
+    result_.rows.assign(all_sizes_.begin(), all_sizes_.end());
+    done_ = true;
+    return;
   }
   if (describes()) return described();
   if (adasum_level_ >= 0) return end_adasum_level();

@@ -49,6 +49,9 @@ class Operation {
   // After its deadline, or when the engine must stop.
   void give_up(const Error& error);
   const Submission& submission() const { return submission_; }
+  // Of one that NCCL goes on with: done() when the rows of all ranks are known.
+  Submission take_submission() { return std::move(submission_); }
+  const std::vector<uint64_t>& rows() const { return result_.rows; }
   std::string label() const;  // "allreduce 'x'" or "bucket 3 of plan 2"
 
  private:

@@ -48,6 +48,10 @@ class Handle {
 
   void sleep_until(Clock::time_point until);  // or until done
 
+  // After done().
+  bool failed() const { return done() && error_.has_value(); }
+  const Error& error() const { return *error_; }
+
   // After done(): throws what went wrong, or gives the result.
   Result& result();
 

@@ -56,6 +56,7 @@ struct Submission {
   int gpu = -1;
   uint64_t stream = 0;
   Gpu::Point ready;
+  bool by_nccl = false;  // of all-gather and all-to-all: the rows are all that goes through host memory
   std::function<void*(uint64_t rows)> allocate;
 
   ReduceOp op = ReduceOp::sum;

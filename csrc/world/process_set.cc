@@ -1,6 +1,26 @@
 #include "world/process_set.h"
 
+#include "world/gpus.h"
+
 namespace ringdp {
+
+ProcessSet::ProcessSet(int id, Membership made_of, Chooser chooser, Doubling::Merge merge)
+    : id(id),
+      ranks(std::move(made_of.ranks)),
+      members(static_cast<int>(ranks.size())),
+      chooser(std::move(chooser)),
+      data(std::move(made_of.data)),
+      control(std::move(made_of.control)),
+      doubling(*control, kMeetingsTag, std::move(merge)),
+      tickets(named_tags()) {
+  data->call_ranks(ranks);
+  control->call_ranks(ranks);
+  join_neighbours(made_of.neighbourhood);
+  if (letters) levels = levels_of(made_of.sharing, rank());
+  meetings().draw_ticket = [this] { return tickets.draw(false).value_or(Note::kNoTicket); };
+}
+
+ProcessSet::~ProcessSet() = default;
 
 Placement placement_of(const Membership& m) {
   Placement placement = m.placement;

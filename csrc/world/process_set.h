@@ -70,21 +70,8 @@ class Tickets {
 };
 
 struct ProcessSet {
-  ProcessSet(int id, Membership made_of, Chooser chooser, Doubling::Merge merge)
-      : id(id),
-        ranks(std::move(made_of.ranks)),
-        members(static_cast<int>(ranks.size())),
-        chooser(std::move(chooser)),
-        data(std::move(made_of.data)),
-        control(std::move(made_of.control)),
-        doubling(*control, kMeetingsTag, std::move(merge)),
-        tickets(named_tags()) {
-    data->call_ranks(ranks);
-    control->call_ranks(ranks);
-    join_neighbours(made_of.neighbourhood);
-    if (letters) levels = levels_of(made_of.sharing, rank());
-    meetings().draw_ticket = [this] { return tickets.draw(false).value_or(Note::kNoTicket); };
-  }
+  ProcessSet(int id, Membership made_of, Chooser chooser, Doubling::Merge merge);
+  ~ProcessSet();
 
   int rank() const { return data->rank(); }
   int size() const { return members; }
@@ -122,6 +109,7 @@ struct ProcessSet {
   int with_memory = 0;           // operations that hold counts of progress, and perhaps an area
   std::optional<Levels> levels;  // where there are several hosts that share memory each
   std::map<int, Lane> lanes;
+  std::unique_ptr<struct Gpus> gpus;       // since the first tensor on one
   Tickets tickets;                         // of the rank that draws them
   uint64_t unnamed = 0;                    // calls without a name so far
   std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight

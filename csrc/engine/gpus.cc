@@ -1,0 +1,251 @@
+// How the ranks of a process set find out by which way GPU tensors go (world/gpus.h): a step at a time, without a wait.
+#include "world/gpus.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "agree/digest.h"
+#include "base/check.h"
+#include "device/libraries.h"
+#include "engine/engine.h"
+#include "engine/launch.h"
+
+namespace ringdp {
+
+namespace {
+
+using Way = Gpus::Way;
+
+int nccl_version() {
+  const Found<nccl::Functions>& found = nccl_library();
+  int version = 0;
+  if (found.functions != nullptr) found.functions->get_version(&version);
+  return version;
+}
+
+// What stands against NCCL, on whichever rank; "" if nothing does.
+std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>& ranks) {
+  const auto of = [&](size_t i) { return "rank " + std::to_string(ranks[i]); };
+  for (size_t i = 0; i < cards.size(); ++i) {
+    if (cards[i].wants == GpuTransport::host) return of(i) + " has RINGDP_GPU_TRANSPORT=host";
+    if (cards[i].nccl == 0) return of(i) + " has no NCCL (pip install 'ringdp[cuda12]' or 'ringdp[cuda13]')";
+    if (cards[i].nccl != cards[0].nccl)
+      return of(i) + " has NCCL " + std::to_string(cards[i].nccl) + ", " + of(0) + " " + std::to_string(cards[0].nccl);
+    for (size_t other = 0; other < i; ++other)
+      if (std::memcmp(&cards[i].uuid, &cards[other].uuid, sizeof cards[i].uuid) == 0)
+        return of(other) + " and " + of(i) + " use the same GPU";
+  }
+  return "";
+}
+
+}  // namespace
+
+// Whether the operation is taken here: it waits until the way is known, or goes by NCCL. Otherwise it goes through host
+// memory, as everything does in which a rank that has joined takes part.
+bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
+  if (s.gpu < 0 || s.by_nccl || !is_for_nccl(s, set.size())) return false;
+  if (!set.gpus) set.gpus = std::make_unique<Gpus>();
+  Gpus& gpus = *set.gpus;
+  if (gpus.way == Way::host) return false;
+  if (gpus.way == Way::unknown) {
+    gpus.gpu = &Gpu::of(s.gpu);
+    gpus.until = Deadline::in(Seconds(options_.timeout));
+    tell_card(set);
+  }
+  if (!gpus.is_decided()) {
+    gpus.waiting.push_back({std::move(s), ticket});
+    return true;
+  }
+  begin_launch(std::move(s), set, ticket);
+  return true;
+}
+
+// --- what the ranks tell each other ---------------------------------------------------------------------------------
+
+// An all-gather like any other, by a name that no user has.
+void Engine::tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count) {
+  Submission s;
+  s.kind = OpKind::allgather;
+  s.name = std::string(kReservedPrefix) + "gpus." + what;
+  s.key = key_of(s.name);
+  s.process_set = set.id;
+  s.dtype = Dtype::uint8;
+  s.shape = {count};
+  s.input = bytes;
+  s.awaits_joined = true;
+  s.handle = set.gpus->asked = std::make_shared<Handle>();
+  take_named(std::move(s), set);
+}
+
+void Engine::tell_card(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  gpus.way = Way::telling;
+  gpus.card.uuid = gpus.gpu->uuid();
+  gpus.card.wants = options_.gpu_transport;
+  gpus.card.nccl = options_.gpu_transport == GpuTransport::host ? 0 : nccl_version();
+  if (gpus.card.nccl > 0 && set.rank() == 0) gpus.card.id = Communicator::new_id();
+  tell_all(set, "card", &gpus.card, sizeof gpus.card);
+}
+
+// What went wrong here, or nothing.
+void Engine::tell_text(ProcessSet& set, Way next, const char* what) {
+  set.gpus->way = next;
+  tell_all(set, what, set.gpus->said.data(), set.gpus->said.size());
+}
+
+// --- a step -------------------------------------------------------------------------------------------------------------
+
+bool Engine::find_way(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  if (gpus.asked && gpus.asked->failed()) return give_way_up(set);
+  switch (gpus.way) {
+    case Way::telling:
+      return gpus.asked->done() && cards_are_here(set);
+    case Way::making:
+      return make_communicator(set);
+    case Way::made:
+      return gpus.asked->done() && all_have_made_it(set);
+    case Way::checking:
+      return check_sums(set);
+    case Way::checked:
+      return gpus.asked->done() && all_have_checked(set);
+    default:
+      return false;
+  }
+}
+
+// Not all ranks have told: what waits fails as that did. The next operation begins anew.
+bool Engine::give_way_up(ProcessSet& set) {
+  Gpus gpus;
+  std::swap(gpus, *set.gpus);
+  for (Gpus::Waiting& one : gpus.waiting) {
+    ended(one.submission, set, one.ticket);
+    one.submission.handle->fail(gpus.asked->error());
+  }
+  return true;
+}
+
+bool Engine::cards_are_here(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  const Result& result = gpus.asked->result();
+  std::vector<GpuCard> cards(set.ranks.size());
+  RINGDP_CHECK(result.output_bytes == cards.size() * sizeof cards[0]);
+  std::memcpy(cards.data(), result.output.get(), result.output_bytes);
+  const std::string why_not = objection(cards, set.ranks);
+  const bool insists =
+      std::any_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.wants == GpuTransport::nccl; });
+  if (!why_not.empty() && insists) fail(ErrorKind::gpu, "rank ", rank_, ": RINGDP_GPU_TRANSPORT=nccl, but ", why_not);
+  if (!why_not.empty()) {
+    decide(set, Way::host, why_not);
+    return true;
+  }
+  gpus.way = Way::making;
+  try {
+    gpus.nccl = std::make_unique<Communicator>(*gpus.gpu, cards[0].id, set.size(), set.rank());
+  } catch (const Error& error) {
+    gpus.said = error.what();
+    tell_text(set, Way::made, "made");
+  }
+  return true;
+}
+
+bool Engine::make_communicator(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  try {
+    if (!gpus.nccl->settled() && !gpus.until.passed()) return false;
+    if (gpus.until.passed()) gpus.said = "NCCL did not connect the ranks within RINGDP_TIMEOUT";
+  } catch (const Error& error) {
+    gpus.said = error.what();
+  }
+  tell_text(set, Way::made, "made");
+  return true;
+}
+
+// The first rank that has said something, and what.
+std::string Engine::complaint(ProcessSet& set) const {
+  const Result& result = set.gpus->asked->result();
+  const char* text = reinterpret_cast<const char*>(result.output.get());
+  for (size_t i = 0; i < result.rows.size(); text += result.rows[i++])
+    if (result.rows[i] > 0) return "rank " + std::to_string(set.ranks[i]) + ": " + std::string(text, result.rows[i]);
+  return "";
+}
+
+bool Engine::all_have_made_it(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  const std::string why_not = complaint(set);
+  if (why_not.empty()) {
+    begin_check(set);
+    return true;
+  }
+  gpus.nccl.reset();
+  if (gpus.card.wants == GpuTransport::nccl) fail(ErrorKind::gpu, "rank ", rank_, ": no NCCL: ", why_not);
+  decide(set, Way::host, why_not);
+  return true;
+}
+
+// --- known values ---------------------------------------------------------------------------------------------------------
+
+// Sums of small whole numbers, which are exact in any order.
+void Engine::begin_check(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  Gpu& gpu = *gpus.gpu;
+  constexpr size_t bytes = SelfCheck::kCount * sizeof(float);
+  gpus.check.values = gpu.pinned(bytes);
+  gpus.check.on_gpu = gpu.allocate(bytes);
+  auto* values = static_cast<float*>(gpus.check.values->data());
+  for (int i = 0; i < SelfCheck::kCount; ++i) values[i] = static_cast<float>(set.rank() + 1 + i % 7);
+  gpu.copy_to_gpu(gpus.check.on_gpu->data, values, bytes, gpu.from_host());
+  gpu.record(gpu.from_host())->hold_up(gpu.exchange());
+  gpus.way = Way::checking;
+  gpus.nccl->all_reduce(gpus.check.on_gpu->data, gpus.check.on_gpu->data, SelfCheck::kCount, Dtype::float32,
+                        ReduceOp::sum, 1);
+}
+
+bool Engine::check_sums(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  Gpu& gpu = *gpus.gpu;
+  SelfCheck& check = gpus.check;
+  if (gpus.until.passed())
+    fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not sum known values within RINGDP_TIMEOUT");
+  if (!check.asked) {
+    if (!gpus.nccl->settled()) return false;
+    gpu.record(gpu.exchange())->hold_up(gpu.to_host());
+    gpu.copy_to_host(check.values->data(), check.on_gpu->data, SelfCheck::kCount * sizeof(float), gpu.to_host());
+    check.done = gpu.record(gpu.to_host());
+    check.asked = true;
+  }
+  if (!check.done->passed()) return false;
+  const auto* values = static_cast<const float*>(check.values->data());
+  const int n = set.size();
+  for (int i = 0; i < SelfCheck::kCount && gpus.said.empty(); ++i)
+    if (values[i] != static_cast<float>(n * (n + 1) / 2 + n * (i % 7)))
+      gpus.said = gpu.label() + ": the sum of known values came out wrong: " + std::to_string(values[i]) + " at " +
+                  std::to_string(i);
+  check = {};
+  tell_text(set, Way::checked, "checked");
+  return true;
+}
+
+bool Engine::all_have_checked(ProcessSet& set) {
+  const std::string wrong = complaint(set);
+  if (!wrong.empty()) fail(ErrorKind::gpu, "rank ", rank_, ": GPU tensors are not exchanged: ", wrong);
+  decide(set, Way::nccl, "");
+  return true;
+}
+
+// What has waited goes on, in order.
+void Engine::decide(ProcessSet& set, Way way, const std::string& why_host) {
+  Gpus& gpus = *set.gpus;
+  gpus.way = way;
+  gpus.why_host = why_host;
+  gpus.asked.reset();
+  if (way == Way::host && set.rank() == 0)
+    std::fprintf(stderr, "ringdp: process set %d exchanges GPU tensors through host memory: %s\n", set.id,
+                 why_host.c_str());
+  for (Gpus::Waiting& one : std::exchange(gpus.waiting, {}))
+    start(std::move(one.submission), set, one.ticket, Describe::no);
+}
+
+}  // namespace ringdp

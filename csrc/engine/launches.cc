@@ -1,0 +1,207 @@
+// The operations that NCCL carries out: all ranks come to each, agree on its place in the order of all on their GPUs, and
+// launch it there.
+//
+// Communicators that share a GPU, as those of two process sets do, block one another unless every rank launches their
+// operations in the same order. The order is that of Skeen's algorithm (Birman, Joseph: Reliable Communication in the
+// Presence of Failures, ACM TOCS 5(1), 1987, section 3.4): each rank proposes a number greater than any it has seen, the
+// greatest proposal is the operation's, and a rank launches the one with the least number as soon as no other can get a
+// smaller one. Only the ranks of a set take part in its operations. A rank proposes only for what all have submitted, so no
+// number depends on what a caller still has to do.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "agree/digest.h"
+#include "base/check.h"
+#include "engine/engine.h"
+#include "world/gpus.h"
+
+namespace ringdp {
+
+// --- before the GPU ----------------------------------------------------------------------------------------------------
+
+// All ranks have come to a named operation; to a bucket they still have to.
+void Engine::begin_launch(Submission s, ProcessSet& set, uint64_t ticket) {
+  if (s.first_may_differ()) {  // first the ranks tell each other how many rows there are
+    s.by_nccl = true;
+    return start(std::move(s), set, ticket, Describe::no);
+  }
+  add_launch(std::move(s), set, ticket, {});
+}
+
+void Engine::sizes_are_known(Operation& operation) {
+  ProcessSet& set = process_set(operation.process_set());
+  set.lanes[operation.lane()].started.erase(operation.sequence());
+  add_launch(operation.take_submission(), set, operation.sequence(), operation.rows());
+}
+
+void Engine::add_launch(Submission s, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows) {
+  const uint64_t id = next_launch_++;
+  Launch& launch = launches_
+                       .emplace(std::piecewise_construct, std::tuple(id),
+                                std::forward_as_tuple(std::move(s), set, ticket, std::move(rows),
+                                                      Deadline::in(Seconds(options_.timeout))))
+                       .first->second;
+  if (launch.lane() == 0) return propose(id, launch);
+  const Submission& bucket = launch.submission;
+  Note note;
+  note.topic = Meetings::bucket;
+  note.lane = static_cast<uint32_t>(launch.lane());
+  note.key = launch.sequence();
+  note.signature = Digest().add(bucket.plan_digest).add(bucket.bucket).add(bucket.signature()).value();
+  set.meetings().come(note, nullptr, id);
+}
+
+void Engine::propose(uint64_t id, Launch& launch) {
+  launch.stage = Launch::Stage::ordering;
+  launch.clock = ++gpu_clock_;
+  const uint64_t word = ~launch.clock;  // votes keep the smaller word
+  Note note;
+  note.topic = Meetings::order;
+  note.lane = static_cast<uint32_t>(launch.lane());
+  note.key = launch.sequence();
+  note.bytes = sizeof word;
+  if (!launch.prepare()) note.flags |= Note::kPoison;
+  launch.set.meetings().come(note, &word, id);
+}
+
+// All ranks have come to a bucket, or proposed a place.
+void Engine::launch_met(Meetings& meetings, Meetings::Meeting& meeting) {
+  const auto found = launches_.find(meeting.token);
+  const bool agreed = meeting.agreed, is_bucket = meeting.mine.topic == Meetings::bucket;
+  const uint64_t id = meeting.token, greatest = is_bucket ? 0 : ~least_word(meeting);
+  meetings.close(meeting);
+  if (found == launches_.end()) return;  // given up here
+  Launch& launch = found->second;
+  if (!agreed) {
+    const std::string who = "rank " + std::to_string(launch.set.name()) + ": " + launch.label();
+    return fail_launch(id, is_bucket ? Error(ErrorKind::mismatch, who + " is another one on another rank")
+                                     : Error(ErrorKind::gpu, who + " failed: a rank has no memory for its output"));
+  }
+  if (is_bucket) return propose(id, launch);
+  launch.clock = greatest;
+  launch.stage = Launch::Stage::ordered;
+  gpu_clock_ = std::max(gpu_clock_, greatest);
+}
+
+// --- on the GPU ----------------------------------------------------------------------------------------------------------
+
+bool Engine::advance_launches() {
+  bool moved = false;
+  for (;; moved = true) {
+    if (calling_) {
+      Launch& launch = launches_.at(*calling_);
+      if (!launch.set.gpus->nccl->settled()) return moved;
+      launched(*calling_, launch);
+      calling_.reset();
+    } else if (const auto next = next_launch()) {
+      Launch& launch = launches_.at(*next);
+      launch.submission.handle->enter(Stage::reduce);
+      timeline_.stamp(launch.submission.came.reduce);
+      launch.call();
+      launch.stage = Launch::Stage::calling;
+      calling_ = next;
+    } else {
+      return moved;
+    }
+  }
+}
+
+std::optional<uint64_t> Engine::next_launch() const {
+  const std::pair<const uint64_t, Launch>* least = nullptr;
+  for (const auto& entry : launches_) {
+    if (entry.second.stage == Launch::Stage::meeting) continue;
+    if (least == nullptr || entry.second.place() < least->second.place()) least = &entry;
+  }
+  if (least == nullptr || least->second.stage != Launch::Stage::ordered) return std::nullopt;
+  return least->first;
+}
+
+// The GPU has been told: that is all a caller waits for.
+void Engine::launched(uint64_t id, Launch& launch) {
+  Gpu& gpu = *launch.set.gpus->gpu;
+  Result result;
+  result.rows = launch.rows;
+  result.completed = gpu.record(gpu.exchange());
+  running_.push_back({launch.label(), launch.set.id, result.completed, Deadline::in(Seconds(options_.timeout))});
+  ended(launch.submission, launch.set, launch.ticket);
+  launch.submission.handle->finish(std::move(result));
+  launches_.erase(id);
+}
+
+// --- what goes wrong -------------------------------------------------------------------------------------------------------
+
+void Engine::fail_launch(uint64_t id, const Error& error) {
+  Launch& launch = launches_.at(id);
+  if (launch.lane() > 0) {
+    launch.set.lanes[launch.lane()].broken = true;
+    broken_lanes_.emplace(std::pair(launch.set.id, launch.lane()), launch.sequence());
+  }
+  const Submission s = std::move(launch.submission);
+  ProcessSet& set = launch.set;
+  const uint64_t ticket = launch.ticket;
+  launches_.erase(id);
+  ended(s, set, ticket);
+  s.handle->fail(error);
+  if (s.group) fail_group(s, error);
+}
+
+// What has not been launched can be given up by itself. (What has been is NCCL's: see watch_gpus().)
+template <class Which>
+void Engine::fail_launches(const Which& which, const Error& error) {
+  std::vector<uint64_t> ids;
+  for (const auto& [id, launch] : launches_)
+    if (launch.stage != Launch::Stage::calling && which(launch)) ids.push_back(id);
+  for (const uint64_t id : ids) fail_launch(id, error);
+}
+
+void Engine::check_launches() {
+  for (auto& [id, set] : sets_)
+    if (set->meetings().first_left() >= 0 && stuck())
+      fail_launches([&, of = set.get()](const Launch& launch) { return &launch.set == of; },
+                    Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this cannot complete: rank " +
+                                               std::to_string(set->data->name_of(set->meetings().first_left())) +
+                                               " has shut ringdp down"));
+  fail_launches([](const Launch& launch) { return launch.deadline.passed(); },
+                Error(ErrorKind::deadline, "rank " + std::to_string(rank_) +
+                                               ": an operation on GPU tensors waited RINGDP_TIMEOUT seconds, and at "
+                                               "least one rank has not come to it"));
+  if (calling_ && launches_.at(*calling_).deadline.passed())
+    fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not take ", launches_.at(*calling_).label(),
+         " within RINGDP_TIMEOUT");
+  watch_gpus();
+}
+
+// What a GPU has been told cannot be taken back: where it fails, or does not end, the engine ends, and with it all
+// communicators, so that no GPU is left waiting.
+void Engine::watch_gpus() {
+  for (const auto& [id, set] : sets_)
+    if (set->gpus && set->gpus->way == Gpus::Way::nccl) static_cast<void>(set->gpus->nccl->settled());
+  for (auto it = running_.begin(); it != running_.end();) {
+    if (it->completed->passed())
+      it = running_.erase(it);
+    else if (it->until.passed())
+      fail(ErrorKind::gpu, "rank ", rank_, ": ", it->label, " did not complete on the GPU within RINGDP_TIMEOUT");
+    else
+      ++it;
+  }
+}
+
+void Engine::abort_communicators() {
+  for (const auto& [id, set] : sets_)
+    if (set->gpus && set->gpus->nccl) set->gpus->nccl->abort();
+}
+
+// All ranks have left, so all do this now.
+void Engine::end_communicators() {
+  const Deadline until = Deadline::in(Seconds(5));
+  for (const auto& [id, set] : sets_) {
+    if (!set->gpus || !set->gpus->nccl) continue;
+    try {
+      while (!set->gpus->nccl->end() && !until.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    } catch (const Error&) {  // it is aborted with the set
+    }
+  }
+}
+
+}  // namespace ringdp

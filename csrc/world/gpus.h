@@ -1,0 +1,62 @@
+// What the ranks of a process set know of each other's GPUs, and so how tensors there are exchanged.
+//
+// When the first is to be exchanged that NCCL could take, each rank tells all others which GPU it uses and whether it has
+// NCCL. Where all have one of their own, they make a communicator, tell each other whether that went well, all-reduce
+// known values by it, and tell each other whether the sums are right. Otherwise, and if RINGDP_GPU_TRANSPORT says so, all
+// take the way through host memory. (engine/gpus.cc)
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/options.h"
+#include "device/communicator.h"
+#include "submit/submission.h"
+
+namespace ringdp {
+
+// What a rank tells of itself.
+struct GpuCard {
+  cuda::Uuid uuid{};
+  int32_t nccl = 0;  // its version; 0: none
+  GpuTransport wants = GpuTransport::automatic;
+  nccl::UniqueId id{};  // of the communicator to be; the first rank's counts
+};
+
+// What is exchanged to see whether the numbers come out right.
+struct SelfCheck {
+  static constexpr int kCount = 1000;
+  std::shared_ptr<Gpu::Pinned> values;
+  std::shared_ptr<Gpu::Block> on_gpu;
+  Gpu::Point done;  // the sums are back in `values`
+  bool asked = false;
+};
+
+struct Gpus {
+  enum class Way { unknown, telling, making, made, checking, checked, host, nccl };
+
+  // Operations that came before the way was known, in order.
+  struct Waiting {
+    Submission submission;
+    uint64_t ticket;
+  };
+
+  bool is_decided() const { return way == Way::host || way == Way::nccl; }
+
+  Way way = Way::unknown;
+  Gpu* gpu = nullptr;
+  GpuCard card;
+  std::string said;                     // to the others: what went wrong here
+  std::shared_ptr<class Handle> asked;  // what this rank has told, and what comes back
+  std::unique_ptr<Communicator> nccl;
+  SelfCheck check;
+  Deadline until = Deadline::in(Seconds(0));
+  std::deque<Waiting> waiting;
+  std::string why_host;  // where the way is that
+};
+
+}  // namespace ringdp
