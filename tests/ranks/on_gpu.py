@@ -54,18 +54,18 @@ class Handle:
         return self._target
 
 
-def call(name, original, tensor, *args, **options):
+def call(function, original, tensor, /, *args, **options):
     import cupy
 
     import ringdp.cupy as functions
 
-    if not isinstance(tensor, np.ndarray) or not hasattr(functions, name):
+    if not isinstance(tensor, np.ndarray) or not hasattr(functions, function):
         return original(tensor, *args, **options)
-    is_async, in_place = "_async" in name, name.endswith("_")
+    is_async, in_place = "_async" in function, function.endswith("_")
     device, stream = place()
     with device, stream:
         uploaded = cupy.array(tensor)
-        result = getattr(functions, name)(uploaded, *args, **options)
+        result = getattr(functions, function)(uploaded, *args, **options)
         if is_async:
             return Handle(result, tensor if in_place else None)
         got = fetched(result)

@@ -1,0 +1,582 @@
+// A stand-in for libcuda: every function that ringdp looks up (csrc/device/cuda.h), without a GPU.
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <unistd.h>
+#include <vector>
+
+#include "kernel.h"
+#include "memory.h"
+#include "standin.h"
+#include "streams.h"
+
+using namespace ringdp::cuda;
+using standin::Memory;
+using standin::misuse;
+
+namespace {
+
+constexpr Result kInvalidContext = 201, kInvalidHandle = 400;
+
+const char* setting(const char* name) {
+  const char* text = std::getenv(name);
+  return text != nullptr && *text != '\0' ? text : nullptr;
+}
+
+int devices() {
+  const char* text = setting("RINGDP_STANDIN_DEVICES");
+  return text ? std::atoi(text) : 1;
+}
+
+// --- calls: counted, and failed on purpose ----------------------------------------------------------------------------
+
+struct Faults {
+  struct Fault {
+    int after;
+    Result error;
+  };
+  std::mutex mutex;
+  std::map<std::string, long> calls;
+  std::map<std::string, Fault> faults;
+  Result sticky = kSuccess;
+
+  Faults() {  // function:after:error
+    const char* text = setting("RINGDP_STANDIN_FAIL");
+    if (text == nullptr) return;
+    const std::string all = text;
+    const size_t first = all.find(':'), second = all.find(':', first + 1);
+    if (second == std::string::npos) misuse("RINGDP_STANDIN_FAIL is not function:after:error");
+    faults[all.substr(0, first)] = {std::atoi(all.c_str() + first + 1), std::atoi(all.c_str() + second + 1)};
+  }
+};
+
+Faults& faults() {
+  static auto& all = *new Faults;
+  return all;
+}
+
+bool is_sticky(Result error) { return error == 700 || error == 702 || error == 710 || error == 719; }
+
+Result called(const char* function) {
+  Faults& f = faults();
+  std::lock_guard lock(f.mutex);
+  ++f.calls[function];
+  if (f.sticky != kSuccess) return f.sticky;
+  const auto fault = f.faults.find(function);
+  if (fault == f.faults.end() || --fault->second.after > 0) return kSuccess;
+  const Result error = fault->second.error;
+  f.faults.erase(fault);
+  if (is_sticky(error)) f.sticky = error;
+  return error;
+}
+
+// --- contexts, and what is in them ---------------------------------------------------------------------------------------
+
+thread_local std::vector<int> current;  // devices whose primary contexts are
+
+Context context_of(int device) { return reinterpret_cast<Context>(static_cast<uintptr_t>(0xC000 + device)); }
+int device_of(Context context) { return static_cast<int>(reinterpret_cast<uintptr_t>(context)) - 0xC000; }
+
+template <class T>
+class Handles {
+ public:
+  T* add() {
+    std::lock_guard lock(mutex_);
+    return all_.emplace(std::make_unique<T>()).first->get();
+  }
+  T* find(const void* handle) {
+    std::lock_guard lock(mutex_);
+    for (const auto& one : all_)
+      if (one.get() == handle) return one.get();
+    return nullptr;
+  }
+  std::unique_ptr<T> remove(const void* handle) {
+    std::lock_guard lock(mutex_);
+    for (auto it = all_.begin(); it != all_.end(); ++it)
+      if (it->get() == handle) return std::move(all_.extract(it).value());
+    return nullptr;
+  }
+  template <class Act>
+  void for_each(const Act& act) {
+    std::vector<T*> now;
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& one : all_) now.push_back(one.get());
+    }
+    for (T* one : now) act(*one);
+  }
+  long count() {
+    std::lock_guard lock(mutex_);
+    return static_cast<long>(all_.size());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::unique_ptr<T>> all_;
+};
+
+// Never destroyed: threads of a process that ends may still be at work.
+Handles<standin::Stream>& streams() {
+  static auto& all = *new Handles<standin::Stream>;
+  return all;
+}
+Handles<standin::Event>& events() {
+  static auto& all = *new Handles<standin::Event>;
+  return all;
+}
+
+standin::Stream* default_stream() {
+  static std::mutex mutex;
+  static auto& all = *new std::map<int, standin::Stream*>;
+  std::lock_guard lock(mutex);
+  standin::Stream*& stream = all[current.back()];
+  if (stream == nullptr) stream = streams().add();
+  return stream;
+}
+
+standin::Stream* at(Stream handle) {
+  if (reinterpret_cast<uintptr_t>(handle) <= kPerThreadStream) return default_stream();
+  return streams().find(handle);
+}
+standin::Event* at(Event handle) { return events().find(handle); }
+
+std::mutex pinned_mutex;
+std::map<const void*, size_t>& pinned() {
+  static auto& all = *new std::map<const void*, size_t>;
+  return all;
+}
+
+void check_pinned(const void* memory, size_t bytes, const char* who) {  // where some part of it is
+  std::lock_guard lock(pinned_mutex);
+  auto block = pinned().upper_bound(memory);
+  if (block == pinned().begin()) return;
+  --block;
+  const auto* begin = static_cast<const char*>(block->first);
+  const auto* from = static_cast<const char*>(memory);
+  if (from < begin + block->second && from + bytes > begin + block->second)
+    misuse(std::string(who) + ": it runs out of pinned memory");
+}
+
+// Which wait is left out, to see that a test notices: 0 none, -1 all.
+bool drops_wait() {
+  static const char* text = setting("RINGDP_STANDIN_DROP_WAIT");
+  static std::atomic<long> count{0};
+  if (text == nullptr) return false;
+  return std::strcmp(text, "all") == 0 || ++count == std::atol(text);
+}
+
+}  // namespace
+
+#define BEGIN(function) \
+  if (const Result error_ = called(function); error_ != kSuccess) return error_
+#define IN_CONTEXT \
+  if (current.empty()) return kInvalidContext
+
+extern "C" {
+
+Result cuInit(unsigned) {
+  BEGIN("cuInit");
+  return kSuccess;
+}
+
+Result cuDriverGetVersion(int* version) {
+  BEGIN("cuDriverGetVersion");
+  *version = 12040;
+  return kSuccess;
+}
+
+Result cuGetErrorName(Result error, const char** name) {
+  static const std::map<Result, const char*> names = {{kSuccess, "CUDA_SUCCESS"},
+                                                      {kInvalidValue, "CUDA_ERROR_INVALID_VALUE"},
+                                                      {kOutOfMemory, "CUDA_ERROR_OUT_OF_MEMORY"},
+                                                      {kNoDevice, "CUDA_ERROR_NO_DEVICE"},
+                                                      {kInvalidContext, "CUDA_ERROR_INVALID_CONTEXT"},
+                                                      {kInvalidHandle, "CUDA_ERROR_INVALID_HANDLE"},
+                                                      {kNotFound, "CUDA_ERROR_NOT_FOUND"},
+                                                      {kNotReady, "CUDA_ERROR_NOT_READY"},
+                                                      {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+                                                      {719, "CUDA_ERROR_LAUNCH_FAILED"}};
+  const auto found = names.find(error);
+  *name = found == names.end() ? nullptr : found->second;
+  return found == names.end() ? kInvalidValue : kSuccess;
+}
+
+Result cuGetErrorString(Result error, const char** text) {
+  static thread_local std::string said;
+  said = "stand-in error " + std::to_string(error);
+  *text = said.c_str();
+  return kSuccess;
+}
+
+Result cuDeviceGetCount(int* count) {
+  BEGIN("cuDeviceGetCount");
+  *count = devices();
+  return kSuccess;
+}
+
+Result cuDeviceGet(DeviceHandle* device, int ordinal) {
+  BEGIN("cuDeviceGet");
+  if (ordinal < 0 || ordinal >= devices()) return 101;
+  *device = ordinal;
+  return kSuccess;
+}
+
+Result cuDeviceGetName(char* name, int length, DeviceHandle) {
+  BEGIN("cuDeviceGetName");
+  std::strncpy(name, "stand-in", static_cast<size_t>(length));
+  return kSuccess;
+}
+
+// The device of a number is the same one in each process of the host, unless each is to have its own.
+Result cuDeviceGetUuid_v2(Uuid* uuid, DeviceHandle device) {
+  BEGIN("cuDeviceGetUuid_v2");
+  std::memset(uuid, 0, sizeof *uuid);
+  const int owner = setting("RINGDP_STANDIN_RANK_DEVICES") ? getpid() : 0;
+  std::memcpy(uuid->bytes, &device, sizeof device);
+  std::memcpy(uuid->bytes + 8, &owner, sizeof owner);
+  return kSuccess;
+}
+
+Result cuDeviceGetAttribute(int* value, int attribute, DeviceHandle) {
+  BEGIN("cuDeviceGetAttribute");
+  if (attribute == kAttributeComputeCapabilityMajor)
+    *value = 8;
+  else if (attribute == kAttributeComputeCapabilityMinor)
+    *value = 0;
+  else if (attribute == kAttributeMultiprocessors)
+    *value = 2;
+  else
+    return kInvalidValue;
+  return kSuccess;
+}
+
+Result cuDevicePrimaryCtxRetain(Context* context, DeviceHandle device) {
+  BEGIN("cuDevicePrimaryCtxRetain");
+  *context = context_of(device);
+  return kSuccess;
+}
+
+Result cuDevicePrimaryCtxRelease_v2(DeviceHandle) {
+  BEGIN("cuDevicePrimaryCtxRelease_v2");
+  return kSuccess;
+}
+
+Result cuCtxPushCurrent_v2(Context context) {
+  BEGIN("cuCtxPushCurrent_v2");
+  if (device_of(context) < 0 || device_of(context) >= devices()) return kInvalidContext;
+  current.push_back(device_of(context));
+  return kSuccess;
+}
+
+Result cuCtxPopCurrent_v2(Context* context) {
+  called("cuCtxPopCurrent_v2");  // also when everything fails: the stack is the thread's own
+  if (current.empty()) return kInvalidContext;
+  *context = context_of(current.back());
+  current.pop_back();
+  return kSuccess;
+}
+
+Result cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+  BEGIN("cuCtxGetStreamPriorityRange");
+  IN_CONTEXT;
+  *least = 0, *greatest = -5;
+  return kSuccess;
+}
+
+Result cuMemGetInfo_v2(size_t* free, size_t* total) {
+  BEGIN("cuMemGetInfo_v2");
+  IN_CONTEXT;
+  *total = Memory::limit();
+  *free = *total - Memory::instance().used(current.back());
+  return kSuccess;
+}
+
+Result cuMemAlloc_v2(Address* address, size_t bytes) {
+  BEGIN("cuMemAlloc_v2");
+  IN_CONTEXT;
+  if (bytes == 0) return kInvalidValue;
+  *address = Memory::instance().allocate(current.back(), bytes);
+  return *address == 0 ? kOutOfMemory : kSuccess;
+}
+
+Result cuMemFree_v2(Address address) {
+  BEGIN("cuMemFree_v2");
+  IN_CONTEXT;
+  if (address != 0) Memory::instance().free(address);
+  return kSuccess;
+}
+
+Result cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+  BEGIN("cuMemHostAlloc");
+  IN_CONTEXT;
+  *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+  if (*memory == nullptr) return kOutOfMemory;
+  std::memset(*memory, 0xCD, bytes);
+  std::lock_guard lock(pinned_mutex);
+  pinned()[*memory] = bytes;
+  return kSuccess;
+}
+
+Result cuMemFreeHost(void* memory) {
+  BEGIN("cuMemFreeHost");
+  IN_CONTEXT;
+  std::lock_guard lock(pinned_mutex);
+  if (pinned().erase(memory) == 0) misuse("cuMemFreeHost of memory that was not allocated so");
+  std::free(memory);
+  return kSuccess;
+}
+
+Result cuPointerGetAttribute(void* value, int attribute, Address address) {
+  BEGIN("cuPointerGetAttribute");
+  const int device = Memory::instance().device_of(address);
+  bool is_pinned = false;
+  {
+    std::lock_guard lock(pinned_mutex);
+    const auto* memory = reinterpret_cast<const char*>(address);
+    for (const auto& [begin, bytes] : pinned())
+      is_pinned |= memory >= begin && memory < static_cast<const char*>(begin) + bytes;
+  }
+  if (device < 0 && !is_pinned) return kInvalidValue;
+  if (attribute == kPointerMemoryType)
+    *static_cast<unsigned*>(value) = device < 0 ? kMemoryTypeHost : kMemoryTypeDevice;
+  else if (attribute == kPointerDeviceOrdinal)
+    *static_cast<int*>(value) = device < 0 ? 0 : device;
+  else
+    return kInvalidValue;
+  return kSuccess;
+}
+
+// --- copies: the host's side is touched when the copy runs ----------------------------------------------------------------
+
+Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream stream) {
+  BEGIN("cuMemcpyHtoDAsync_v2");
+  IN_CONTEXT;
+  standin::Stream* in = at(stream);
+  if (in == nullptr) return kInvalidHandle;
+  std::byte* reached = Memory::instance().reach(to, bytes, "cuMemcpyHtoDAsync");
+  check_pinned(from, bytes, "cuMemcpyHtoDAsync");
+  in->push([=] { std::memcpy(reached, from, bytes); });
+  return kSuccess;
+}
+
+Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream) {
+  BEGIN("cuMemcpyDtoHAsync_v2");
+  IN_CONTEXT;
+  standin::Stream* in = at(stream);
+  if (in == nullptr) return kInvalidHandle;
+  const std::byte* reached = Memory::instance().reach(from, bytes, "cuMemcpyDtoHAsync");
+  check_pinned(to, bytes, "cuMemcpyDtoHAsync");
+  in->push([=] { std::memcpy(to, reached, bytes); });
+  return kSuccess;
+}
+
+Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream stream) {
+  BEGIN("cuMemcpyDtoDAsync_v2");
+  IN_CONTEXT;
+  standin::Stream* in = at(stream);
+  if (in == nullptr) return kInvalidHandle;
+  std::byte* target = Memory::instance().reach(to, bytes, "cuMemcpyDtoDAsync");
+  const std::byte* source = Memory::instance().reach(from, bytes, "cuMemcpyDtoDAsync");
+  in->push([=] { std::memmove(target, source, bytes); });
+  return kSuccess;
+}
+
+Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Stream stream) {
+  BEGIN("cuMemsetD8Async");
+  IN_CONTEXT;
+  standin::Stream* in = at(stream);
+  if (in == nullptr) return kInvalidHandle;
+  std::byte* reached = Memory::instance().reach(to, bytes, "cuMemsetD8Async");
+  in->push([=] { std::memset(reached, value, bytes); });
+  return kSuccess;
+}
+
+// --- streams and events --------------------------------------------------------------------------------------------------
+
+Result cuStreamCreateWithPriority(Stream* stream, unsigned, int) {
+  BEGIN("cuStreamCreateWithPriority");
+  IN_CONTEXT;
+  *stream = reinterpret_cast<Stream>(streams().add());
+  return kSuccess;
+}
+
+Result cuStreamDestroy_v2(Stream stream) {
+  BEGIN("cuStreamDestroy_v2");
+  return streams().remove(stream) ? kSuccess : kInvalidHandle;
+}
+
+Result cuStreamQuery(Stream stream) {
+  BEGIN("cuStreamQuery");
+  IN_CONTEXT;
+  standin::Stream* of = at(stream);
+  if (of == nullptr) return kInvalidHandle;
+  return of->idle() ? kSuccess : kNotReady;
+}
+
+Result cuStreamSynchronize(Stream stream) {
+  BEGIN("cuStreamSynchronize");
+  IN_CONTEXT;
+  standin::Stream* of = at(stream);
+  if (of == nullptr) return kInvalidHandle;
+  of->synchronize();
+  return kSuccess;
+}
+
+Result cuStreamWaitEvent(Stream stream, Event event, unsigned) {
+  BEGIN("cuStreamWaitEvent");
+  IN_CONTEXT;
+  standin::Stream* of = at(stream);
+  standin::Event* until = at(event);
+  if (of == nullptr || until == nullptr) return kInvalidHandle;
+  if (!drops_wait()) until->hold_up(*of);
+  return kSuccess;
+}
+
+Result cuEventCreate(Event* event, unsigned) {
+  BEGIN("cuEventCreate");
+  IN_CONTEXT;
+  *event = reinterpret_cast<Event>(events().add());
+  return kSuccess;
+}
+
+Result cuEventDestroy_v2(Event event) {
+  BEGIN("cuEventDestroy_v2");
+  return events().remove(event) ? kSuccess : kInvalidHandle;
+}
+
+Result cuEventRecord(Event event, Stream stream) {
+  BEGIN("cuEventRecord");
+  IN_CONTEXT;
+  standin::Stream* of = at(stream);
+  standin::Event* recorded = at(event);
+  if (of == nullptr || recorded == nullptr) return kInvalidHandle;
+  recorded->record(*of);
+  return kSuccess;
+}
+
+Result cuEventQuery(Event event) {
+  BEGIN("cuEventQuery");
+  standin::Event* asked = at(event);
+  if (asked == nullptr) return kInvalidHandle;
+  return asked->passed() ? kSuccess : kNotReady;
+}
+
+Result cuEventSynchronize(Event event) {
+  BEGIN("cuEventSynchronize");
+  standin::Event* asked = at(event);
+  if (asked == nullptr) return kInvalidHandle;
+  asked->synchronize();
+  return kSuccess;
+}
+
+Result cuEventElapsedTime(float* milliseconds, Event start, Event end) {
+  BEGIN("cuEventElapsedTime");
+  standin::Event *first = at(start), *last = at(end);
+  if (first == nullptr || last == nullptr) return kInvalidHandle;
+  if (!first->passed() || !last->passed()) return kNotReady;
+  *milliseconds = static_cast<float>(1000 * (last->seconds() - first->seconds()));
+  return kSuccess;
+}
+
+// --- kernels: those of kernels.cc, compiled for the host -------------------------------------------------------------------
+
+Result cuModuleLoadData(Module* module, const void* image) {
+  BEGIN("cuModuleLoadData");
+  IN_CONTEXT;
+  if (image == nullptr) return kInvalidValue;
+  *module = reinterpret_cast<Module>(static_cast<uintptr_t>(0xF00D));
+  return kSuccess;
+}
+
+Result cuModuleUnload(Module) {
+  BEGIN("cuModuleUnload");
+  return kSuccess;
+}
+
+Result cuModuleGetFunction(Function* function, Module, const char* name) {
+  BEGIN("cuModuleGetFunction");
+  size_t count = 0;
+  const StandinKernel* kernels = standin_kernels(&count);
+  for (size_t i = 0; i < count; ++i)
+    if (std::strcmp(kernels[i].name, name) == 0) {
+      *function = reinterpret_cast<Function>(const_cast<StandinKernel*>(kernels + i));
+      return kSuccess;
+    }
+  return kNotFound;
+}
+
+Result cuLaunchKernel(Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                      unsigned block_y, unsigned block_z, unsigned, Stream stream, void** parameters, void** extra) {
+  BEGIN("cuLaunchKernel");
+  IN_CONTEXT;
+  standin::Stream* in = at(stream);
+  if (in == nullptr) return kInvalidHandle;
+  const bool flat = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1;
+  if (!flat || grid_x == 0 || grid_x > 0x7fffffffu || block_x == 0 || block_x > 1024 || extra != nullptr)
+    return kInvalidValue;
+  const auto* kernel = reinterpret_cast<const StandinKernel*>(function);
+  auto copy = std::make_shared<std::vector<std::byte>>(kernel->parameter_bytes);
+  std::memcpy(copy->data(), parameters[0], copy->size());
+  in->push([=] { kernel->run(grid_x, block_x, copy->data()); });
+  return kSuccess;
+}
+
+// --- for tests ---------------------------------------------------------------------------------------------------------------
+
+void standin_read(Address from, void* to, size_t bytes) {
+  std::memcpy(to, Memory::instance().reach(from, bytes, "standin_read"), bytes);
+}
+
+void standin_write(Address to, const void* from, size_t bytes) {
+  std::memcpy(Memory::instance().reach(to, bytes, "standin_write"), from, bytes);
+}
+
+void standin_synchronize_all() {
+  streams().for_each([](standin::Stream& stream) { stream.synchronize(); });
+}
+
+long standin_calls(const char* function) {
+  std::lock_guard lock(faults().mutex);
+  return faults().calls[function];
+}
+
+long standin_live(const char* what) {
+  const std::string name = what;
+  if (name == "allocations") return Memory::instance().live();
+  if (name == "streams") return streams().count();
+  if (name == "events") return events().count();
+  if (name != "pinned") misuse("standin_live of '" + name + "'");
+  std::lock_guard lock(pinned_mutex);
+  return static_cast<long>(pinned().size());
+}
+
+void standin_fail(const char* function, int after, int error) {
+  std::lock_guard lock(faults().mutex);
+  faults().faults[function] = {after, error};
+}
+
+void standin_enqueue(Stream stream, std::function<void()>* work) {
+  standin::Stream* in = at(stream);
+  if (in == nullptr) misuse("a stream that is none");
+  const std::unique_ptr<std::function<void()>> owned(work);
+  in->push(std::move(*owned));
+}
+
+int standin_ordinal() {
+  if (current.empty()) misuse("no context is current");
+  return current.back();
+}
+
+Uuid standin_uuid() {
+  Uuid uuid;
+  cuDeviceGetUuid_v2(&uuid, standin_ordinal());
+  return uuid;
+}
+}

@@ -1,0 +1,2 @@
+#include "kernel.h"
+extern "C" const StandinKernel* standin_kernels(size_t* count) { *count = 0; return nullptr; }

@@ -1,0 +1,115 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernel.h"
+
+ptrdiff_t standin_alias = 0;
+
+namespace standin {
+
+namespace {
+
+constexpr size_t kReserved = size_t{64} << 30;  // addresses, not memory
+constexpr size_t kAlignment = 256;
+constexpr int kPoison = 0xCD, kFreed = 0xDE;
+
+const char* setting(const char* name) {
+  const char* text = std::getenv(name);
+  return text != nullptr && *text != '\0' ? text : nullptr;
+}
+
+}  // namespace
+
+void misuse(const std::string& what) {
+  std::fprintf(stderr, "stand-in: %s\n", what.c_str());
+  std::abort();
+}
+
+Memory& Memory::instance() {
+  static auto& memory = *new Memory;
+  return memory;
+}
+
+Memory::Memory() {
+  const int file = memfd_create("standin-device-memory", MFD_CLOEXEC);
+  if (file < 0 || ftruncate(file, kReserved) != 0) misuse("no memory for devices");
+  const int access = setting("RINGDP_STANDIN_OPEN") ? PROT_READ | PROT_WRITE : PROT_NONE;
+  void* device = mmap(nullptr, kReserved, access, MAP_SHARED | MAP_NORESERVE, file, 0);
+  void* alias = mmap(nullptr, kReserved, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
+  if (device == MAP_FAILED || alias == MAP_FAILED) misuse("no addresses for devices");
+  close(file);
+  standin_alias = static_cast<std::byte*>(alias) - static_cast<std::byte*>(device);
+  next_ = reinterpret_cast<Address>(device);
+  end_ = next_ + kReserved;
+}
+
+size_t Memory::limit() {
+  const char* text = setting("RINGDP_STANDIN_MEMORY");
+  return text ? std::strtoull(text, nullptr, 10) : size_t{1} << 30;
+}
+
+std::byte* Memory::alias(Address at) { return reinterpret_cast<std::byte*>(at) + standin_alias; }
+
+Address Memory::allocate(int device, size_t bytes) {
+  const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  std::lock_guard lock(mutex_);
+  if (used_[device] + whole > limit()) return 0;
+  Address at = next_;
+  if (std::vector<Address>& spare = spare_[whole]; !spare.empty()) {
+    at = spare.back();
+    spare.pop_back();
+  } else {
+    next_ += whole + kAlignment;  // a gap, so that what runs out of an allocation is in none
+    if (next_ > end_) return 0;
+  }
+  blocks_[at] = {device, bytes};
+  used_[device] += whole;
+  std::memset(alias(at), kPoison, bytes);
+  return at;
+}
+
+void Memory::free(Address at) {
+  std::lock_guard lock(mutex_);
+  const auto block = blocks_.find(at);
+  if (block == blocks_.end()) misuse("cuMemFree of an address that was not allocated, or was freed before");
+  const size_t whole = (block->second.bytes + kAlignment - 1) / kAlignment * kAlignment;
+  std::memset(alias(at), kFreed, block->second.bytes);
+  used_[block->second.device] -= whole;
+  spare_[whole].push_back(at);
+  blocks_.erase(block);
+}
+
+int Memory::device_of(Address at) {
+  std::lock_guard lock(mutex_);
+  auto block = blocks_.upper_bound(at);
+  if (block == blocks_.begin()) return -1;
+  --block;
+  return at < block->first + block->second.bytes ? block->second.device : -1;
+}
+
+std::byte* Memory::reach(Address at, size_t bytes, const char* who) {
+  std::lock_guard lock(mutex_);
+  auto block = blocks_.upper_bound(at);
+  if (block == blocks_.begin()) misuse(std::string(who) + ": no device memory");
+  --block;
+  if (at + bytes > block->first + block->second.bytes) misuse(std::string(who) + ": it runs out of an allocation");
+  return alias(at);
+}
+
+size_t Memory::used(int device) {
+  std::lock_guard lock(mutex_);
+  return used_[device];
+}
+
+long Memory::live() {
+  std::lock_guard lock(mutex_);
+  return static_cast<long>(blocks_.size());
+}
+
+}  // namespace standin

@@ -1,0 +1,141 @@
+#include "streams.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+
+namespace standin {
+
+namespace {
+
+long setting(const char* name, long otherwise) {
+  const char* text = std::getenv(name);
+  return text != nullptr && *text != '\0' ? std::strtol(text, nullptr, 10) : otherwise;
+}
+
+std::atomic<unsigned> streams_made{0};
+
+}  // namespace
+
+Stream::Stream()
+    : random_(static_cast<unsigned>(setting("RINGDP_STANDIN_SEED", 1)) * 7919u + streams_made++),
+      thread_([this] { main(); }) {}
+
+Stream::~Stream() {
+  {
+    std::lock_guard lock(mutex_);
+    ends_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void Stream::push(Work work) {
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(work));
+  }
+  changed_.notify_all();
+}
+
+void Stream::main() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return !queue_.empty() || ends_; });
+    if (queue_.empty()) return;
+    Work work = std::move(queue_.front());
+    queue_.pop_front();
+    busy_ = true;
+    lock.unlock();
+    delay();
+    work();
+    work = nullptr;
+    lock.lock();
+    busy_ = false;
+    changed_.notify_all();
+  }
+}
+
+// Often none, so that streams overtake each other.
+void Stream::delay() {
+  static const long most = setting("RINGDP_STANDIN_DELAY_US", 0);
+  if (most <= 0 || random_() % 2 == 0) return;
+  std::this_thread::sleep_for(std::chrono::microseconds(random_() % static_cast<unsigned>(most + 1)));
+}
+
+void Stream::synchronize() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return queue_.empty() && !busy_; });
+}
+
+bool Stream::idle() {
+  std::lock_guard lock(mutex_);
+  return queue_.empty() && !busy_;
+}
+
+// --- events ---------------------------------------------------------------------------------------------------------
+
+class Passing {
+ public:
+  void pass() {
+    {
+      std::lock_guard lock(mutex_);
+      passed_ = true;
+      at_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+    changed_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return passed_; });
+  }
+  bool passed() {
+    std::lock_guard lock(mutex_);
+    return passed_;
+  }
+  double at() {
+    std::lock_guard lock(mutex_);
+    return at_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool passed_ = false;
+  double at_ = 0;
+};
+
+Event::Point Event::now() {
+  std::lock_guard lock(mutex_);
+  return point_;
+}
+
+void Event::record(Stream& stream) {
+  auto point = std::make_shared<Passing>();
+  {
+    std::lock_guard lock(mutex_);
+    point_ = point;
+  }
+  stream.push([point] { point->pass(); });
+}
+
+// An event that was never recorded holds nothing up.
+void Event::hold_up(Stream& stream) {
+  if (Point point = now()) stream.push([point] { point->wait(); });
+}
+
+bool Event::passed() {
+  const Point point = now();
+  return !point || point->passed();
+}
+
+void Event::synchronize() {
+  if (const Point point = now()) point->wait();
+}
+
+double Event::seconds() {
+  const Point point = now();
+  return point ? point->at() : 0;
+}
+
+}  // namespace standin
