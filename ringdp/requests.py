@@ -126,6 +126,8 @@ class Request(Generic[T]):
         """For the core's `submit` or `submit_group`."""
         from ringdp import _core
 
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an operation must be a str, not {name!r}")
         address, dtype, shape = adapter.describe(self.source)
         target = 0 if self.output is None else adapter.describe(self.output)[0]
         wide: tuple[int, ...] = ()

@@ -172,6 +172,7 @@ std::unique_ptr<Gpu::Pinned> Gpu::spare_block(size_t bytes) {
 }
 
 void Gpu::give_back(std::unique_ptr<Pinned> block) {
+  if (block->is_lost_) return;
   std::lock_guard lock(blocks_mutex_);
   const size_t bytes = block->bytes_;
   spare_blocks_.emplace(bytes, std::move(block));

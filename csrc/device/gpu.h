@@ -55,11 +55,13 @@ class Gpu {
    public:
     void* data() const { return data_; }
     void keep_until(Point point) { until_.push_back(std::move(point)); }
+    void keep_for_good() { is_lost_ = true; }
 
    private:
     friend class Gpu;
     void* data_ = nullptr;
     size_t bytes_ = 0;
+    bool is_lost_ = false;
     std::vector<Point> until_;
   };
   std::shared_ptr<Pinned> pinned(size_t bytes);

@@ -23,8 +23,13 @@ Staging::Staging(const Schedule& schedule, Gpu& gpu, const void* input, void* ou
 
 // Also one that has failed half-way: what was asked of the GPU still happens.
 Staging::~Staging() {
-  for (Gpu::Point& point : arrivals_) memory_->keep_until(std::move(point));
-  memory_->keep_until(gpu_.record(gpu_.from_host()));
+  for (Gpu::Point& point : arrivals_)
+    if (point) memory_->keep_until(std::move(point));
+  try {
+    memory_->keep_until(gpu_.record(gpu_.from_host()));
+  } catch (const Error&) {  // of a GPU that answers no more, nobody knows when it is done
+    memory_->keep_for_good();
+  }
 }
 
 // The input of this piece was read before, so the output is free to be written, too.

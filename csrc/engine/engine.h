@@ -154,6 +154,7 @@ class Engine {
              std::vector<Whereabouts> told = {});
   // GPU tensors: gpus.cc, launches.cc.
   bool goes_by_gpu(Submission& submission, ProcessSet& set, uint64_t ticket);
+  void ask(ProcessSet& set, Submission submission, const char* what);
   void tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count);
   void tell_card(ProcessSet& set);
   void tell_text(ProcessSet& set, Gpus::Way next, const char* what);

@@ -45,6 +45,10 @@ std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>&
 // Whether the operation is taken here: it waits until the way is known, or goes by NCCL. Otherwise it goes through host
 // memory, as everything does in which a rank that has joined takes part.
 bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
+  if (s.by_nccl && !s.first_may_differ()) {  // the self-check
+    add_launch(std::move(s), set, ticket, {});
+    return true;
+  }
   if (s.gpu < 0 || s.by_nccl || !is_for_nccl(s, set.size())) return false;
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
@@ -64,19 +68,23 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
 
 // --- what the ranks tell each other ---------------------------------------------------------------------------------
 
-// An all-gather like any other, by a name that no user has.
-void Engine::tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count) {
-  Submission s;
-  s.kind = OpKind::allgather;
+// An operation like any other, by a name that no user has.
+void Engine::ask(ProcessSet& set, Submission s, const char* what) {
   s.name = std::string(kReservedPrefix) + "gpus." + what;
   s.key = key_of(s.name);
   s.process_set = set.id;
-  s.dtype = Dtype::uint8;
-  s.shape = {count};
-  s.input = bytes;
   s.awaits_joined = true;
   s.handle = set.gpus->asked = std::make_shared<Handle>();
   take_named(std::move(s), set);
+}
+
+void Engine::tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count) {
+  Submission s;
+  s.kind = OpKind::allgather;
+  s.dtype = Dtype::uint8;
+  s.shape = {count};
+  s.input = bytes;
+  ask(set, std::move(s), what);
 }
 
 void Engine::tell_card(ProcessSet& set) {
@@ -187,7 +195,7 @@ bool Engine::all_have_made_it(ProcessSet& set) {
 
 // --- known values ---------------------------------------------------------------------------------------------------------
 
-// Sums of small whole numbers, which are exact in any order.
+// Sums of small whole numbers, which are exact in any order. Launched in its turn: other process sets may share the GPU.
 void Engine::begin_check(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   Gpu& gpu = *gpus.gpu;
@@ -197,10 +205,14 @@ void Engine::begin_check(ProcessSet& set) {
   auto* values = static_cast<float*>(gpus.check.values->data());
   for (int i = 0; i < SelfCheck::kCount; ++i) values[i] = static_cast<float>(set.rank() + 1 + i % 7);
   gpu.copy_to_gpu(gpus.check.on_gpu->data, values, bytes, gpu.from_host());
-  gpu.record(gpu.from_host())->hold_up(gpu.exchange());
   gpus.way = Way::checking;
-  gpus.nccl->all_reduce(gpus.check.on_gpu->data, gpus.check.on_gpu->data, SelfCheck::kCount, Dtype::float32,
-                        ReduceOp::sum, 1);
+  Submission s;
+  s.input = s.output = gpus.check.on_gpu->data;
+  s.shape = {SelfCheck::kCount};
+  s.on_gpu = s.by_nccl = true;
+  s.gpu = gpu.ordinal();
+  s.ready = gpu.record(gpu.from_host());
+  ask(set, std::move(s), "sum");
 }
 
 bool Engine::check_sums(ProcessSet& set) {
@@ -210,7 +222,7 @@ bool Engine::check_sums(ProcessSet& set) {
   if (gpus.until.passed())
     fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not sum known values within RINGDP_TIMEOUT");
   if (!check.asked) {
-    if (!gpus.nccl->settled()) return false;
+    if (!gpus.asked->done()) return false;
     gpu.record(gpu.exchange())->hold_up(gpu.to_host());
     gpu.copy_to_host(check.values->data(), check.on_gpu->data, SelfCheck::kCount * sizeof(float), gpu.to_host());
     check.done = gpu.record(gpu.to_host());
@@ -241,7 +253,7 @@ void Engine::decide(ProcessSet& set, Way way, const std::string& why_host) {
   gpus.way = way;
   gpus.why_host = why_host;
   gpus.asked.reset();
-  if (way == Way::host && set.rank() == 0)
+  if (way == Way::host && set.rank() == 0 && gpus.card.wants != GpuTransport::host)
     std::fprintf(stderr, "ringdp: process set %d exchanges GPU tensors through host memory: %s\n", set.id,
                  why_host.c_str());
   for (Gpus::Waiting& one : std::exchange(gpus.waiting, {}))

@@ -56,7 +56,7 @@ struct Submission {
   int gpu = -1;
   uint64_t stream = 0;
   Gpu::Point ready;
-  bool by_nccl = false;  // of all-gather and all-to-all: the rows are all that goes through host memory
+  bool by_nccl = false;  // that is settled; of all-gather and all-to-all, the rows still go through host memory
   std::function<void*(uint64_t rows)> allocate;
 
   ReduceOp op = ReduceOp::sum;

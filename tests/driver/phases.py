@@ -21,6 +21,9 @@ ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
 MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --all
 
 
+GPU_LOCAL_RANKS, GPU_LOCAL_HOSTS, GPU_MPI_RANKS = (1, 3), ((4, 2),), (2,)
+
+
 @dataclass(frozen=True)
 class Command:
     label: str
@@ -41,7 +44,7 @@ class Selection:
 
 
 def lint(_: Selection) -> list[Command]:
-    folders = (ROOT / "csrc", TESTS / "native", TESTS / "perf")
+    folders = (ROOT / "csrc", TESTS / "native", TESTS / "perf", TESTS / "standin")
     sources = sorted(
         str(p.relative_to(ROOT)) for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cc")
     )
@@ -114,6 +117,22 @@ def algorithms(selection: Selection) -> list[Command]:
     return commands
 
 
+def gpu(selection: Selection) -> list[Command]:
+    """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, and by NCCL."""
+    commands = [plain("gpu", "gpu", selection, 240)] if not selection.ranks else []
+    for way in ("host", "nccl"):
+        for n in selection.ranks or GPU_LOCAL_RANKS:
+            options = [f"--local-ranks={n}", f"--gpu={way}"]
+            commands.append(plain(f"gpu {way} local {n}", "ranks", selection, 180, options))
+        for n, hosts in () if selection.ranks else GPU_LOCAL_HOSTS:
+            options = [f"--local-ranks={n}", f"--local-hosts={hosts}", f"--gpu={way}"]
+            commands.append(plain(f"gpu {way} {n} ranks on {hosts} hosts", "ranks", selection, 180, options))
+        for n in selection.ranks or GPU_MPI_RANKS:
+            command = under_mpirun(f"gpu {way} -n {n}", n, ["ranks"], selection, 240)
+            commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
+    return commands
+
+
 def frameworks(selection: Selection) -> list[Command]:
     commands = [plain("frameworks", "frameworks", selection, 300)] if has_tests("frameworks") else []
     # Files whose name says so run on several ranks; test_*.py do what they do in one process.
@@ -136,7 +155,7 @@ def examples(selection: Selection) -> list[Command]:
 
 PHASES = {
     f.__name__: f
-    for f in (lint, types, unit, native, local, ranks, algorithms, frameworks, cluster, examples)
+    for f in (lint, types, unit, native, local, ranks, algorithms, gpu, frameworks, cluster, examples)
 }
 
 

@@ -30,7 +30,9 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
-        "--gpu", action="store_true", help="tensors lie on GPUs: those of the stand-in, see tests/standin"
+        "--gpu",
+        choices=["host", "nccl"],
+        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory or by NCCL",
     )
     parser.addoption(
         "--each-algorithm",
@@ -53,6 +55,7 @@ def pytest_configure(config):
         import standin
         from ranks import on_gpu
 
+        os.environ["RINGDP_GPU_TRANSPORT"] = config.getoption("--gpu")
         standin.use(devices=max(1, config.getoption("--local-ranks")))
         on_gpu.replace_functions(many=config.getoption("--local-ranks") > 0)
         config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
@@ -60,12 +63,15 @@ def pytest_configure(config):
         # Every test begins and ends a world, and waits until idle engines have noticed.
         os.environ.setdefault("RINGDP_IDLE_LOOKS", "1000")
     config.addinivalue_line("markers", "min_ranks(n): needs at least so many ranks")
+    config.addinivalue_line("markers", "host_only: says nothing of tensors on GPUs")
     config.addinivalue_line("markers", "processes_only: needs ranks that are processes (mpirun)")
 
 
 def pytest_collection_modifyitems(config, items):
     local = config.getoption("--local-ranks")
     for item in items:
+        if config.getoption("--gpu") and item.get_closest_marker("host_only"):
+            item.add_marker(pytest.mark.skip(reason="is about tensors in host memory"))
         if not local:
             item.add_marker(pytest.mark.mpi)
         elif item.get_closest_marker("processes_only"):

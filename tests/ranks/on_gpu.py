@@ -61,6 +61,8 @@ def call(function, original, tensor, /, *args, **options):
 
     if not isinstance(tensor, np.ndarray) or not hasattr(functions, function):
         return original(tensor, *args, **options)
+    if function.endswith("_") and not tensor.flags.writeable:
+        return original(tensor, *args, **options)
     is_async, in_place = "_async" in function, function.endswith("_")
     device, stream = place()
     with device, stream:

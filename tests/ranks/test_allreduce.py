@@ -91,6 +91,7 @@ def test_large_enough_for_many_segments():
 @pytest.mark.slow
 @pytest.mark.processes_only  # seven threads would need 15 GB
 @pytest.mark.min_ranks(2)
+@pytest.mark.host_only
 def test_more_elements_than_fit_into_31_bits():
     rank, size = ringdp.rank(), ringdp.size()
     count = 2**31 + 11

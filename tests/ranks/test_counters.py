@@ -31,6 +31,7 @@ def test_an_operation_among_ranks_that_share_memory_meets_once() -> None:
     assert done["named"] == 20 and done["places"] == 0
 
 
+@pytest.mark.host_only
 def test_a_small_blocking_call_is_mostly_served_by_its_caller() -> None:
     array = np.ones(100, np.float32)
     if ringdp.size() > 1 and chosen(array) not in ("shared_memory", "recursive_doubling"):

@@ -56,6 +56,7 @@ def in_child(answers):
     answers.put((ringdp.rank(), ringdp.size(), ringdp.is_initialized(), found))
 
 
+@pytest.mark.host_only  # no driver survives a fork
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_child_process_of_a_rank(method, monkeypatch):
     # The child imports this file by its name.

@@ -21,6 +21,7 @@ def use(devices: int = 1, delay_us: int = 50) -> None:
     cuda, nccl = build()
     os.environ["RINGDP_CUDA_LIBRARY"], os.environ["RINGDP_NCCL_LIBRARY"] = str(cuda), str(nccl)
     os.environ["RINGDP_STANDIN_DEVICES"] = str(devices)
+    os.environ.setdefault("RINGDP_STANDIN_RANK_DEVICES", "1")  # each process has GPUs of its own
     os.environ.setdefault("RINGDP_STANDIN_DELAY_US", str(delay_us))
     if str(MODULES) not in sys.path:
         sys.path.insert(0, str(MODULES))

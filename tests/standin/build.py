@@ -12,9 +12,19 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=default",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+]
 CUDA = ["cuda.cc", "memory.cc", "streams.cc", "kernels.cc"]
-NCCL = ["nccl.cc"]
+NCCL = ["nccl.cc", "nccl_shared.cc"]
 
 
 def compiler() -> list[str]:
@@ -42,13 +52,24 @@ def build() -> tuple[Path, Path]:
         if not cuda.exists():
             _compile(cuda, [HERE / name for name in CUDA])
         if not nccl.exists():
-            _compile(nccl, [*(HERE / name for name in NCCL), *sorted((ROOT / "csrc" / "kernels").glob("*.cc"))])
+            _compile(
+                nccl, [*(HERE / name for name in NCCL), *sorted((ROOT / "csrc" / "kernels").glob("*.cc"))]
+            )
     return cuda, nccl
 
 
 def _compile(target: Path, sources: list[Path]) -> None:
     unfinished = target.with_suffix(".tmp")
-    words = [*compiler(), *FLAGS, f"-I{ROOT / 'csrc'}", "-o", str(unfinished), *map(str, sources), "-lpthread", "-ldl"]
+    words = [
+        *compiler(),
+        *FLAGS,
+        f"-I{ROOT / 'csrc'}",
+        "-o",
+        str(unfinished),
+        *map(str, sources),
+        "-lpthread",
+        "-ldl",
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(words)}\n{done.stderr}")

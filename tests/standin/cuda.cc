@@ -1,4 +1,5 @@
 // A stand-in for libcuda: every function that ringdp looks up (csrc/device/cuda.h), without a GPU.
+#include <unistd.h>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -9,7 +10,6 @@
 #include <mutex>
 #include <set>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 #include "kernel.h"

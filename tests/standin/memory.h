@@ -22,7 +22,7 @@ class Memory {
 
   Address allocate(int device, size_t bytes);  // 0: the device has no more
   void free(Address at);
-  int device_of(Address at);                              // -1: it is no device memory
+  int device_of(Address at);                                    // -1: it is no device memory
   std::byte* reach(Address at, size_t bytes, const char* who);  // misuse unless it lies in one allocation
   size_t used(int device);
   long live();

@@ -1,0 +1,223 @@
+"""What goes wrong with GPUs, on purpose, and whether the stand-ins would show a mistake in the core."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent.parent
+LIMIT = 60.0
+BEGIN = """
+import os, sys, threading
+import numpy as np
+import standin
+standin.use(devices=4)
+import cupy
+import ringdp
+import ringdp.cupy as rdp
+from ranks.conftest import run_local
+from ringdp import _core
+
+def on_ranks(body, size=2, hosts=()):
+    def on_a_device():
+        with cupy.cuda.Device(ringdp.rank()), cupy.cuda.Stream():
+            body()
+    run_local(size, 1, list(hosts), on_a_device)
+
+def sums(count=300_000):
+    x = cupy.array(np.arange(count, dtype=np.float32) % 1000 * (ringdp.rank() + 1))
+    n = ringdp.size()
+    wanted = np.arange(count, dtype=np.float32) % 1000 * (n * (n + 1) // 2)
+    for _ in range(4):
+        assert (rdp.allreduce(x, op=rdp.Sum).get() == wanted).all(), "wrong sums"
+"""
+
+
+def run(body: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A Python process of its own."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS),
+        "RINGDP_TIMEOUT": "5",
+        "RINGDP_IDLE_LOOKS": "1000",
+        **environ,
+    }
+    code = BEGIN + textwrap.dedent(body)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=LIMIT
+    )
+
+
+def says(body: str, what: str, **environ: str) -> None:
+    """The process ends with an error that says so."""
+    done = run(body, **environ)
+    assert done.returncode == 1, done.stderr
+    assert re.search(what, done.stderr), done.stderr
+
+
+def works(body: str, **environ: str) -> str:
+    done = run(body, **environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+@pytest.mark.parametrize("hosts", [(), (0, 0), (0, 1)], ids=["messages", "one host", "two hosts"])
+def test_sums(way: str, hosts: tuple[int, ...]) -> None:
+    works(f"on_ranks(sums, hosts={hosts})", RINGDP_GPU_TRANSPORT=way)
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+def test_without_its_waits_the_sums_are_wrong(way: str) -> None:
+    says(
+        "on_ranks(sums)",
+        "wrong sums|sum of known values came out wrong",
+        RINGDP_GPU_TRANSPORT=way,
+        RINGDP_STANDIN_DROP_WAIT="all",
+        RINGDP_STANDIN_DELAY_US="2000",
+    )
+
+
+def test_sets_that_overlap_in_other_orders_on_each_rank() -> None:
+    """What the agreed order of launches is for: the stand-in blocks without it, as GPUs may."""
+    body = """
+    def both_sets():
+        first, second = rdp.add_process_set([0, 1]), rdp.add_process_set([1, 2])
+        third = rdp.add_process_set([0, 2])
+        mine = [s for s in (first, second, third) if s.included()]
+        x = cupy.array(np.ones(1000, np.float32))
+        for k in range(5):
+            order = mine if (ringdp.rank() + k) % 2 else mine[::-1]
+            handles = [rdp.allreduce_async(x, name=f"x{k}", op=rdp.Sum, process_set=s) for s in order]
+            for handle in handles:
+                assert (rdp.synchronize(handle).get() == 2).all()
+    on_ranks(both_sets, size=3)
+    """
+    works(body, RINGDP_GPU_TRANSPORT="nccl")
+
+
+def test_a_name_with_tensors_on_a_gpu_and_in_host_memory_is_an_error_on_all() -> None:
+    body = """
+    def mixed():
+        import pytest
+        x = np.ones(10, np.float32)
+        with pytest.raises(ringdp.MismatchError, match="on a GPU"):
+            if ringdp.rank() == 0:
+                rdp.allreduce(cupy.array(x), name="x")
+            else:
+                ringdp.allreduce(x, name="x")
+    on_ranks(mixed)
+    """
+    works(body)
+
+
+def test_a_second_gpu_of_a_rank_is_refused() -> None:
+    body = """
+    def second():
+        sums(10)
+        with cupy.cuda.Device(3):
+            rdp.allreduce(cupy.array(np.ones(3)), name="x")
+    on_ranks(second, size=1)
+    """
+    says(body, r"UsageError: rank 0: 'x' lies on GPU 3 .*exchanges tensors of GPU 0.*local_rank")
+
+
+def test_no_gpu_says_why() -> None:
+    body = """
+    os.environ["RINGDP_CUDA_LIBRARY"] = "no-such-library.so"
+    assert not _core.gpu.driver()["usable"] and "no-such-library" in _core.gpu.driver()["missing"]
+    on_ranks(sums)
+    """
+    says(body, "GpuError: this process has no GPU that ringdp can use: no-such-library")
+
+
+def test_no_nccl_goes_through_host_memory_and_says_so() -> None:
+    body = """
+    os.environ["RINGDP_NCCL_LIBRARY"] = "no-such-library.so"
+    on_ranks(sums)
+    """
+    done = run(body)
+    assert done.returncode == 0, done.stderr
+    assert "through host memory: rank 0 has no NCCL (pip install" in done.stderr
+
+
+def test_nccl_that_is_insisted_on_is_not_replaced() -> None:
+    body = """
+    os.environ["RINGDP_NCCL_LIBRARY"] = "no-such-library.so"
+    on_ranks(sums)
+    """
+    says(body, "RINGDP_GPU_TRANSPORT=nccl, but rank 0 has no NCCL", RINGDP_GPU_TRANSPORT="nccl")
+
+
+def test_ranks_that_share_a_gpu_go_through_host_memory() -> None:
+    body = """
+    def shared():
+        with cupy.cuda.Device(0), cupy.cuda.Stream():
+            sums()
+    run_local(2, 1, [], shared)
+    """
+    done = run(body)
+    assert done.returncode == 0, done.stderr
+    assert "through host memory: rank 0 and rank 1 use the same GPU" in done.stderr
+
+
+def test_no_pinned_memory_fails_the_operation_on_all_ranks() -> None:
+    done = run("on_ranks(sums)", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_FAIL="cuMemHostAlloc:1:2")
+    assert done.returncode == 1
+    assert re.search(
+        r"no memory for \d+ bytes of pinned host memory; of its own \d+ of \d+ bytes are free", done.stderr
+    )
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+def test_a_gpu_that_fails_names_the_call(way: str) -> None:
+    says(
+        "on_ranks(sums)",
+        r"GpuError: (rank \d: )?.*CUDA_ERROR_ILLEGAL_ADDRESS",
+        RINGDP_GPU_TRANSPORT=way,
+        RINGDP_STANDIN_FAIL="cuEventRecord:9:700",
+    )
+
+
+def test_a_communicator_that_cannot_be_made_is_told_to_all() -> None:
+    done = run("on_ranks(sums)", RINGDP_STANDIN_NCCL_FAIL="ncclCommInitRankConfig:1:2")
+    assert done.returncode == 0, done.stderr
+    assert "through host memory: rank" in done.stderr and "ncclCommInitRankConfig failed" in done.stderr
+
+
+def test_an_error_of_nccl_ends_all_ranks() -> None:
+    says(
+        "on_ranks(sums)",
+        "GpuError: .*NCCL failed|ncclAllReduce failed",
+        RINGDP_STANDIN_NCCL_FAIL="ncclAllReduce:5:1",
+    )
+    says("on_ranks(sums)", "GpuError: .*NCCL failed", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+
+
+def test_an_output_for_which_there_is_no_memory() -> None:
+    body = """
+    def gathered():
+        x = cupy.array(np.ones((150, 1000)))
+        rdp.allgather(x)
+    on_ranks(gathered)
+    """
+    says(body, "no memory for", RINGDP_STANDIN_MEMORY="2000000", RINGDP_GPU_TRANSPORT="host")
+    says(body, "no memory for its output", RINGDP_STANDIN_MEMORY="2000000", RINGDP_GPU_TRANSPORT="nccl")
+
+
+def test_the_host_cannot_touch_device_memory() -> None:
+    done = run("import ctypes; ctypes.string_at(cupy.array(np.ones(3)).data.ptr, 3)")
+    assert done.returncode < 0  # SIGSEGV
+
+
+def test_nothing_is_left_behind() -> None:
+    files = set(os.listdir("/dev/shm"))
+    works("on_ranks(sums)", RINGDP_GPU_TRANSPORT="nccl")
+    run("on_ranks(sums)", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+    assert not {f for f in set(os.listdir("/dev/shm")) - files if "standin" in f}

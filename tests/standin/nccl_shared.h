@@ -1,0 +1,48 @@
+// What the ranks of a communicator of the stand-in share: a file in /dev/shm, whose name is the unique id and is gone as soon
+// as all have opened it.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "device/cuda.h"
+
+namespace standin {
+
+constexpr int kMostRanks = 8;
+constexpr size_t kSlot = 64 << 10, kChannel = 16 << 10;  // bytes
+
+// What a rank is about to do: all must be about to do the same.
+struct Call {
+  int kind = 0, type = 0, operation = 0, root = 0;
+  uint64_t count = 0;
+  double factor = 1;
+  bool operator==(const Call& o) const {
+    return kind == o.kind && type == o.type && operation == o.operation && root == o.root && count == o.count &&
+           factor == o.factor;
+  }
+};
+
+struct Channel {  // from one rank to another
+  std::atomic<uint64_t> written, read;
+  std::byte bytes[kChannel];
+};
+
+struct SharedFile {
+  std::atomic<int> opened;
+  std::atomic<int> arrived;
+  std::atomic<int> round;
+  ringdp::cuda::Uuid uuids[kMostRanks];
+  Call calls[kMostRanks];
+  Channel channels[kMostRanks][kMostRanks];
+  std::byte slots[kMostRanks][kSlot];
+};
+
+std::string make_file();                         // its name
+SharedFile* open_file(const std::string& name);  // nullptr: there is none
+void remove_file(const std::string& name);
+void close_file(SharedFile* file);
+
+}  // namespace standin
