@@ -18,6 +18,9 @@ namespace {
 
 using Way = Gpus::Way;
 
+constexpr double kMostToConnect = 120;  // seconds
+const std::string kNotConnected = "NCCL did not connect the ranks in time";
+
 int nccl_version() {
   const Found<nccl::Functions>& found = nccl_library();
   int version = 0;
@@ -150,6 +153,8 @@ bool Engine::cards_are_here(ProcessSet& set) {
     return true;
   }
   gpus.way = Way::making;
+  // Where it fails on one rank, the others wait in vain, and must be there in time to hear of it.
+  gpus.until = Deadline::in(Seconds(std::min(options_.timeout / 2, kMostToConnect)));
   try {
     gpus.nccl = std::make_unique<Communicator>(*gpus.gpu, cards[0].id, set.size(), set.rank());
   } catch (const Error& error) {
@@ -163,7 +168,7 @@ bool Engine::make_communicator(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   try {
     if (!gpus.nccl->settled() && !gpus.until.passed()) return false;
-    if (gpus.until.passed()) gpus.said = "NCCL did not connect the ranks within RINGDP_TIMEOUT";
+    if (gpus.until.passed()) gpus.said = kNotConnected;
   } catch (const Error& error) {
     gpus.said = error.what();
   }
@@ -171,13 +176,19 @@ bool Engine::make_communicator(ProcessSet& set) {
   return true;
 }
 
-// The first rank that has said something, and what.
+// The first rank that has said something, and what: rather a cause than that others have waited because of it.
 std::string Engine::complaint(ProcessSet& set) const {
   const Result& result = set.gpus->asked->result();
   const char* text = reinterpret_cast<const char*>(result.output.get());
-  for (size_t i = 0; i < result.rows.size(); text += result.rows[i++])
-    if (result.rows[i] > 0) return "rank " + std::to_string(set.ranks[i]) + ": " + std::string(text, result.rows[i]);
-  return "";
+  std::string found;
+  bool is_cause = false;
+  for (size_t i = 0; i < result.rows.size(); text += result.rows[i++]) {
+    const std::string said(text, result.rows[i]);
+    if (said.empty() || is_cause || (!found.empty() && said == kNotConnected)) continue;
+    found = "rank " + std::to_string(set.ranks[i]) + ": " + said;
+    is_cause = said != kNotConnected;
+  }
+  return found;
 }
 
 bool Engine::all_have_made_it(ProcessSet& set) {
@@ -206,6 +217,7 @@ void Engine::begin_check(ProcessSet& set) {
   for (int i = 0; i < SelfCheck::kCount; ++i) values[i] = static_cast<float>(set.rank() + 1 + i % 7);
   gpu.copy_to_gpu(gpus.check.on_gpu->data, values, bytes, gpu.from_host());
   gpus.way = Way::checking;
+  gpus.until = Deadline::in(Seconds(options_.timeout));
   Submission s;
   s.input = s.output = gpus.check.on_gpu->data;
   s.shape = {SelfCheck::kCount};
