@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ringdp.errors import (
         DeadlineError,
         DuplicateNameError,
+        GpuError,
         HorovodInternalError,
         HostsUpdatedInterrupt,
         InitError,
@@ -69,6 +70,7 @@ __all__ = [
     "Average",
     "DeadlineError",
     "DuplicateNameError",
+    "GpuError",
     "Handle",
     "HorovodInternalError",
     "HostsUpdatedInterrupt",

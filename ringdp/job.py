@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ringdp import mpi, sharing
+from ringdp import mpi, nccl, sharing
 
 
 class Job(Protocol):
@@ -51,6 +51,7 @@ class MpiJob:
         from ringdp import _core
 
         everybody = self._membership(0, range(len(self.hosts)), self.comm.Dup(), self.neighbours)
+        _core.gpu.look_for_nccl_in(nccl.files_of_wheels())
         return _core.make_engine(generation, everybody)
 
     def add_set(self, engine: Any, number: int, ranks: Sequence[int]) -> None:

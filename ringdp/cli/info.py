@@ -57,7 +57,8 @@ def _gpu_lines(cuda: Mapping[str, Any], nccl: Mapping[str, Any]) -> list[tuple[s
         if "version" in nccl
         else f"none: {nccl.get('missing') or nccl.get('error')}"
     )
-    return [("CUDA", first), ("NCCL", second)]
+    third = "arrays of CuPy; not yet run on a GPU (docs/gpu.md)"
+    return [("CUDA", first), ("NCCL", second), ("GPU tensors", third)]
 
 
 def _core_lines(cores: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ringdp.nccl import files_of_wheels
+
 
 def _mapped(name: str) -> str | None:
     """The file of a loaded library whose name begins with `name`, from this process's memory map."""
@@ -75,8 +77,7 @@ def cuda() -> dict[str, Any]:
 
 
 def nccl() -> dict[str, Any]:
-    wheels = (os.path.join(folder, "nvidia", "nccl", "lib", "libnccl.so.2") for folder in sys.path)
-    for name in [*filter(os.path.exists, wheels), "libnccl.so.2"]:
+    for name in [*files_of_wheels(), "libnccl.so.2"]:
         try:
             library = ctypes.CDLL(name)
         except OSError:

@@ -10,6 +10,7 @@ from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
     DeadlineError,
     DuplicateNameError,
+    GpuError,
     HorovodInternalError,
     HostsUpdatedInterrupt,
     InitError,
@@ -103,6 +104,7 @@ __all__ = [
     "DeadlineError",
     "DistributedOptimizer",
     "DuplicateNameError",
+    "GpuError",
     "GradBucket",
     "Handle",
     "HorovodInternalError",

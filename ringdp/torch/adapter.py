@@ -1,4 +1,4 @@
-"""PyTorch tensors for the operations of `ringdp.ops`, on the CPU and on GPUs."""
+"""PyTorch tensors for the operations of `ringdp.ops`. CPU tensors only, so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.autograd.graph import increment_version
 
 from ringdp.constants import Dtype
 from ringdp.requests import OnGpu
-from ringdp.torch import device
 
 DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype in Dtype}
 TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
@@ -27,14 +26,14 @@ def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
         raise TypeError(
             f"{what} is sparse ({tensor.layout}), which ringdp cannot exchange yet: use .to_dense()"
         )
-    if not device.is_reachable(tensor):
+    if tensor.device.type != "cpu":
         remedy = (
             "a meta tensor has no values: give it some first, as module.to_empty() and a load do"
             if tensor.is_meta
             else "use .cpu()"
         )
         raise TypeError(
-            f"{what} is on device {tensor.device}; ringdp exchanges tensors on the CPU and on CUDA GPUs: {remedy}"
+            f"{what} is on device {tensor.device}; so far ringdp exchanges CPU tensors only: {remedy}"
         )
     if tensor.dtype not in DTYPES:
         known = ", ".join(dtype.name for dtype in Dtype)
@@ -66,7 +65,7 @@ def is_plain(tensor: Any) -> bool:
     """
     return (
         type(tensor) in TYPES
-        and device.is_reachable(tensor)
+        and tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.dtype in DTYPES
         and tensor.is_contiguous()
@@ -115,13 +114,13 @@ class TorchAdapter:
                 own.copy_(target)
 
     def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+        return torch.empty(tuple(shape), dtype=like.dtype)
 
     def empty_like(self, like: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(like)
 
     def from_bytes(self, data: Any, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(data).view(like.dtype).reshape(tuple(shape)).to(like.device)
+        return torch.from_numpy(data).view(like.dtype).reshape(tuple(shape))
 
     def describe(self, tensor: torch.Tensor) -> tuple[int, int, Sequence[int]]:
         return tensor.data_ptr(), int(DTYPES[tensor.dtype]), tuple(tensor.shape)
@@ -129,12 +128,11 @@ class TorchAdapter:
     def integers(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32)  # as Horovod's users expect
 
-    def on_gpu(self, tensor: torch.Tensor) -> OnGpu | None:
-        return device.place_of(tensor)
+    def on_gpu(self, tensor: torch.Tensor) -> None:
+        return None  # others are refused so far
 
     def current_stream(self, gpu: int) -> int:
-        return device.current_stream(gpu)
+        raise AssertionError("CPU tensors only, so far")
 
     def empty_behind(self, place: OnGpu, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        with device.in_stream(place):
-            return self.empty(shape, like)
+        raise AssertionError("CPU tensors only, so far")

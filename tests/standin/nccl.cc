@@ -424,8 +424,7 @@ Result ncclGroupEnd() {
   if (--depth > 0) return kSuccess;
   Result result = kSuccess;
   for (auto& [communicator, group] : std::exchange(grouped, {})) {
-    if (!group.messages.empty())
-      group.works.push_back([sent = group.messages](Comm& c) { return carry_out(c, sent); });
+    if (!group.messages.empty()) group.works.push_back([sent = group.messages](Comm& c) { return carry_out(c, sent); });
     const Result one = issue(find(communicator), group.stream, std::move(group.works));
     if (one != kSuccess) result = one;
   }
