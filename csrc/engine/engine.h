@@ -178,8 +178,6 @@ class Engine {
   std::optional<uint64_t> next_launch() const;
   void launched(uint64_t id, Launch& launch);
   void fail_launch(uint64_t id, const Error& error);
-  template <class Which>
-  void fail_launches(const Which& which, const Error& error);
   void check_launches();
   void watch_gpus();
   bool waits_for_gpus() const;

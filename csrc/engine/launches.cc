@@ -146,29 +146,23 @@ void Engine::fail_launch(uint64_t id, const Error& error) {
   if (s.group) fail_group(s, error);
 }
 
-// What has not been launched can be given up by itself. (What has been is NCCL's: see watch_gpus().)
-template <class Which>
-void Engine::fail_launches(const Which& which, const Error& error) {
-  std::vector<uint64_t> ids;
-  for (const auto& [id, launch] : launches_)
-    if (launch.stage != Launch::Stage::calling && which(launch)) ids.push_back(id);
-  for (const uint64_t id : ids) fail_launch(id, error);
-}
-
+// A bucket that not all have come to is given up by itself. From the proposal on nothing depends on any caller, and other
+// ranks may have launched it: where that gets stuck, a rank is gone.
 void Engine::check_launches() {
-  for (auto& [id, set] : sets_)
-    if (set->meetings().first_left() >= 0 && stuck())
-      fail_launches([&, of = set.get()](const Launch& launch) { return &launch.set == of; },
-                    Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this cannot complete: rank " +
-                                               std::to_string(set->data->name_of(set->meetings().first_left())) +
-                                               " has shut ringdp down"));
-  fail_launches([](const Launch& launch) { return launch.deadline.passed(); },
-                Error(ErrorKind::deadline, "rank " + std::to_string(rank_) +
-                                               ": an operation on GPU tensors waited RINGDP_TIMEOUT seconds, and at "
-                                               "least one rank has not come to it"));
-  if (calling_ && launches_.at(*calling_).deadline.passed())
-    fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not take ", launches_.at(*calling_).label(),
-         " within RINGDP_TIMEOUT");
+  const std::string who = "rank " + std::to_string(rank_) + ": ";
+  std::vector<std::pair<uint64_t, Error>> overdue;
+  for (const auto& [id, launch] : launches_) {
+    const int left = launch.set.meetings().first_left();
+    const bool cannot = left >= 0 && stuck();
+    if (!cannot && !launch.deadline.passed()) continue;
+    const std::string why =
+        cannot ? " cannot complete: rank " + std::to_string(launch.set.data->name_of(left)) + " has shut ringdp down"
+               : " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it";
+    const Error error(cannot ? ErrorKind::peer : ErrorKind::deadline, who + launch.label() + why);
+    if (launch.stage != Launch::Stage::meeting) throw Error(error);
+    overdue.emplace_back(id, error);
+  }
+  for (const auto& [id, error] : overdue) fail_launch(id, error);
   watch_gpus();
 }
 

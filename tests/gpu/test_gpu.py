@@ -14,7 +14,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent.parent
 LIMIT = 60.0
 BEGIN = """
-import os, sys, threading
+import os, sys, threading, time
 import numpy as np
 import standin
 standin.use(devices=4)
@@ -100,6 +100,88 @@ def test_sets_that_overlap_in_other_orders_on_each_rank() -> None:
     on_ranks(both_sets, size=3)
     """
     works(body, RINGDP_GPU_TRANSPORT="nccl")
+
+
+LANE = """
+from ringdp import world
+from ringdp.constants import Dtype
+from ringdp.ops import Handle
+
+def lane(name):
+    opened = world.current().engine.open_plan(0, name, "of buckets")
+    return Handle(opened, None, lambda core: int(core.lane()), world.current()).wait()
+
+def leave(number, index, x, digest=7):
+    stream = cupy.cuda.get_current_stream().ptr
+    core = world.current().engine.submit_bucket(
+        0, number, index, digest, x.data.ptr, x.size, int(Dtype.float32), int(rdp.Sum), 1.0, 1.0,
+        gpu=x.device.id, stream=stream,
+    )
+    return Handle(core, x, lambda _: x, world.current(), lambda: cupy.cuda.get_current_stream().ptr)
+"""
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+@pytest.mark.parametrize("hosts", [(), (0, 0, 0), (0, 0, 1)], ids=["messages", "one host", "two hosts"])
+def test_buckets_of_plans_beside_named_operations(way: str, hosts: tuple[int, ...]) -> None:
+    body = """
+    def steps():
+        rank = ringdp.rank()
+        first, second = lane("first"), lane("second")
+        for step in range(4):
+            xs = [cupy.array(np.arange(n, dtype=np.float32) % 97 * (rank + 1)) for n in (1, 1000, 70_000, 0)]
+            ys = [cupy.array(np.full(n, rank + step, np.float32)) for n in (5, 300_000)]
+            named = [rdp.allreduce_async(ys[0], name=f"n{step}", op=rdp.Sum)] if rank == 1 else []
+            one = [leave(first, 10 * step + i, x) for i, x in enumerate(xs)]
+            other = [leave(second, 10 * step + i, y) for i, y in enumerate(ys)]
+            named = named or [rdp.allreduce_async(cupy.array(np.full(5, rank + step, np.float32)), name=f"n{step}",
+                                                  op=rdp.Sum)]
+            for handle, x in zip(one, xs):
+                assert (handle.wait().get() == np.arange(x.size, dtype=np.float32) % 97 * 6).all()
+            for handle in other:
+                assert (handle.wait().get() == 3 + 3 * step).all()
+            assert named[0].wait().size == 5
+    on_ranks(steps, size=3, hosts=HOSTS)
+    """
+    works(LANE + textwrap.dedent(body.replace("HOSTS", repr(hosts))), RINGDP_GPU_TRANSPORT=way)
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+def test_a_bucket_that_is_another_one_elsewhere_fails_on_all_ranks(way: str) -> None:
+    body = """
+    def differ():
+        import pytest
+        number = lane("plan")
+        assert leave(number, 0, cupy.array(np.ones(10, np.float32))).wait().get()[0] == ringdp.size()
+        x = cupy.array(np.ones(1000, np.float32))
+        with pytest.raises((ringdp.MismatchError, ringdp.PeerError), match="bucket 1 of plan 1"):
+            leave(number, 1, x, digest=7 + ringdp.rank()).wait()
+        assert (x.get() == 1).all()
+        with pytest.raises(ringdp.PeerError, match="plan 1 has failed"):
+            leave(number, 2, x).wait()
+        sums(100)
+    on_ranks(differ)
+    """
+    works(LANE + textwrap.dedent(body), RINGDP_GPU_TRANSPORT=way)
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+def test_a_bucket_that_a_rank_leaves_out_fails_in_time(way: str) -> None:
+    body = """
+    def leaves_out():
+        import pytest
+        number = lane("plan")
+        x = cupy.array(np.ones(1000, np.float32))
+        assert leave(number, 0, x).wait().get()[0] == ringdp.size()
+        if ringdp.rank() == 0:
+            with pytest.raises(ringdp.DeadlineError, match="bucket 1 of plan 1"):
+                leave(number, 1, x).wait()
+        else:
+            time.sleep(3)
+        sums(100)
+    on_ranks(leaves_out)
+    """
+    works(LANE + textwrap.dedent(body), RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
 
 
 def test_a_name_with_tensors_on_a_gpu_and_in_host_memory_is_an_error_on_all() -> None:
