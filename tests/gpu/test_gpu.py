@@ -39,7 +39,7 @@ def sums(count=300_000):
 """
 
 
-def run(body: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(body: str, limit: float = LIMIT, **environ: str) -> subprocess.CompletedProcess[str]:
     """A Python process of its own."""
     env = {
         **os.environ,
@@ -50,7 +50,7 @@ def run(body: str, **environ: str) -> subprocess.CompletedProcess[str]:
     }
     code = BEGIN + textwrap.dedent(body)
     return subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=LIMIT
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=limit
     )
 
 
@@ -82,6 +82,24 @@ def test_without_its_waits_the_sums_are_wrong(way: str) -> None:
         RINGDP_STANDIN_DROP_WAIT="all",
         RINGDP_STANDIN_DELAY_US="2000",
     )
+
+
+def test_a_wrong_offset_is_noticed() -> None:
+    says("on_ranks(sums)", "wrong sums", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_WRONG_OFFSET="5")
+
+
+def test_without_the_abort_a_gpu_waits_for_ever() -> None:
+    body = """
+    def until_it_raises():
+        for _ in range(100):
+            try:
+                sums()
+            except AssertionError:
+                pass
+    on_ranks(until_it_raises)
+    """
+    with pytest.raises(subprocess.TimeoutExpired):
+        run(body, limit=15, RINGDP_STANDIN_NCCL_FAIL="async:5:6", RINGDP_STANDIN_NCCL_NO_ABORT="1")
 
 
 def test_sets_that_overlap_in_other_orders_on_each_rank() -> None:

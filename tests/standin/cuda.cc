@@ -164,7 +164,14 @@ void check_pinned(const void* memory, size_t bytes, const char* who) {  // where
     misuse(std::string(who) + ": it runs out of pinned memory");
 }
 
-// Which wait is left out, to see that a test notices: 0 none, -1 all.
+// Mistakes that the core might make, to see that a test notices. A copy to the device from the wrong place:
+size_t wrong_offset(size_t bytes) {
+  static const char* text = setting("RINGDP_STANDIN_WRONG_OFFSET");
+  static std::atomic<long> count{0};
+  return text != nullptr && bytes > 4 && ++count == std::atol(text) ? 4 : 0;
+}
+
+// A wait that is left out; "all": each.
 bool drops_wait() {
   static const char* text = setting("RINGDP_STANDIN_DROP_WAIT");
   static std::atomic<long> count{0};
@@ -362,7 +369,8 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream s
   if (in == nullptr) return kInvalidHandle;
   std::byte* reached = Memory::instance().reach(to, bytes, "cuMemcpyHtoDAsync");
   check_pinned(from, bytes, "cuMemcpyHtoDAsync");
-  in->push([=] { std::memcpy(reached, from, bytes); });
+  const size_t off = wrong_offset(bytes);
+  in->push([=] { std::memcpy(reached, static_cast<const std::byte*>(from) + off, bytes - off); });
   return kSuccess;
 }
 

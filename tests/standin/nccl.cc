@@ -377,7 +377,7 @@ Result ncclCommFinalize(Communicator communicator) { return find(communicator)->
 
 Result ncclCommAbort(Communicator communicator) {
   const Shared c = find(communicator);
-  c->aborted = true;
+  c->aborted = std::getenv("RINGDP_STANDIN_NCCL_NO_ABORT") == nullptr;  // else as if the core had forgotten it
   std::lock_guard lock(all_mutex);
   all().erase(communicator);
   return kSuccess;
