@@ -247,13 +247,14 @@ void Doubling::tell_news() {
   if (std::exchange(told_, true)) return;
   Note note;
   note.topic = news;
+  note.flags = flags_of_leaving();
   note.ticket = static_cast<uint64_t>(first_left() >= 0 ? first_left() : rank());
   for (const Inbox& in : inboxes_) send(stages_[in.stage].peer, note, nullptr);
 }
 
 void Doubling::take_news(size_t stage, const Note& note) {
   --news_missing_;
-  heard_of_leaving(static_cast<int>(note.ticket));
+  heard_of_leaving(static_cast<int>(note.ticket), &note);
   tell_news();
   if (!stands_in_ || stage != 0) return;
   partner_ended_ = true;

@@ -19,14 +19,17 @@ void Meetings::is_complete_no_more(Meeting& meeting) {
   if (!complete_.empty()) complete_.erase(std::remove(complete_.begin(), complete_.end(), &meeting), complete_.end());
 }
 
-void Meetings::leave() {
+void Meetings::leave(bool failed) {
   if (left_) return;
   left_ = true;
+  failed_ = failed;
   tell_of_leaving();
   mark_open();
 }
 
-void Meetings::heard_of_leaving(int rank) {
+// `note`: the one that says so, if one does.
+void Meetings::heard_of_leaving(int rank, const Note* note) {
+  if (note != nullptr && (note->flags & Note::kPoison) && first_failed_ < 0 && rank != rank_) first_failed_ = rank;
   if (first_left_ >= 0 || rank == rank_) return;
   first_left_ = rank;
   if (!left_) mark_open();

@@ -19,7 +19,7 @@
 //
 // Leaving: a rank that leaves comes to nothing more, and all others soon hear that somebody has. Whoever has left, or has
 // heard of it, comes to each named operation that it hears of, and has not come to, with a mark. So all meetings that lack
-// somebody end, on all ranks, with the mark.
+// somebody end, on all ranks, with the mark. A rank that leaves because it has failed says that, too.
 #pragma once
 
 #include <cstddef>
@@ -82,10 +82,12 @@ class Meetings {
   virtual bool poll() = 0;
   Meeting* next_complete();
 
-  void leave();
+  void leave(bool failed = false);
   int first_left() const { return first_left_; }  // of the others, as far as this rank has heard; -1: none has
-  virtual bool all_left() const = 0;              // this rank as well, and nothing is under way any more
-  virtual bool busy() const = 0;                  // something is under way that needs polling
+  // One that has left because it failed, and what it had begun with others is lost; -1: none.
+  int first_failed() const { return first_failed_; }
+  virtual bool all_left() const = 0;  // this rank as well, and nothing is under way any more
+  virtual bool busy() const = 0;      // something is under way that needs polling
 
  protected:
   struct Subject {
@@ -127,7 +129,8 @@ class Meetings {
     std::vector<typename Map::node_type> spare_;
   };
 
-  void heard_of_leaving(int rank);
+  void heard_of_leaving(int rank, const Note* note = nullptr);
+  uint32_t flags_of_leaving() const { return failed_ || first_failed_ >= 0 ? uint32_t{Note::kPoison} : 0; }
   void is_complete(Meeting& meeting) { complete_.push_back(&meeting); }
   void is_complete_no_more(Meeting& meeting);  // it is closed before next_complete() gave it
   // Whether this rank comes with a mark to what it hears of, by a note: to named operations, once somebody has left, or it
@@ -150,8 +153,8 @@ class Meetings {
  private:
   const int rank_;
   std::deque<Meeting*> complete_;
-  bool left_ = false, joined_ = false;
-  int first_left_ = -1;
+  bool left_ = false, joined_ = false, failed_ = false;
+  int first_left_ = -1, first_failed_ = -1;
   uint32_t era_ = 0;
 };
 

@@ -155,6 +155,7 @@ void Engine::break_down(const Error& error) {
     for (Gpus::Waiting& one : set->gpus ? std::exchange(set->gpus->waiting, {}) : std::deque<Gpus::Waiting>())
       one.submission.handle->fail(error);
   abort_communicators();
+  if (error.kind() == ErrorKind::gpu) tell_of_failure();
   stop_ = true;
   ended_.notify_all();
   wake();

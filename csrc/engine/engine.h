@@ -182,6 +182,7 @@ class Engine {
   void watch_gpus();
   bool waits_for_gpus() const;
   void abort_communicators();
+  void tell_of_failure();
   void end_communicators();
 
   bool advance_operations();

@@ -150,6 +150,10 @@ void Engine::fail_launch(uint64_t id, const Error& error) {
 // ranks may have launched it: where that gets stuck, a rank is gone.
 void Engine::check_launches() {
   const std::string who = "rank " + std::to_string(rank_) + ": ";
+  for (const auto& [id, set] : sets_)
+    if (const int failed = set->meetings().first_failed(); failed >= 0)
+      fail(ErrorKind::peer, who, "rank ", set->data->name_of(failed),
+           " has failed on its GPU, and what it exchanged with others is lost; its own message says why");
   std::vector<std::pair<uint64_t, Error>> overdue;
   for (const auto& [id, launch] : launches_) {
     const int left = launch.set.meetings().first_left();
@@ -184,6 +188,17 @@ void Engine::watch_gpus() {
 void Engine::abort_communicators() {
   for (const auto& [id, set] : sets_)
     if (set->gpus && set->gpus->nccl) set->gpus->nccl->abort();
+}
+
+// The others may be waiting for this rank's GPU with theirs.
+void Engine::tell_of_failure() {
+  for (const auto& [id, set] : sets_) {
+    try {
+      set->meetings().leave(true);
+      if (set->letters && !set->one_host()) set->letters->leave(true);
+    } catch (const Error&) {  // what can be told is told
+    }
+  }
 }
 
 // All ranks have left, so all do this now.

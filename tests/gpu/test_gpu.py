@@ -61,8 +61,8 @@ def says(body: str, what: str, **environ: str) -> None:
     assert re.search(what, done.stderr), done.stderr
 
 
-def works(body: str, **environ: str) -> str:
-    done = run(body, **environ)
+def works(body: str, limit: float = LIMIT, **environ: str) -> str:
+    done = run(body, limit, **environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -304,6 +304,28 @@ def test_an_error_of_nccl_ends_all_ranks() -> None:
     """
     says(body, "GpuError: .*ncclAllReduce failed", RINGDP_STANDIN_NCCL_FAIL="ncclAllReduce:5:1")
     says(body, "GpuError: .*NCCL failed", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+
+
+@pytest.mark.parametrize("hosts", [(), (0, 0, 0), (0, 0, 1)], ids=["messages", "one host", "two hosts"])
+@pytest.mark.parametrize("fault", ["ncclAllReduce:8:1", "async:8:6"])
+def test_a_rank_that_fails_tells_the_others_at_once(fault: str, hosts: tuple[int, ...]) -> None:
+    """Their GPUs wait for its GPU: long before any deadline all are let go, and each rank raises."""
+    body = """
+    raised = []
+    def until_it_raises():
+        try:
+            while True:
+                try:
+                    sums(1000)
+                except AssertionError:
+                    pass
+        except ringdp.RingdpError as error:
+            raised.append(type(error).__name__)
+    on_ranks(until_it_raises, size=3, hosts=HOSTS)
+    assert len(raised) == 3 and "GpuError" in raised, raised
+    """
+    body = body.replace("HOSTS", repr(hosts))
+    works(body, limit=40, RINGDP_STANDIN_NCCL_FAIL=fault, RINGDP_TIMEOUT="1000")
 
 
 def test_an_output_for_which_there_is_no_memory() -> None:
