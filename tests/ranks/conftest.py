@@ -5,7 +5,6 @@ In one process (`python -m pytest tests/ranks --local-ranks=N`) each test functi
 rank of a fresh world over the `local` transport, whose messages arrive with seeded random delays.
 """
 
-import collections
 import functools
 import os
 import threading
@@ -137,16 +136,17 @@ class LocalJob:
 
     def __init__(self, engines, hosts):
         self.engines, self.hosts = engines, hosts
-        self.made = collections.defaultdict(threading.Event)
+        self.made = {}
 
     def add_set(self, engine, number, ranks):
         from ringdp import _core
 
+        made = self.made.setdefault(number, threading.Event())  # in one step: a defaultdict may make two
         if engine.rank == ranks[0]:
             members = [self.engines[rank] for rank in ranks]
             _core.add_local_process_set(number, members, [self.hosts[rank] for rank in ranks if self.hosts])
-            self.made[number].set()
-        assert self.made[number].wait(30)
+            made.set()
+        assert made.wait(30)
 
     def remove_set(self, number):
         pass
