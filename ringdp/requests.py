@@ -9,7 +9,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ringdp.constants import OpKind, ReduceOp
@@ -120,7 +120,9 @@ class Request(Generic[T]):
     wide: tuple[T, T] | None = None  # the tensors of which `source` is only what travels
     room: int = 0  # all-gather and all-to-all: the bytes of `output`, which is used if just as many come
     gpu: int | None = None  # that on which the tensors lie
-    made: T | None = None  # there, by all-gather and all-to-all
+    made: list[T] = field(
+        default_factory=list
+    )  # there: the output of all-gather and all-to-all, until it is taken
 
     def submission(self, name: str, process_set_id: int, adapter: Adapter[T]) -> Any:
         """For the core's `submit` or `submit_group`."""
@@ -152,8 +154,9 @@ class Request(Generic[T]):
     def _output_on(self, place: OnGpu, rows: int, adapter: Adapter[T]) -> int:
         """The address of an output of so many rows, which the core fills."""
         shape = [rows, *adapter.describe(self.source)[2][1:]]
-        self.made = adapter.empty_behind(place, shape, self.source)
-        return adapter.describe(self.made)[0]
+        output = adapter.empty_behind(place, shape, self.source)
+        self.made.append(output)
+        return adapter.describe(output)[0]
 
 
 class Requests(Generic[T]):
@@ -182,10 +185,10 @@ class Requests(Generic[T]):
     def allgather(self, tensor: Any) -> Request[T]:
         """The result is a new tensor of all ranks' rows."""
         source = self._adapter.source(tensor)
-        request: Request[T] = Request(
-            OpKind.allgather, source, None, lambda core: self._take_output(core, request)
+        made: list[T] = []
+        return Request(
+            OpKind.allgather, source, None, lambda core: self._take_output(core, source, made), made=made
         )
-        return request
 
     def broadcast(self, tensor: Any, root_rank: int, process_set: ProcessSet) -> Request[T]:
         """The result is a new tensor."""
@@ -207,11 +210,11 @@ class Requests(Generic[T]):
         rows = splits_of(splits, shape[0] if shape else 0, process_set.size())
 
         def finish(core: Any) -> Any:
-            output = self._take_output(core, request)
+            output = self._take_output(core, source, made)
             return output if splits is None else (output, self._adapter.integers(core.rows()))
 
-        request: Request[T] = Request(OpKind.alltoall, source, None, finish, splits=rows)
-        return request
+        made: list[T] = []
+        return Request(OpKind.alltoall, source, None, finish, splits=rows, made=made)
 
     def reducescatter(
         self, tensor: Any, op: ReduceOp, scale: tuple[float, float], process_set: ProcessSet
@@ -229,10 +232,9 @@ class Requests(Generic[T]):
         self._adapter.written(tensor, target)
         return tensor
 
-    def _take_output(self, core: Any, request: Request[T]) -> T:
-        source = request.source
-        if request.made is not None:
-            return request.made
+    def _take_output(self, core: Any, source: T, made: list[T]) -> T:
+        if made:
+            return made.pop()
         shape = list(self._adapter.describe(source)[2])
         shape[0] = sum(core.rows())
         data = core.take_output()

@@ -217,6 +217,28 @@ def test_a_name_with_tensors_on_a_gpu_and_in_host_memory_is_an_error_on_all() ->
     works(body)
 
 
+@pytest.mark.parametrize("way", ["host", "nccl"])
+def test_what_is_given_up_is_given_back_at_once(way: str) -> None:
+    """No cycle keeps the memory of a GPU until Python collects its garbage."""
+    body = """
+    import gc, weakref
+    gc.disable()
+    def gathered():
+        x = cupy.array(np.ones(1000))
+        output = rdp.allgather(x)
+        parts, rows = rdp.alltoall(x, splits=np.array([400, 600]))
+        total = rdp.allreduce(x)
+        kept = [weakref.ref(one) for one in (x, output, parts, total)]
+        assert output.get().sum() == 2000 and parts.size == sum(rows)
+        del x, output, parts, total
+        rdp.barrier()
+        ringdp.world.current().in_flight.clear()  # looked through when there are some
+        assert not [ref() for ref in kept if ref() is not None]
+    on_ranks(gathered)
+    """
+    works(body, RINGDP_GPU_TRANSPORT=way)
+
+
 def test_a_second_gpu_of_a_rank_is_refused() -> None:
     body = """
     def second():

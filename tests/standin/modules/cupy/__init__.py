@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import threading
 import weakref
 from types import SimpleNamespace
 
@@ -20,8 +19,8 @@ from .driver import call, inside
 
 __all__ = ["array", "asarray", "ascontiguousarray", "cuda", "empty", "ndarray"]
 
-_pool = {}  # (device, stream, bytes): addresses
-_pool_lock = threading.Lock()
+# (device, stream, bytes): addresses. Without a lock: arrays may be given up at any point, by whoever collects garbage.
+_pool = {}
 
 
 class ndarray:
@@ -107,10 +106,8 @@ def handle(stream):
 
 
 def _take(device, stream, nbytes):
-    with _pool_lock:
-        spare = _pool.get((device, stream, nbytes))
-        if spare:
-            return spare.pop()
+    with contextlib.suppress(KeyError, IndexError):
+        return _pool[device, stream, nbytes].pop()
     place = ctypes.c_ulonglong()
     call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
     return place.value
@@ -128,8 +125,7 @@ def _give_back(device, stream, nbytes, place):
             ctypes.c_size_t(nbytes),
             handle(stream),
         )
-        with _pool_lock:
-            _pool.setdefault((device, stream, nbytes), []).append(place)
+        _pool.setdefault((device, stream, nbytes), []).append(place)
 
 
 def empty(shape, dtype=float):
