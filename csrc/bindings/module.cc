@@ -138,8 +138,7 @@ std::function<void*(uint64_t)> asks(nb::callable allocate) {
 }
 
 void place_on_gpu(Submission& s, int gpu, uint64_t stream) {
-  s.gpu = gpu;
-  s.stream = stream;
+  s.place = std::make_shared<OnGpu>(OnGpu{Gpu::of(gpu), stream, nullptr, nullptr});
 }
 
 // What the current stream does from now on comes after the operation. Nothing waits here.
@@ -235,7 +234,7 @@ std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane,
   s.bucket = bucket;
   s.plan_digest = digest;
   s.half = half;
-  place_on_gpu(s, gpu, stream);
+  if (gpu >= 0) place_on_gpu(s, gpu, stream);
   nb::gil_scoped_release release;
   return engine.submit(std::move(s));
 }
@@ -350,7 +349,7 @@ void bind_engine(nb::module_& m) {
       .def("place_on_gpu", &place_on_gpu, "gpu"_a, "stream"_a,
            "The tensors lie on this GPU, and are ready when the stream has come as far as it is told now.")
       .def(
-          "ask_for_output", [](Submission& s, nb::callable allocate) { s.allocate = asks(std::move(allocate)); },
+          "ask_for_output", [](Submission& s, nb::callable allocate) { s.place->allocate = asks(std::move(allocate)); },
           "allocate"_a,
           "allocate(rows) gives the address of an output on the GPU, for all-gather and all-to-all. Any thread calls "
           "it.")

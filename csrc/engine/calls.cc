@@ -24,10 +24,11 @@ const Chooser& Engine::known(int process_set) const {
 
 // NCCL knows a rank by its GPU.
 void Engine::admit_gpu(const Submission& s) {
-  const int first = gpu_of_set_.emplace(s.process_set, s.gpu).first->second;
-  if (s.gpu != first)
+  const Gpu& gpu = s.place->gpu;
+  const int first = gpu_of_set_.emplace(s.process_set, gpu.ordinal()).first->second;
+  if (gpu.ordinal() != first)
     fail(ErrorKind::usage, "rank ", rank_, ": ", s.lane >= 0 ? s.bucket_name() : "'" + s.name + "'", " lies on ",
-         Gpu::of(s.gpu).label(), ", and process set ", s.process_set, " exchanges tensors of ", Gpu::of(first).label(),
+         gpu.label(), ", and process set ", s.process_set, " exchanges tensors of ", Gpu::of(first).label(),
          " on this rank: a rank uses one GPU (choose it by local_rank())");
 }
 
@@ -54,8 +55,8 @@ namespace {
 
 // Where the caller's stream is now: what it has computed so far is what is exchanged.
 void note_stream(Submission& s) {
-  s.on_gpu = s.gpu >= 0;
-  if (s.on_gpu) s.ready = Gpu::of(s.gpu).record(stream_at(s.stream));
+  s.on_gpu = s.place != nullptr;
+  if (s.on_gpu) s.place->ready = s.place->gpu.record(stream_at(s.place->stream));
 }
 
 }  // namespace

@@ -52,12 +52,12 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
     add_launch(std::move(s), set, ticket, {});
     return true;
   }
-  if (s.gpu < 0 || s.by_nccl || !is_for_nccl(s, set.size())) return false;
+  if (!s.place || s.by_nccl || !is_for_nccl(s, set.size())) return false;
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
   if (gpus.way == Way::host) return false;
   if (gpus.way == Way::unknown) {
-    gpus.gpu = &Gpu::of(s.gpu);
+    gpus.gpu = &s.place->gpu;
     gpus.until = Deadline::in(Seconds(options_.timeout));
     tell_card(set);
   }
@@ -222,8 +222,7 @@ void Engine::begin_check(ProcessSet& set) {
   s.input = s.output = gpus.check.on_gpu->data;
   s.shape = {SelfCheck::kCount};
   s.on_gpu = s.by_nccl = true;
-  s.gpu = gpu.ordinal();
-  s.ready = gpu.record(gpu.from_host());
+  s.place = std::make_shared<OnGpu>(OnGpu{gpu, 0, gpu.record(gpu.from_host()), nullptr});
   ask(set, std::move(s), "sum");
 }
 

@@ -55,9 +55,9 @@ bool Launch::prepare() {
   Submission& s = submission;
   if (!s.first_may_differ()) return true;
   const uint64_t all = std::accumulate(rows.begin(), rows.end(), uint64_t{0});
-  s.output = s.allocate(all);
+  s.output = s.place->allocate(all);
   // Behind what the caller's stream still does in that memory.
-  output_ready = set.gpus->gpu->record(stream_at(s.stream));
+  output_ready = set.gpus->gpu->record(stream_at(s.place->stream));
   return s.output != nullptr || all * s.row_count() == 0;
 }
 
@@ -65,7 +65,7 @@ void Launch::call() {
   Submission& s = submission;
   Gpu& gpu = *set.gpus->gpu;
   Communicator& nccl = *set.gpus->nccl;
-  s.ready->hold_up(gpu.exchange());
+  s.place->ready->hold_up(gpu.exchange());
   if (output_ready) output_ready->hold_up(gpu.exchange());
   // Where inputs are scaled, the average is a sum of what is divided before.
   const bool scaled_average = s.op == ReduceOp::average && s.prescale != 1;

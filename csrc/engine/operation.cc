@@ -91,7 +91,7 @@ bool Operation::progress() {
 void Operation::begin() {
   begun_ = true;
   submission_.handle->enter(Stage::reduce);
-  if (submission_.gpu < 0 || submission_.by_nccl || describes()) return start();
+  if (!submission_.place || submission_.by_nccl || describes()) return start();
   try {
     staged_ = std::make_unique<Staged>(submission_, set_.rank(), set_.size());
   } catch (const Error& error) {  // the others must hear of it

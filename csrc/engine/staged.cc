@@ -24,20 +24,18 @@ bool has_own_output(const Submission& s) { return s.kind == OpKind::reducescatte
 }  // namespace
 
 Staged::Staged(Submission& s, int rank, int ranks)
-    : gpu_(Gpu::of(s.gpu)),
-      ready_(s.ready),
+    : place_(s.place),
+      gpu_(place_->gpu),
       input_(s.input),
       output_(s.output),
       dtype_(s.dtype),
       count_(s.count()),
       output_bytes_(s.first_may_differ() ? 0 : bytes_out(s, rank, ranks)),
       in_pieces_(s.kind == OpKind::allreduce && s.op != ReduceOp::adasum),
-      allocate_(s.allocate),
-      stream_(s.stream),
       from_(gpu_.pinned(bytes_in(s))) {
   const bool sends = s.kind != OpKind::broadcast || s.root == rank;
   if (!in_pieces_ && sends) {
-    ready_->hold_up(gpu_.to_host());
+    place_->ready->hold_up(gpu_.to_host());
     gpu_.copy_to_host(from_->data(), input_, bytes_in(s), gpu_.to_host());
     arrival_ = gpu_.record(gpu_.to_host());
   }
@@ -55,21 +53,23 @@ Staged::~Staged() {
 
 std::unique_ptr<Pieces> Staged::pieces(const Schedule& schedule, uint64_t segment) const {
   const uint64_t piece = std::max<uint64_t>(segment, kPieceBytes / size_of(dtype_));
-  return std::make_unique<Staging>(schedule, gpu_, input_, output_, from_, size_of(dtype_), count_, piece, *ready_);
+  return std::make_unique<Staging>(schedule, gpu_, input_, output_, from_, size_of(dtype_), count_, piece,
+                                   *place_->ready);
 }
 
 void* Staged::output_of(uint64_t rows, uint64_t bytes) {
-  output_ = allocate_(rows);
+  output_ = place_->allocate(rows);
   if (output_ == nullptr && bytes > 0) return nullptr;
   output_bytes_ = bytes;
   to_ = gpu_.pinned(bytes);
-  gpu_.record(stream_at(stream_))->hold_up(gpu_.from_host());  // behind what the stream still does in that memory
+  gpu_.record(stream_at(place_->stream))
+      ->hold_up(gpu_.from_host());  // behind what the stream still does in that memory
   return to_->data();
 }
 
 Gpu::Point Staged::finish() {
   if (!in_pieces_ && output_bytes_ > 0) {
-    ready_->hold_up(gpu_.from_host());
+    place_->ready->hold_up(gpu_.from_host());
     gpu_.copy_to_gpu(output_, to_->data(), output_bytes_, gpu_.from_host());
   }
   Gpu::Point done = gpu_.record(gpu_.from_host());

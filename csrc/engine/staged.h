@@ -31,16 +31,14 @@ class Staged {
  private:
   std::shared_ptr<Gpu::Pinned> block(uint64_t bytes) { return gpu_.pinned(bytes); }
 
+  const std::shared_ptr<OnGpu> place_;
   Gpu& gpu_;
-  const Gpu::Point ready_;
   const void* const input_;  // on the GPU
   void* output_;
   const Dtype dtype_;
   const uint64_t count_;
   uint64_t output_bytes_;
   const bool in_pieces_;
-  const std::function<void*(uint64_t)> allocate_;
-  const uint64_t stream_;
   std::shared_ptr<Gpu::Pinned> from_, to_;  // may be the same
   Gpu::Point arrival_;
 };

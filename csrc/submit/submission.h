@@ -30,6 +30,15 @@ struct Stamps {
   Clock::time_point submit, agree, reduce;
 };
 
+// Where tensors on a GPU lie, and when they may be read and written.
+struct OnGpu {
+  Gpu& gpu;
+  uint64_t stream = 0;  // the caller's: they are ready when it has come as far as
+  Gpu::Point ready;     // which submit() records
+  // All-gather and all-to-all ask the caller for an output of so many rows, once they are known (from any thread).
+  std::function<void*(uint64_t rows)> allocate;
+};
+
 struct Submission {
   OpKind kind = OpKind::allreduce;
   std::string name;  // "" for an unnamed call: it gets that of the next slot of its process set
@@ -49,15 +58,9 @@ struct Submission {
   // compare depends on it, as a rank may as well cast by itself; so they need not do the same.
   Wide wide;
 
-  // The tensors lie on a GPU: its number in this process, which other ranks need not have in common. They are ready when the
-  // caller's stream has come as far as `ready`, which submit() records. All-gather and all-to-all ask the caller for an
-  // output of so many rows, once they are known (from any thread).
-  bool on_gpu = false;
-  int gpu = -1;
-  uint64_t stream = 0;
-  Gpu::Point ready;
-  bool by_nccl = false;  // that is settled; of all-gather and all-to-all, the rows still go through host memory
-  std::function<void*(uint64_t rows)> allocate;
+  bool on_gpu = false;           // the tensors are; the same on all ranks, or the operation fails
+  bool by_nccl = false;          // that is settled; of all-gather and all-to-all, the rows still go through host memory
+  std::shared_ptr<OnGpu> place;  // where; none on a rank that has joined
 
   ReduceOp op = ReduceOp::sum;
   double prescale = 1, postscale = 1;
