@@ -2,7 +2,7 @@
 // compiler vectorises. widen() is exact. narrow() rounds to nearest even, overflows to infinity, makes subnormals, and
 // makes the canonical NaN of any.
 //
-// Included by loops.h only, once per variant (see formats.h).
+// Included as formats.h is.
 #pragma once
 
 #include "kernels/formats.h"
@@ -12,17 +12,17 @@ namespace {
 
 // Choices without a condition: gcc 12 makes branches of conditional expressions here, even of masks made from a
 // comparison, and then does not vectorise (measured with SSE2: 6 ns an element instead of 1.8).
-inline uint32_t if_below(uint32_t x, uint32_t limit) {  // all ones if x < limit, else 0; both below 2^31
+RINGDP_FUNCTOR inline uint32_t if_below(uint32_t x, uint32_t limit) {  // all ones if x < limit, else 0; both below 2^31
   return static_cast<uint32_t>(static_cast<int32_t>(x - limit) >> 31);
 }
-inline uint32_t select(uint32_t mask, uint32_t yes, uint32_t no) { return no ^ ((yes ^ no) & mask); }
+RINGDP_FUNCTOR inline uint32_t select(uint32_t mask, uint32_t yes, uint32_t no) { return no ^ ((yes ^ no) & mask); }
 
 // bfloat16 is the upper half of a float32.
-inline float widen(Bfloat16, uint16_t h) { return bits_as<float>(uint32_t{h} << 16); }
+RINGDP_FUNCTOR inline float widen(Bfloat16, uint16_t h) { return bits_as<float>(uint32_t{h} << 16); }
 
 // Adding just under half of the last kept place, and one more if that place is odd, carries exactly where rounding to
 // nearest even goes up. The canonical NaN has nothing below the kept places and stays itself.
-inline uint16_t narrow(Bfloat16, float f) {
+RINGDP_FUNCTOR inline uint16_t narrow(Bfloat16, float f) {
   const auto x = bits_as<uint32_t>(canonical(f));
   return static_cast<uint16_t>((x + 0x7fff + ((x >> 16) & 1)) >> 16);
 }
@@ -30,7 +30,7 @@ inline uint16_t narrow(Bfloat16, float f) {
 // float16: 1 sign, 5 exponent (bias 15) and 10 mantissa bits; float32: 1, 8 (bias 127) and 23.
 constexpr uint32_t kRebias = uint32_t{127 - 15} << 23;
 
-inline float widen(Float16, uint16_t h) {
+RINGDP_FUNCTOR inline float widen(Float16, uint16_t h) {
   const uint32_t sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
   const uint32_t normal = (magnitude << 13) + kRebias;
   const uint32_t special = normal + kRebias;  // infinity and NaN: exponent 31 becomes 255
@@ -39,7 +39,7 @@ inline float widen(Float16, uint16_t h) {
   return bits_as<float>(sign | select(if_below(magnitude, Float16::infinity), finite, special));
 }
 
-inline uint16_t narrow(Float16, float f) {
+RINGDP_FUNCTOR inline uint16_t narrow(Float16, float f) {
   constexpr uint32_t least_normal = 0x38800000, too_large = 0x47800000, one_half = 0x3f000000;  // 2^-14, 2^16, 2^-1
   const auto x = bits_as<uint32_t>(f);
   const uint32_t sign = (x >> 16) & 0x8000, magnitude = x & 0x7fffffff;

@@ -1,9 +1,10 @@
 // The four float formats as bits, and what needs to be known of them: NaN, infinity, order.
 //
-// Included by loops.h only, once per variant; everything is in an unnamed namespace because each variant compiles it
-// with other instructions.
+// Included by loops.h, once per variant, and by gpu/elements.h; everything is in an unnamed namespace because each
+// variant compiles it with other instructions.
 #pragma once
 
+#include "kernels/functor.h"
 #include "kernels/table.h"
 
 namespace ringdp::kernels {
@@ -29,29 +30,36 @@ struct Float64 {
 };
 
 template <class To, class From>
-inline To bits_as(From from) {
+RINGDP_FUNCTOR inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
 
-// The quiet NaN that is positive and has no payload, in the place of any NaN. (Value may be a vector of floats.)
-template <class Value>
-inline Value canonical(Value x) {
-  constexpr Value zero{};
-  return x == x ? x : zero + std::numeric_limits<float>::quiet_NaN();
-}
-
 template <class Format>
-inline bool is_nan(typename Format::Bits x) {
+RINGDP_FUNCTOR inline bool is_nan(typename Format::Bits x) {
   constexpr auto magnitude = static_cast<typename Format::Bits>(std::numeric_limits<typename Format::Bits>::max() / 2);
   return (x & magnitude) > Format::infinity;
 }
 
+// The quiet NaN that is positive and has no payload, in the place of any NaN. (Value may be a vector of floats.)
+template <class Value>
+RINGDP_FUNCTOR inline Value canonical(Value x) {
+#if defined(__CUDA_ARCH__)
+  // GPUs make another NaN (0x7fffffff) where they add, and their compiler may take one NaN for another: hence by bits.
+  using Format = std::conditional_t<sizeof(Value) == 4, Float32, Float64>;
+  const auto bits = bits_as<typename Format::Bits>(x);
+  return bits_as<Value>(is_nan<Format>(bits) ? Format::nan : bits);
+#else
+  constexpr Value zero{};
+  return x == x ? x : zero + std::numeric_limits<float>::quiet_NaN();
+#endif
+}
+
 // Bits of a float to an integer in the order of the numbers, -0 below +0; the same function leads back.
 template <class Bits>
-inline std::make_signed_t<Bits> ordered(Bits x) {
+RINGDP_FUNCTOR inline std::make_signed_t<Bits> ordered(Bits x) {
   using Signed = std::make_signed_t<Bits>;
   const auto s = static_cast<Signed>(x);
   return static_cast<Signed>(s ^ ((s >> (8 * sizeof(Bits) - 1)) & std::numeric_limits<Signed>::max()));

@@ -1,0 +1,4 @@
+// All kernels for GPUs, as one module.
+#include "kernels/gpu/elementwise.cu"
+#include "kernels/gpu/int8.cu"
+#include "kernels/gpu/pack.cu"
