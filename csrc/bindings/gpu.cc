@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/gpu_kernels.h"
 #include "device/gpu.h"
 #include "device/libraries.h"
 
@@ -62,4 +63,5 @@ void bind_gpu(nb::module_& m) {
   g.def(
       "label", [](int ordinal) { return Gpu::of(ordinal).label(); }, "ordinal"_a,
       "Its number and name. GpuError where there is none.");
+  bind_gpu_kernels(g);
 }
