@@ -4,6 +4,8 @@
 // every access to the GPU's memory is a load() or store(), at an address that fits the size.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/gpu/parameters.h"
 
 #if defined(__CUDACC__)
@@ -31,13 +33,22 @@ RINGDP_DEVICE void each_thread(Body body) {
 }
 RINGDP_DEVICE void barrier() { __syncthreads(); }
 
+// Words of 16 bytes by the functions that are one instruction each: of an assignment nvcc may make four.
 template <class T>
 RINGDP_DEVICE T load(Address at) {
-  return *reinterpret_cast<const T*>(at);
+  const auto* const from = reinterpret_cast<const T*>(at);
+  if constexpr (std::is_same_v<T, uint4>)
+    return __ldca(from);
+  else
+    return *from;
 }
 template <class T>
 RINGDP_DEVICE void store(Address at, T value) {
-  *reinterpret_cast<T*>(at) = value;
+  auto* const to = reinterpret_cast<T*>(at);
+  if constexpr (std::is_same_v<T, uint4>)
+    __stwb(to, value);
+  else
+    *to = value;
 }
 
 }  // namespace
