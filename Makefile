@@ -59,7 +59,7 @@ format:  ## rewrite the sources in the style that lint asks for
 	@test -x .venv/bin/ruff || { echo "make: run \`make dev\` first" >&2; exit 1; }
 	@.venv/bin/ruff check -q --fix . || true
 	@.venv/bin/ruff format -q .
-	@find csrc tests/perf tests/native tests/standin -name '*.h' -o -name '*.cc' | xargs .venv/bin/clang-format -i
+	@find csrc tests/gpu tests/perf tests/native tests/standin -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs .venv/bin/clang-format -i
 
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -104,6 +104,22 @@ def _mpi(environ: Mapping[str, str]) -> dict[str, Any]:
     return {"used": used, "built_for": built, "fits": verdict(used, built), "mpirun": mpirun}
 
 
+def cuda_kernels(record: str) -> str:
+    """What this ringdp has of kernels for GPUs, in words, from the build's record."""
+    by, _, gpus = record.partition(", ")
+    if not gpus:
+        return "not built: there was no nvcc, or RINGDP_WITH_CUDA=0; RINGDP_NVCC names one"
+    return f"built by {by} for {', '.join(gpus.split())}"
+
+
+def _record_of_kernels() -> str:
+    try:
+        from ringdp import _build
+    except ImportError:
+        return ""
+    return str(getattr(_build, "CUDA", ""))
+
+
 def _shared_memory() -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
@@ -142,6 +158,7 @@ def collect(environ: Mapping[str, str]) -> dict[str, Any]:
         "shared_memory": _shared_memory(),
         "cuda": probe("cuda", environ),
         "nccl": probe("nccl", environ),
+        "cuda_kernels": cuda_kernels(_record_of_kernels()),
         "packages": {name: installed([name]) for name in ("numpy", "mpi4py")},
         "frameworks": {name: installed(names) for name, names in FRAMEWORKS.items()},
     }

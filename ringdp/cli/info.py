@@ -46,7 +46,8 @@ def _mpi_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*lines, ("built for", f"{made_for}{found['fits']}"), ("mpirun", found["mpirun"])]
 
 
-def _gpu_lines(cuda: Mapping[str, Any], nccl: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _gpu_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cuda, nccl = found["cuda"], found["nccl"]
     if "driver" in cuda:
         devices = ", ".join(cuda["devices"]) or f"no device ({cuda.get('no_device', 'none visible')})"
         first = f"driver for CUDA {cuda['driver']} ({cuda['path']}), {devices}"
@@ -58,7 +59,8 @@ def _gpu_lines(cuda: Mapping[str, Any], nccl: Mapping[str, Any]) -> list[tuple[s
         else f"none: {nccl.get('missing') or nccl.get('error')}"
     )
     third = "arrays of CuPy; not yet run on a GPU (docs/gpu.md)"
-    return [("CUDA", first), ("NCCL", second), ("GPU tensors", third)]
+    kernels = ("CUDA kernels", found["cuda_kernels"])
+    return [("CUDA", first), kernels, ("NCCL", second), ("GPU tensors", third)]
 
 
 def _core_lines(cores: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -93,7 +95,7 @@ def render(found: Mapping[str, Any]) -> str:
         *_core_lines(found["cores"]),
         ("profile", found["profile"]),
         ("shared memory", _shm_line(found["shared_memory"])),
-        *_gpu_lines(found["cuda"], found["nccl"]),
+        *_gpu_lines(found),
         *((name, version or "not installed") for name, version in found["packages"].items()),
         *((name, version or "not installed") for name, version in found["frameworks"].items()),
     ]

@@ -44,9 +44,9 @@ class Selection:
 
 
 def lint(_: Selection) -> list[Command]:
-    folders = (ROOT / "csrc", TESTS / "native", TESTS / "perf", TESTS / "standin")
+    folders = (ROOT / "csrc", TESTS / "gpu", TESTS / "native", TESTS / "perf", TESTS / "standin")
     sources = sorted(
-        str(p.relative_to(ROOT)) for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cc")
+        str(p.relative_to(ROOT)) for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cc", ".cu")
     )
     return [
         Command("ruff check", [tool("ruff"), "check", "--no-cache", "."], 60),

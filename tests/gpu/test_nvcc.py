@@ -104,6 +104,13 @@ def test_memory_is_moved_by_words(compiled: Compiled) -> None:
         assert ("st.global.wb.v4.u32" in body) == writes, name
 
 
+def test_threads_wait_for_one_another_where_they_must(compiled: Compiled) -> None:
+    """What the host cannot show: there, a thread's part is over before the next one's begins."""
+    bodies = re.split(r"\.entry (\w+)\(", compiled.ptx)[1:]
+    barriers = {name: body.count("bar.sync") for name, body in zip(bodies[::2], bodies[1::2], strict=True)}
+    assert {name: n for name, n in barriers.items() if n} == {"ringdp_quantise": 2}
+
+
 def test_old_drivers_take_the_ptx(compiled: Compiled) -> None:
     version = re.search(r"^\.version (\d+)\.(\d+)$", compiled.ptx, re.MULTILINE)
     assert version and tuple(map(int, version.groups())) <= (8, 0)  # CUDA 12.0

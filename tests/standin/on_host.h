@@ -44,9 +44,10 @@ void run(unsigned grid, unsigned block, const void* given) {
 inline uint64_t this_block() { return now_block; }
 inline uint64_t all_blocks() { return now_blocks; }
 
+// In every second block from the last one down: no thread may count on another to come before it.
 template <class Body>
 void each_thread(Body body) {
-  for (unsigned thread = 0; thread < kThreads; ++thread) body(thread);
+  for (unsigned i = 0; i < kThreads; ++i) body(now_block % 2 ? kThreads - 1 - i : i);
 }
 inline void barrier() {}  // every thread is there already
 

@@ -40,6 +40,7 @@ FOUND = {
     "shared_memory": {"dev_shm_bytes": 64 << 20, "dev_shm_free_bytes": 60 << 20, "memfd": True},
     "cuda": {"missing": "no driver: libcuda.so.1: not found"},
     "nccl": {"missing": "no libnccl.so.2"},
+    "cuda_kernels": "not built: there was no nvcc",
     "packages": {"numpy": "2.4.6", "mpi4py": "4.1.2"},
     "frameworks": {"torch": "2.13.0", "jax": None},
 }
@@ -63,9 +64,16 @@ def test_the_report_states_each_fact():
     assert lines["binding"] == "cores 0-2,5"
     assert lines["threads"] == "2 (OMP_NUM_THREADS is not set)"
     assert lines["shared"] == "memory  /dev/shm 64 MiB, 60 MiB free; memfd available"
-    assert lines["CUDA"] == "none: no driver: libcuda.so.1: not found"
+    assert "\nCUDA           none: no driver: libcuda.so.1: not found\n" in text
     assert lines["torch"] == "2.13.0" and lines["jax"] == "not installed"
     assert text.endswith("Nothing that is needed is missing.")
+
+
+def test_the_kernels_for_gpus_are_shown():
+    made = detect.cuda_kernels("nvcc 13.0, sm_75 sm_90")
+    assert made == "built by nvcc 13.0 for sm_75, sm_90"
+    assert f"CUDA kernels   {made}" in info.render(with_changes(cuda_kernels=made))
+    assert detect.cuda_kernels("").startswith("not built") and "RINGDP_NVCC" in detect.cuda_kernels("")
 
 
 def test_gpus_are_shown_and_a_missing_nccl_is_named():

@@ -74,6 +74,7 @@ def test_the_record_of_the_build() -> None:
     assert distribution("ringdp").version == _build.VERSION
     assert _build.MPI_FAMILY in ("openmpi", "mpich")
     assert re.fullmatch(r"(Open MPI|MPICH) \d+\.\d+.*", _build.MPI_VERSION)
+    assert re.fullmatch(r"(nvcc \d+\.\d+,( sm_\d+)+)?", _build.CUDA)
     assert "pip-build-env" not in (PACKAGE / "_build.py").read_text()  # the same build gives the same file
 
 

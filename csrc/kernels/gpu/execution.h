@@ -1,5 +1,5 @@
 // How a kernel runs: on a GPU by nvcc's words, and on the host, for tests, one block after the other and in each block
-// one thread after the other (tests/standin/on_host.h). So a kernel says `each_thread(...)` for what its threads do, and
+// one thread after the other (tests/standin/on_host.h). So a kernel says `each_thread(...)` for what its threads do and
 // `barrier()` where they wait for one another; what a thread wants to know after a barrier lies in shared memory. And
 // every access to the GPU's memory is a load() or store(), at an address that fits the size.
 #pragma once
