@@ -119,7 +119,7 @@ def algorithms(selection: Selection) -> list[Command]:
 
 def gpu(selection: Selection) -> list[Command]:
     """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, and by NCCL."""
-    commands = [plain("gpu", "gpu", selection, 240)] if not selection.ranks else []
+    commands = [plain("gpu", "gpu", selection, 300)] if not selection.ranks else []
     for way in ("host", "nccl"):
         for n in selection.ranks or GPU_LOCAL_RANKS:
             options = [f"--local-ranks={n}", f"--gpu={way}"]

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -116,7 +117,13 @@ def test_old_drivers_take_the_ptx(compiled: Compiled) -> None:
     assert version and tuple(map(int, version.groups())) <= (8, 0)  # CUDA 12.0
 
 
-def test_what_was_built_in_is_recorded(compiled: Compiled) -> None:
+def test_what_was_built_in_is_recorded() -> None:
     assert bool(_build.CUDA) == _core.gpu.kernels.built()
+    inside = Path(_core.__file__).read_bytes()
+    fatbin, ptx = b"\x50\xed\x55\xba\x01\x00\x10\x00", b"\n.target sm_"
+    assert (fatbin in inside, ptx in inside) == (bool(_build.CUDA), bool(_build.CUDA))
     if _build.CUDA:
-        assert re.fullmatch(r"nvcc \d+\.\d+, sm_75( sm_\d+)*", _build.CUDA)
+        assert re.fullmatch(r"nvcc \d+\.\d+, sm_\d+( sm_\d+)*", _build.CUDA)
+        portable = inside[inside.rindex(b"\n.version ", 0, inside.index(ptx)) :].partition(b"\0")[0].decode()
+        assert set(re.findall(r"\.entry ringdp_(\w+)\(", portable)) == set(on_host.kernels())
+        assert portable.rstrip().endswith("}")  # whole, and the driver sees its end
