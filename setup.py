@@ -203,10 +203,10 @@ class Nvcc:
         files = ["-MMD", "-MF", str(depfile), str(KERNELS), "-o", str(out)]
         return [*self.command, "-ptx", *NVCC_FLAGS, *ours, *files]
 
-    def to_machine_code(self, ptx: Path, out: Path, jobs: int) -> list[str]:
+    def to_machine_code(self, ptx: Path, out: Path) -> list[str]:
         gpus = f"arch={self.portable_to},code=[{','.join(self.gpus)}]"
         # ptxas tells each kernel's registers and spills.
-        how = ["-gencode", gpus, "-Xptxas", "-v", "-Xfatbin", "-compress-all", "--threads", str(jobs)]
+        how = ["-gencode", gpus, "-Xptxas", "-v", "-Xfatbin", "-compress-all"]
         return [*self.command, "-fatbin", *NVCC_FLAGS, *how, str(ptx), "-o", str(out)]
 
     @property
@@ -375,7 +375,7 @@ class Build(build_ext):
         command = nvcc.to_ptx(ptx, depfile)
         if self.stale(ptx, headers_of(depfile) or [None], command, by):
             self.execute_command(command, ptx, by, lambda: lower_ptx_version(ptx))
-        command = nvcc.to_machine_code(ptx, code, self.jobs)
+        command = nvcc.to_machine_code(ptx, code)
         if self.stale(code, [ptx], command, by):
             with open(ptx.with_suffix(".txt"), "w") as log:
                 self.execute_command(command, code, by, log=log)

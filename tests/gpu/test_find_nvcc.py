@@ -71,7 +71,7 @@ def test_what_it_is_asked_for(setup: ModuleType, machine: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", os.pathsep.join([str(machine), "/usr/bin", "/bin"]))
     nvcc = setup.find_nvcc()
     assert (nvcc.command, nvcc.version, nvcc.gpus) == ([path], "12.9", ["sm_75", "sm_80", "sm_90"])
-    code = nvcc.to_machine_code(Path("x.ptx"), Path("x.fatbin"), 2)
+    code = nvcc.to_machine_code(Path("x.ptx"), Path("x.fatbin"))
     assert "arch=compute_75,code=[sm_75,sm_80,sm_90]" in code
     assert "-arch=compute_75" in nvcc.to_ptx(Path("x.ptx"), Path("x.d"))
     monkeypatch.setenv("CXX", "clang++ -m64")

@@ -48,7 +48,7 @@ class Compiled:
             folder.mkdir(parents=True, exist_ok=True)
             self.call(nvcc.to_ptx(ptx, folder / "kernels.d"))
             setup.lower_ptx_version(ptx)
-            said = self.call(nvcc.to_machine_code(ptx, code, 2))
+            said = self.call(nvcc.to_machine_code(ptx, code))
             log.write_text(said)
         self.ptx, self.said, self.bytes = ptx.read_text(), log.read_text(), code.stat().st_size
 
