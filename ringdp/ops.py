@@ -460,6 +460,5 @@ class Operations(Generic[T]):
         )
 
     def _handle_of(self, core: Any, request: Request[Any], here: world.World) -> Handle[Any]:
-        gpu = request.gpu
-        stream = None if gpu is None else lambda: self._adapter.current_stream(gpu)
+        stream = None if request.place is None else request.place.current_stream
         return Handle(core, request, request.finish, here, stream)

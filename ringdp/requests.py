@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ringdp.constants import OpKind, ReduceOp
 from ringdp.errors import NotInitializedError, UsageError
@@ -19,11 +19,26 @@ from ringdp.process_sets import ProcessSet
 T = TypeVar("T")
 
 
-class OnGpu(NamedTuple):
+class OnGpu(Protocol):
     """Where a tensor lies that is not in host memory."""
 
-    gpu: int  # its number in this process
-    stream: int  # CUstream: that in which its framework computes now, in this thread
+    @property
+    def gpu(self) -> int:
+        """Its number in this process."""
+        ...
+
+    @property
+    def stream(self) -> int:
+        """The stream (CUstream) in which its framework computed, in the thread that asked."""
+        ...
+
+    def current_stream(self) -> int:
+        """That of this thread, now."""
+        ...
+
+    def empty(self, shape: Sequence[int], like: Any) -> Any:
+        """A new tensor there of the dtype of `like`, for use in `stream`. From any thread."""
+        ...
 
 
 class Adapter(Protocol[T]):
@@ -76,15 +91,7 @@ class Adapter(Protocol[T]):
         ...
 
     def on_gpu(self, tensor: T) -> OnGpu | None:
-        """The GPU it lies on, and this thread's current stream there; None for host memory."""
-        ...
-
-    def current_stream(self, gpu: int) -> int:
-        """This thread's current stream there (CUstream)."""
-        ...
-
-    def empty_behind(self, place: OnGpu, shape: Sequence[int], like: T) -> T:
-        """As `empty`, on that GPU, for use in that stream. From any thread."""
+        """None for host memory."""
         ...
 
 
@@ -119,7 +126,7 @@ class Request(Generic[T]):
     splits: Sequence[int] = ()
     wide: tuple[T, T] | None = None  # the tensors of which `source` is only what travels
     room: int = 0  # all-gather and all-to-all: the bytes of `output`, which is used if just as many come
-    gpu: int | None = None  # that on which the tensors lie
+    place: OnGpu | None = None  # of the tensors, once submitted
     made: list[T] = field(
         default_factory=list
     )  # there: the output of all-gather and all-to-all, until it is taken
@@ -142,10 +149,9 @@ class Request(Generic[T]):
         )  # fmt: skip
         if self.room:
             submission.room = self.room
-        place = adapter.on_gpu(self.source)
+        self.place = place = adapter.on_gpu(self.source)
         if place is not None:
-            self.gpu = place.gpu
-            submission.place_on_gpu(*place)
+            submission.place_on_gpu(place.gpu, place.stream)
             if self.kind in (OpKind.allgather, OpKind.alltoall):
                 submission.ask_for_output(lambda rows: self._output_on(place, rows, adapter))
         submission.awaits_joined = awaiting.on
@@ -154,7 +160,7 @@ class Request(Generic[T]):
     def _output_on(self, place: OnGpu, rows: int, adapter: Adapter[T]) -> int:
         """The address of an output of so many rows, which the core fills."""
         shape = [rows, *adapter.describe(self.source)[2][1:]]
-        output = adapter.empty_behind(place, shape, self.source)
+        output = place.empty(shape, self.source)
         self.made.append(output)
         return adapter.describe(output)[0]
 

@@ -245,16 +245,13 @@ void Doubling::cancel() {
 
 void Doubling::tell_news() {
   if (std::exchange(told_, true)) return;
-  Note note;
-  note.topic = news;
-  note.flags = flags_of_leaving();
-  note.ticket = static_cast<uint64_t>(first_left() >= 0 ? first_left() : rank());
+  const Note note = tell_leaving(news);
   for (const Inbox& in : inboxes_) send(stages_[in.stage].peer, note, nullptr);
 }
 
 void Doubling::take_news(size_t stage, const Note& note) {
   --news_missing_;
-  heard_of_leaving(static_cast<int>(note.ticket), &note);
+  heard_of_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison);
   tell_news();
   if (!stands_in_ || stage != 0) return;
   partner_ended_ = true;

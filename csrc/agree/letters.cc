@@ -58,7 +58,7 @@ void Letters::receive(int member, const Note& note, const std::byte* payload) {
   if (note.topic == leaving) {
     has_left_[member] = true;
     ++left_count_;
-    heard_of_leaving(note.ticket == Note::kNoTicket ? members_[member] : static_cast<int>(note.ticket), &note);
+    heard_of_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison);
     return;
   }
   const Subject subject = subject_of(note);
@@ -110,13 +110,7 @@ void Letters::close(Meeting& closed) {
   for (const auto& [member, next] : later) receive(member, next.note, next.payload.data());
 }
 
-void Letters::tell_of_leaving() {
-  Note note;
-  note.topic = leaving;
-  note.flags = flags_of_leaving();
-  if (first_left() >= 0) note.ticket = static_cast<uint64_t>(first_left());
-  tell(note, nullptr);
-}
+void Letters::tell_of_leaving() { tell(tell_leaving(leaving), nullptr); }
 
 void Letters::mark_open() {
   meetings_.for_each([this](const Subject& subject, Gathering& meeting) {

@@ -27,9 +27,17 @@ void Meetings::leave(bool failed) {
   mark_open();
 }
 
-// `note`: the one that says so, if one does.
-void Meetings::heard_of_leaving(int rank, const Note* note) {
-  if (note != nullptr && (note->flags & Note::kPoison) && first_failed_ < 0 && rank != rank_) first_failed_ = rank;
+Note Meetings::tell_leaving(Topic topic) const {
+  const int failed = first_failed_ >= 0 ? first_failed_ : failed_ ? rank_ : -1;
+  Note note;
+  note.topic = topic;
+  note.flags = failed >= 0 ? uint32_t{Note::kPoison} : 0;
+  note.ticket = static_cast<uint64_t>(failed >= 0 ? failed : first_left_ >= 0 ? first_left_ : rank_);
+  return note;
+}
+
+void Meetings::heard_of_leaving(int rank, bool failed) {
+  if (failed && first_failed_ < 0 && rank != rank_) first_failed_ = rank;
   if (first_left_ >= 0 || rank == rank_) return;
   first_left_ = rank;
   if (!left_) mark_open();

@@ -129,8 +129,8 @@ class Meetings {
     std::vector<typename Map::node_type> spare_;
   };
 
-  void heard_of_leaving(int rank, const Note* note = nullptr);
-  uint32_t flags_of_leaving() const { return failed_ || first_failed_ >= 0 ? uint32_t{Note::kPoison} : 0; }
+  void heard_of_leaving(int rank, bool failed = false);
+  Note tell_leaving(Topic topic) const;  // that a rank has left: one that has failed, if there is one; else the first
   void is_complete(Meeting& meeting) { complete_.push_back(&meeting); }
   void is_complete_no_more(Meeting& meeting);  // it is closed before next_complete() gave it
   // Whether this rank comes with a mark to what it hears of, by a note: to named operations, once somebody has left, or it

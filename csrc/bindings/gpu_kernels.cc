@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/numbers.h"
 #include "device/kernels.h"
 
 namespace nb = nanobind;
@@ -20,19 +21,7 @@ using namespace ringdp;
 using Addresses = std::vector<std::tuple<uintptr_t, size_t, size_t>>;  // address, count, first
 using Table = std::tuple<uintptr_t, size_t, uint64_t>;                 // address, entries, tiles
 
-void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
 Kernels& on(int gpu) { return Kernels::of(Gpu::of(gpu)); }
-
-Dtype dtype_of(int number) {
-  if (number < 0 || number >= kDtypes) throw nb::value_error(("no dtype has number " + std::to_string(number)).c_str());
-  return static_cast<Dtype>(number);
-}
-
-ReduceOp operation_of(int number) {
-  if (number < 0 || number >= kReduceOps)
-    throw nb::value_error(("no reduce operation has number " + std::to_string(number)).c_str());
-  return static_cast<ReduceOp>(number);
-}
 
 nb::tuple table_for(int dtype, const Addresses& tensors) {
   std::vector<TensorInBucket> all;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/numbers.h"
 #include "kernels/copy.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -16,19 +17,6 @@ namespace nb = nanobind;
 namespace {
 
 using namespace ringdp;
-
-void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
-
-Dtype dtype_of(int number) {
-  if (number < 0 || number >= kDtypes) throw nb::value_error(("no dtype has number " + std::to_string(number)).c_str());
-  return static_cast<Dtype>(number);
-}
-
-ReduceOp operation_of(int number) {  // element by element: Adasum is none of these
-  if (number < 0 || number >= kElementwiseOps)
-    throw nb::value_error(("no reduce operation has number " + std::to_string(number)).c_str());
-  return static_cast<ReduceOp>(number);
-}
 
 void refuse_bool(Dtype dtype, const char* what) {
   if (dtype == Dtype::boolean) throw nb::value_error((std::string("bool has no ") + what).c_str());

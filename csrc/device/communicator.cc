@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "base/check.h"
 #include "device/libraries.h"
 #include "kernels/kernels.h"
 
@@ -70,6 +71,7 @@ void Communicator::check(nccl::Result result, const char* call) const {
 }
 
 bool Communicator::settled() {
+  if (communicator_ == nullptr) fail(ErrorKind::gpu, gpu_.label(), ": NCCL was aborted after a failure");
   nccl::Result state = nccl::kSuccess;
   check(nccl_.async_error(communicator_, &state), "ncclCommGetAsyncError");
   check(state, "an operation of NCCL");
@@ -83,6 +85,7 @@ nccl::Operation Communicator::scaled_sum(Dtype dtype, double factor) {
     for (const auto& [key, operation] : scaled_sums_) nccl_.destroy_operation(operation, communicator_);
     scaled_sums_.clear();
   }
+  RINGDP_CHECK(is_float(dtype), name_of(dtype), " is not scaled by NCCL");
   const auto key = std::pair(dtype, factor);
   if (const auto found = scaled_sums_.find(key); found != scaled_sums_.end()) return found->second;
   const float as_float = static_cast<float>(factor);

@@ -22,12 +22,9 @@ struct Uuid {
   char bytes[16];
 };
 
-constexpr Result kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kDeinitialized = 4, kNoDevice = 100,
-                 kNotFound = 500, kNotReady = 600;
+constexpr Result kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNoDevice = 100, kNotFound = 500, kNotReady = 600;
 constexpr unsigned kStreamNonBlocking = 1, kEventDisableTiming = 2;
-constexpr unsigned kHostPortable = 1, kHostMapped = 2;
-constexpr int kAttributeComputeCapabilityMajor = 75, kAttributeComputeCapabilityMinor = 76,
-              kAttributeMultiprocessors = 16;
+constexpr unsigned kHostPortable = 1;
 constexpr int kPointerMemoryType = 2, kPointerDeviceOrdinal = 9;
 constexpr unsigned kMemoryTypeHost = 1, kMemoryTypeDevice = 2;
 
@@ -44,9 +41,7 @@ constexpr uintptr_t kLegacyStream = 1, kPerThreadStream = 2;
   FUNCTION(device_get, cuDeviceGet, (DeviceHandle * device, int ordinal))                                             \
   FUNCTION(device_name, cuDeviceGetName, (char* name, int length, DeviceHandle device))                               \
   FUNCTION(device_uuid, cuDeviceGetUuid_v2, (Uuid * uuid, DeviceHandle device))                                       \
-  FUNCTION(device_attribute, cuDeviceGetAttribute, (int* value, int attribute, DeviceHandle device))                  \
   FUNCTION(primary_retain, cuDevicePrimaryCtxRetain, (Context * context, DeviceHandle device))                        \
-  FUNCTION(primary_release, cuDevicePrimaryCtxRelease_v2, (DeviceHandle device))                                      \
   FUNCTION(context_push, cuCtxPushCurrent_v2, (Context context))                                                      \
   FUNCTION(context_pop, cuCtxPopCurrent_v2, (Context * context))                                                      \
   FUNCTION(stream_priorities, cuCtxGetStreamPriorityRange, (int* least, int* greatest))                               \
@@ -54,25 +49,16 @@ constexpr uintptr_t kLegacyStream = 1, kPerThreadStream = 2;
   FUNCTION(memory_allocate, cuMemAlloc_v2, (Address * address, size_t bytes))                                         \
   FUNCTION(memory_free, cuMemFree_v2, (Address address))                                                              \
   FUNCTION(host_allocate, cuMemHostAlloc, (void** memory, size_t bytes, unsigned flags))                              \
-  FUNCTION(host_free, cuMemFreeHost, (void* memory))                                                                  \
   FUNCTION(pointer_attribute, cuPointerGetAttribute, (void* value, int attribute, Address address))                   \
   FUNCTION(copy_to_device, cuMemcpyHtoDAsync_v2, (Address to, const void* from, size_t bytes, Stream stream))         \
   FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, (void* to, Address from, size_t bytes, Stream stream))                 \
   FUNCTION(copy_on_device, cuMemcpyDtoDAsync_v2, (Address to, Address from, size_t bytes, Stream stream))             \
-  FUNCTION(fill_bytes, cuMemsetD8Async, (Address to, unsigned char value, size_t bytes, Stream stream))               \
   FUNCTION(stream_create, cuStreamCreateWithPriority, (Stream * stream, unsigned flags, int priority))                \
-  FUNCTION(stream_destroy, cuStreamDestroy_v2, (Stream stream))                                                       \
-  FUNCTION(stream_query, cuStreamQuery, (Stream stream))                                                              \
-  FUNCTION(stream_synchronize, cuStreamSynchronize, (Stream stream))                                                  \
   FUNCTION(stream_wait, cuStreamWaitEvent, (Stream stream, Event event, unsigned flags))                              \
   FUNCTION(event_create, cuEventCreate, (Event * event, unsigned flags))                                              \
-  FUNCTION(event_destroy, cuEventDestroy_v2, (Event event))                                                           \
   FUNCTION(event_record, cuEventRecord, (Event event, Stream stream))                                                 \
   FUNCTION(event_query, cuEventQuery, (Event event))                                                                  \
-  FUNCTION(event_synchronize, cuEventSynchronize, (Event event))                                                      \
-  FUNCTION(event_milliseconds, cuEventElapsedTime, (float* milliseconds, Event start, Event end))                     \
   FUNCTION(module_load, cuModuleLoadData, (Module * module, const void* image))                                       \
-  FUNCTION(module_unload, cuModuleUnload, (Module module))                                                            \
   FUNCTION(module_function, cuModuleGetFunction, (Function * function, Module module, const char* name))              \
   FUNCTION(launch, cuLaunchKernel,                                                                                    \
            (Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, \

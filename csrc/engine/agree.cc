@@ -217,36 +217,30 @@ void Engine::take_sum(const Submission& s, const ProcessSet& set, const Meetings
   elements_of(s, set.size()).finish(s.output, s.output, s.count());
 }
 
-// Of what the ranks have proposed.
-uint64_t Engine::least_word(const Meetings::Meeting& meeting) {
-  std::vector<std::byte> merged = meeting.merged;
+// What all ranks have said together, if they agreed: the smaller word of each.
+std::vector<uint64_t> Engine::merged_words(Meetings::Meeting& meeting) {
+  std::vector<std::byte> merged = std::move(meeting.merged);
   for (const Meetings::Received& one : meeting.from) {
     if (merged.empty()) merged = one.payload;
-    if (one.payload.size() == merged.size()) merge_votes(merged.data(), one.payload.data(), merged.size());
+    if (meeting.agreed) merge_votes(merged.data(), one.payload.data(), merged.size());
   }
-  uint64_t word = 0;
-  if (merged.size() == sizeof word) std::memcpy(&word, merged.data(), sizeof word);
-  return word;
+  std::vector<uint64_t> words(merged.size() / sizeof(uint64_t));
+  std::memcpy(words.data(), merged.data(), merged.size());
+  return words;
 }
 
 void Engine::counted(ProcessSet& set, Meetings::Meeting& meeting) {
   const int lane_id = static_cast<int>(meeting.token);
   Lane& lane = set.lanes[lane_id];
   const bool agreed = meeting.agreed;
-  std::vector<std::byte> merged = std::move(meeting.merged);
-  for (const Meetings::Received& one : meeting.from) {
-    if (merged.empty()) merged = one.payload;
-    if (agreed) merge_votes(merged.data(), one.payload.data(), merged.size());
-  }
+  Result result;
+  result.words = merged_words(meeting);
   set.meetings().close(meeting);
   if (lane.votes.empty()) return;  // given up here
   if (!agreed)
     return fail_votes(lane,
                       Error(ErrorKind::mismatch, "rank " + std::to_string(rank_) + ": the votes of plan " +
                                                      std::to_string(lane_id) + " have other lengths on other ranks"));
-  Result result;
-  result.words.resize(merged.size() / sizeof(uint64_t));
-  std::memcpy(result.words.data(), merged.data(), merged.size());
   lane.votes.front().handle->finish(std::move(result));
   lane.votes.pop_front();
   if (!lane.votes.empty()) begin_vote(set, lane_id);

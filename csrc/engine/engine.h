@@ -147,6 +147,7 @@ class Engine {
   void met_by_others(ProcessSet& set, Meetings::Meeting& meeting);
   static void sum_letters(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
   static void take_sum(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
+  static std::vector<uint64_t> merged_words(Meetings::Meeting& meeting);
   void counted(ProcessSet& set, Meetings::Meeting& meeting);
   void leave(ProcessSet& set);
   void look_for_dead();
@@ -173,7 +174,6 @@ class Engine {
   void add_launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows);
   void propose(uint64_t id, Launch& launch);
   void launch_met(Meetings& meetings, Meetings::Meeting& meeting);
-  static uint64_t least_word(const Meetings::Meeting& meeting);
   bool advance_launches();
   std::optional<uint64_t> next_launch() const;
   void launched(uint64_t id, Launch& launch);

@@ -262,7 +262,6 @@ bool Engine::all_have_checked(ProcessSet& set) {
 void Engine::decide(ProcessSet& set, Way way, const std::string& why_host) {
   Gpus& gpus = *set.gpus;
   gpus.way = way;
-  gpus.why_host = why_host;
   gpus.asked.reset();
   if (way == Way::host && set.rank() == 0 && gpus.card.wants != GpuTransport::host)
     std::fprintf(stderr, "ringdp: process set %d exchanges GPU tensors through host memory: %s\n", set.id,

@@ -69,7 +69,8 @@ void Engine::propose(uint64_t id, Launch& launch) {
 void Engine::launch_met(Meetings& meetings, Meetings::Meeting& meeting) {
   const auto found = launches_.find(meeting.token);
   const bool agreed = meeting.agreed, is_bucket = meeting.mine.topic == Meetings::bucket;
-  const uint64_t id = meeting.token, greatest = is_bucket ? 0 : ~least_word(meeting);
+  const uint64_t id = meeting.token;
+  const std::vector<uint64_t> words = merged_words(meeting);
   meetings.close(meeting);
   if (found == launches_.end()) return;  // given up here
   Launch& launch = found->second;
@@ -79,9 +80,9 @@ void Engine::launch_met(Meetings& meetings, Meetings::Meeting& meeting) {
                                      : Error(ErrorKind::gpu, who + " failed: a rank has no memory for its output"));
   }
   if (is_bucket) return propose(id, launch);
-  launch.clock = greatest;
+  launch.clock = ~words.at(0);
   launch.stage = Launch::Stage::ordered;
-  gpu_clock_ = std::max(gpu_clock_, greatest);
+  gpu_clock_ = std::max(gpu_clock_, launch.clock);
 }
 
 // --- on the GPU ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ Staged::Staged(Submission& s, int rank, int ranks)
       dtype_(s.dtype),
       count_(s.count()),
       output_bytes_(s.first_may_differ() ? 0 : bytes_out(s, rank, ranks)),
-      in_pieces_(s.kind == OpKind::allreduce && s.op != ReduceOp::adasum),
+      // The second half alone writes what it has not read, which a copy that is under way would undo.
+      in_pieces_(s.kind == OpKind::allreduce && s.op != ReduceOp::adasum && s.half == Half::both),
       from_(gpu_.pinned(bytes_in(s))) {
   const bool sends = s.kind != OpKind::broadcast || s.root == rank;
   if (!in_pieces_ && sends) {

@@ -56,7 +56,6 @@ struct Gpus {
   SelfCheck check;
   Deadline until = Deadline::in(Seconds(0));
   std::deque<Waiting> waiting;
-  std::string why_host;  // where the way is that
 };
 
 }  // namespace ringdp

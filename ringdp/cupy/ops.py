@@ -11,7 +11,25 @@ import numpy as np
 
 from ringdp.numpy.ops import DTYPES, unsupported
 from ringdp.ops import Operations
-from ringdp.requests import OnGpu
+
+
+class Place:
+    """`ringdp.requests.OnGpu` for CuPy."""
+
+    def __init__(self, gpu: int) -> None:
+        self.gpu = gpu
+        self.stream = self.current_stream()
+
+    def current_stream(self) -> int:
+        with cupy.cuda.Device(self.gpu):
+            return int(cupy.cuda.get_current_stream().ptr)
+
+    def empty(self, shape: Sequence[int], like: Any) -> Any:
+        with contextlib.ExitStack() as inside:
+            inside.enter_context(cupy.cuda.Device(self.gpu))
+            if self.stream:
+                inside.enter_context(cupy.cuda.ExternalStream(self.stream))
+            return cupy.empty(tuple(shape), like.dtype)
 
 
 class CupyAdapter:
@@ -57,19 +75,8 @@ class CupyAdapter:
     def integers(self, values: Sequence[int]) -> Any:
         return np.array(values, np.int64)
 
-    def on_gpu(self, tensor: Any) -> OnGpu:
-        return OnGpu(tensor.device.id, self.current_stream(tensor.device.id))
-
-    def current_stream(self, gpu: int) -> int:
-        with cupy.cuda.Device(gpu):
-            return int(cupy.cuda.get_current_stream().ptr)
-
-    def empty_behind(self, place: OnGpu, shape: Sequence[int], like: Any) -> Any:
-        with contextlib.ExitStack() as inside:
-            inside.enter_context(cupy.cuda.Device(place.gpu))
-            if place.stream:
-                inside.enter_context(cupy.cuda.ExternalStream(place.stream))
-            return cupy.empty(tuple(shape), like.dtype)
+    def on_gpu(self, tensor: Any) -> Place:
+        return Place(tensor.device.id)
 
     @staticmethod
     def _check(array: Any) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ringdp.constants import Dtype
 from ringdp.ops import Operations
-from ringdp.requests import OnGpu
 
 # By name, so that bfloat16 of ml_dtypes is one of them without importing it. Native byte order is checked apart.
 DTYPES: dict[str, int] = {dtype.name: int(dtype) for dtype in Dtype}
@@ -67,12 +66,6 @@ class NumpyAdapter:
 
     def on_gpu(self, tensor: NDArray[Any]) -> None:
         return None
-
-    def current_stream(self, gpu: int) -> int:
-        raise AssertionError("NumPy arrays lie in host memory")
-
-    def empty_behind(self, place: OnGpu, shape: Sequence[int], like: NDArray[Any]) -> NDArray[Any]:
-        raise AssertionError("NumPy arrays lie in host memory")
 
     @staticmethod
     def _check(array: NDArray[Any]) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ringdp.constants import Dtype
-from ringdp.requests import OnGpu
 
 DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype in Dtype}
 TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
@@ -129,10 +128,4 @@ class TorchAdapter:
         return torch.tensor(values, dtype=torch.int32)  # as Horovod's users expect
 
     def on_gpu(self, tensor: torch.Tensor) -> None:
-        return None  # others are refused so far
-
-    def current_stream(self, gpu: int) -> int:
-        raise AssertionError("CPU tensors only, so far")
-
-    def empty_behind(self, place: OnGpu, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("CPU tensors only, so far")
+        return None  # those that do are refused so far

@@ -65,15 +65,12 @@ RINGDP_CUDA_FUNCTIONS(CHECK_CUDA)
 namespace cuda = ringdp::cuda;
 static_assert(sizeof(cuda::Uuid) == sizeof(CUuuid));
 static_assert(cuda::kSuccess == CUDA_SUCCESS && cuda::kInvalidValue == CUDA_ERROR_INVALID_VALUE);
-static_assert(cuda::kOutOfMemory == CUDA_ERROR_OUT_OF_MEMORY && cuda::kDeinitialized == CUDA_ERROR_DEINITIALIZED);
+static_assert(cuda::kOutOfMemory == CUDA_ERROR_OUT_OF_MEMORY);
 static_assert(cuda::kNoDevice == CUDA_ERROR_NO_DEVICE && cuda::kNotFound == CUDA_ERROR_NOT_FOUND);
 static_assert(cuda::kNotReady == CUDA_ERROR_NOT_READY);
 static_assert(cuda::kStreamNonBlocking == CU_STREAM_NON_BLOCKING &&
               cuda::kEventDisableTiming == CU_EVENT_DISABLE_TIMING);
-static_assert(cuda::kHostPortable == CU_MEMHOSTALLOC_PORTABLE && cuda::kHostMapped == CU_MEMHOSTALLOC_DEVICEMAP);
-static_assert(cuda::kAttributeComputeCapabilityMajor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
-static_assert(cuda::kAttributeComputeCapabilityMinor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-static_assert(cuda::kAttributeMultiprocessors == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+static_assert(cuda::kHostPortable == CU_MEMHOSTALLOC_PORTABLE);
 static_assert(cuda::kPointerMemoryType == CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
 static_assert(cuda::kPointerDeviceOrdinal == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
 static_assert(cuda::kMemoryTypeHost == CU_MEMORYTYPE_HOST && cuda::kMemoryTypeDevice == CU_MEMORYTYPE_DEVICE);

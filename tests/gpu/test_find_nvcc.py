@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from gpu.test_nvcc import load_setup
+from setup_module import load_setup
 
 SAYS = """#!/bin/sh
 case "$1" in

@@ -36,6 +36,13 @@ def sums(count=300_000):
     wanted = np.arange(count, dtype=np.float32) % 1000 * (n * (n + 1) // 2)
     for _ in range(4):
         assert (rdp.allreduce(x, op=rdp.Sum).get() == wanted).all(), "wrong sums"
+
+def until_it_raises():
+    for _ in range(100):
+        try:
+            sums()
+        except AssertionError:
+            pass
 """
 
 
@@ -89,17 +96,13 @@ def test_a_wrong_offset_is_noticed() -> None:
 
 
 def test_without_the_abort_a_gpu_waits_for_ever() -> None:
-    body = """
-    def until_it_raises():
-        for _ in range(100):
-            try:
-                sums()
-            except AssertionError:
-                pass
-    on_ranks(until_it_raises)
-    """
     with pytest.raises(subprocess.TimeoutExpired):
-        run(body, limit=15, RINGDP_STANDIN_NCCL_FAIL="async:5:6", RINGDP_STANDIN_NCCL_NO_ABORT="1")
+        run(
+            "on_ranks(until_it_raises)",
+            limit=15,
+            RINGDP_STANDIN_NCCL_FAIL="async:5:6",
+            RINGDP_STANDIN_NCCL_NO_ABORT="1",
+        )
 
 
 def test_sets_that_overlap_in_other_orders_on_each_rank() -> None:
@@ -129,11 +132,11 @@ def lane(name):
     opened = world.current().engine.open_plan(0, name, "of buckets")
     return Handle(opened, None, lambda core: int(core.lane()), world.current()).wait()
 
-def leave(number, index, x, digest=7):
+def leave(number, index, x, digest=7, **options):
     stream = cupy.cuda.get_current_stream().ptr
     core = world.current().engine.submit_bucket(
         0, number, index, digest, x.data.ptr, x.size, int(Dtype.float32), int(rdp.Sum), 1.0, 1.0,
-        gpu=x.device.id, stream=stream,
+        gpu=x.device.id, stream=stream, **options,
     )
     return Handle(core, x, lambda _: x, world.current(), lambda: cupy.cuda.get_current_stream().ptr)
 """
@@ -200,6 +203,45 @@ def test_a_bucket_that_a_rank_leaves_out_fails_in_time(way: str) -> None:
     on_ranks(leaves_out)
     """
     works(LANE + textwrap.dedent(body), RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
+def test_a_bucket_whose_rank_has_left_fails_soon(way: str) -> None:
+    body = """
+    def leaves():
+        import pytest
+        number = lane("plan")
+        x = cupy.array(np.ones(1000, np.float32))
+        assert leave(number, 0, x).wait().get()[0] == ringdp.size()
+        if ringdp.rank() == 0:
+            with pytest.raises(ringdp.PeerError, match="rank 1 has shut ringdp down"):
+                leave(number, 1, x).wait()
+    on_ranks(leaves)
+    """
+    works(LANE + textwrap.dedent(body), limit=40, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="1000")
+
+
+@pytest.mark.parametrize("hosts", [(), (0, 0, 0), (0, 0, 1)], ids=["messages", "one host", "two hosts"])
+def test_halves_of_a_bucket(hosts: tuple[int, ...]) -> None:
+    """They go through host memory, and by messages, whatever the ranks share: the own chunk is that of these."""
+    body = """
+    from ringdp import _core
+    Half = _core.schedules.Half
+    def halves():
+        number, engine = lane("plan"), world.current().engine
+        for i, count in enumerate((1, 5, 1000, 60_001)):
+            wanted = np.arange(count, dtype=np.float32) % 97 * 6
+            x = cupy.array(np.arange(count, dtype=np.float32) % 97 * (ringdp.rank() + 1))
+            got = leave(number, 2 * i, x, half=Half.reduce_scatter).wait().get()
+            own = slice(*engine.own_chunk(0, count, int(Dtype.float32), True))
+            assert (got[own] == wanted[own]).all()
+            mine = np.full(count, 77, np.float32)
+            mine[own] = got[own]
+            y = cupy.array(mine)
+            assert (leave(number, 2 * i + 1, y, half=Half.all_gather).wait().get() == wanted).all()
+    on_ranks(halves, size=3, hosts=HOSTS)
+    """
+    works(LANE + textwrap.dedent(body.replace("HOSTS", repr(hosts))))
 
 
 def test_a_name_with_tensors_on_a_gpu_and_in_host_memory_is_an_error_on_all() -> None:
@@ -315,17 +357,12 @@ def test_a_communicator_that_cannot_be_made_is_told_to_all() -> None:
 
 def test_an_error_of_nccl_ends_all_ranks() -> None:
     """What was under way ends with anything in its output, so the next call must raise."""
-    body = """
-    def until_it_raises():
-        for _ in range(100):
-            try:
-                sums()
-            except AssertionError:
-                pass
-    on_ranks(until_it_raises)
-    """
-    says(body, "GpuError: .*ncclAllReduce failed", RINGDP_STANDIN_NCCL_FAIL="ncclAllReduce:5:1")
-    says(body, "GpuError: .*NCCL failed", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+    says(
+        "on_ranks(until_it_raises)",
+        "GpuError: .*ncclAllReduce failed",
+        RINGDP_STANDIN_NCCL_FAIL="ncclAllReduce:5:1",
+    )
+    says("on_ranks(until_it_raises)", "GpuError: .*NCCL failed", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
 
 
 @pytest.mark.parametrize("hosts", [(), (0, 0, 0), (0, 0, 1)], ids=["messages", "one host", "two hosts"])
@@ -348,6 +385,40 @@ def test_a_rank_that_fails_tells_the_others_at_once(fault: str, hosts: tuple[int
     """
     body = body.replace("HOSTS", repr(hosts))
     works(body, limit=40, RINGDP_STANDIN_NCCL_FAIL=fault, RINGDP_TIMEOUT="1000")
+
+
+def test_what_never_ends_on_a_gpu_is_ended_in_time() -> None:
+    says(
+        "on_ranks(until_it_raises)",
+        "GpuError: .*did not complete on the GPU within RINGDP_TIMEOUT",
+        RINGDP_STANDIN_NCCL_FAIL="async:5:-1",
+        RINGDP_TIMEOUT="2",
+    )
+
+
+def test_after_a_failure_every_call_says_so() -> None:
+    body = """
+    import pytest
+    def goes_on():
+        with pytest.raises(ringdp.RingdpError):
+            until_it_raises()
+        for call in (lambda: world.current().engine.is_idle(0), sums, rdp.barrier):
+            with pytest.raises(ringdp.RingdpError):
+                call()
+    from ringdp import world
+    on_ranks(goes_on)
+    """
+    works(body, RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+
+
+def test_communicators_end_without_an_abort() -> None:
+    body = """
+    import ctypes
+    on_ranks(sums, size=3)
+    nccl = ctypes.CDLL(os.environ["RINGDP_NCCL_LIBRARY"])
+    assert (nccl.standin_nccl_destroyed(), nccl.standin_nccl_aborted()) == (3, 0)
+    """
+    works(body, RINGDP_GPU_TRANSPORT="nccl")
 
 
 def test_an_output_for_which_there_is_no_memory() -> None:

@@ -4,30 +4,18 @@ for each GPU, and arithmetic that rounds as the CPU's does. Registers are printe
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from gpu import on_host
+from setup_module import load_setup
 from standin.build import ROOT
 
 from ringdp import _build, _core
 
 KERNELS = sorted((ROOT / "csrc" / "kernels").rglob("*"))
-
-
-def load_setup() -> ModuleType:
-    pytest.importorskip("setuptools")
-    spec = importlib.util.spec_from_file_location("ringdp_setup", ROOT / "setup.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 class Compiled:

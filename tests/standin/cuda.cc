@@ -251,27 +251,9 @@ Result cuDeviceGetUuid_v2(Uuid* uuid, DeviceHandle device) {
   return kSuccess;
 }
 
-Result cuDeviceGetAttribute(int* value, int attribute, DeviceHandle) {
-  BEGIN("cuDeviceGetAttribute");
-  if (attribute == kAttributeComputeCapabilityMajor)
-    *value = 8;
-  else if (attribute == kAttributeComputeCapabilityMinor)
-    *value = 0;
-  else if (attribute == kAttributeMultiprocessors)
-    *value = 2;
-  else
-    return kInvalidValue;
-  return kSuccess;
-}
-
 Result cuDevicePrimaryCtxRetain(Context* context, DeviceHandle device) {
   BEGIN("cuDevicePrimaryCtxRetain");
   *context = context_of(device);
-  return kSuccess;
-}
-
-Result cuDevicePrimaryCtxRelease_v2(DeviceHandle) {
-  BEGIN("cuDevicePrimaryCtxRelease_v2");
   return kSuccess;
 }
 
@@ -328,15 +310,6 @@ Result cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
   std::memset(*memory, 0xCD, bytes);
   std::lock_guard lock(pinned_mutex);
   pinned()[*memory] = bytes;
-  return kSuccess;
-}
-
-Result cuMemFreeHost(void* memory) {
-  BEGIN("cuMemFreeHost");
-  IN_CONTEXT;
-  std::lock_guard lock(pinned_mutex);
-  if (pinned().erase(memory) == 0) misuse("cuMemFreeHost of memory that was not allocated so");
-  std::free(memory);
   return kSuccess;
 }
 
@@ -415,19 +388,6 @@ Result cuStreamCreateWithPriority(Stream* stream, unsigned, int) {
   return kSuccess;
 }
 
-Result cuStreamDestroy_v2(Stream stream) {
-  BEGIN("cuStreamDestroy_v2");
-  return streams().remove(stream) ? kSuccess : kInvalidHandle;
-}
-
-Result cuStreamQuery(Stream stream) {
-  BEGIN("cuStreamQuery");
-  IN_CONTEXT;
-  standin::Stream* of = at(stream);
-  if (of == nullptr) return kInvalidHandle;
-  return of->idle() ? kSuccess : kNotReady;
-}
-
 Result cuStreamSynchronize(Stream stream) {
   BEGIN("cuStreamSynchronize");
   IN_CONTEXT;
@@ -454,11 +414,6 @@ Result cuEventCreate(Event* event, unsigned) {
   return kSuccess;
 }
 
-Result cuEventDestroy_v2(Event event) {
-  BEGIN("cuEventDestroy_v2");
-  return events().remove(event) ? kSuccess : kInvalidHandle;
-}
-
 Result cuEventRecord(Event event, Stream stream) {
   BEGIN("cuEventRecord");
   IN_CONTEXT;
@@ -476,23 +431,6 @@ Result cuEventQuery(Event event) {
   return asked->passed() ? kSuccess : kNotReady;
 }
 
-Result cuEventSynchronize(Event event) {
-  BEGIN("cuEventSynchronize");
-  standin::Event* asked = at(event);
-  if (asked == nullptr) return kInvalidHandle;
-  asked->synchronize();
-  return kSuccess;
-}
-
-Result cuEventElapsedTime(float* milliseconds, Event start, Event end) {
-  BEGIN("cuEventElapsedTime");
-  standin::Event *first = at(start), *last = at(end);
-  if (first == nullptr || last == nullptr) return kInvalidHandle;
-  if (!first->passed() || !last->passed()) return kNotReady;
-  *milliseconds = static_cast<float>(1000 * (last->seconds() - first->seconds()));
-  return kSuccess;
-}
-
 // --- kernels: those of kernels.cc, compiled for the host -------------------------------------------------------------------
 
 Result cuModuleLoadData(Module* module, const void* image) {
@@ -500,11 +438,6 @@ Result cuModuleLoadData(Module* module, const void* image) {
   IN_CONTEXT;
   if (image == nullptr) return kInvalidValue;
   *module = reinterpret_cast<Module>(static_cast<uintptr_t>(0xF00D));
-  return kSuccess;
-}
-
-Result cuModuleUnload(Module) {
-  BEGIN("cuModuleUnload");
   return kSuccess;
 }
 

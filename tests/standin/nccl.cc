@@ -92,6 +92,8 @@ struct Comm {
 };
 using Shared = std::shared_ptr<Comm>;
 
+std::atomic<int> destroyed{0}, aborted{0};
+
 std::mutex all_mutex;
 std::map<Communicator, Shared>& all() {
   static auto& communicators = *new std::map<Communicator, Shared>;
@@ -274,7 +276,7 @@ void run(Comm& c, const Work& work) {
   std::unique_lock device(of_device(c.ordinal), std::defer_lock);
   if (!wait_for(c, [&] { return device.try_lock(); })) return;
   if (const Result error = fault("async"); error != kSuccess) {
-    c.state = error;
+    if (error > 0) c.state = error;  // else it hangs, and says nothing
     wait_for(c, [] { return false; });
     return;
   }
@@ -375,7 +377,12 @@ Result ncclCommGetAsyncError(Communicator communicator, Result* error) {
 
 Result ncclCommFinalize(Communicator communicator) { return find(communicator)->state; }
 
+// For tests.
+int standin_nccl_destroyed() { return destroyed; }
+int standin_nccl_aborted() { return aborted; }
+
 Result ncclCommAbort(Communicator communicator) {
+  ++aborted;
   const Shared c = find(communicator);
   c->aborted = std::getenv("RINGDP_STANDIN_NCCL_NO_ABORT") == nullptr;  // else as if the core had forgotten it
   std::lock_guard lock(all_mutex);
@@ -384,6 +391,7 @@ Result ncclCommAbort(Communicator communicator) {
 }
 
 Result ncclCommDestroy(Communicator communicator) {
+  ++destroyed;
   std::lock_guard lock(all_mutex);
   return all().erase(communicator) == 1 ? kSuccess : kInvalidArgument;
 }

@@ -1,6 +1,5 @@
 """What is installed and what is in the sdist: dependencies, licenses, shared objects, and which MPI is asked."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from types import ModuleType
 
 import pytest
 from driver.phases import ROOT
+from setup_module import load_setup
 
 import ringdp
 from ringdp import _build
@@ -83,13 +83,7 @@ def test_the_record_of_the_build() -> None:
 
 @pytest.fixture
 def setup() -> ModuleType:
-    pytest.importorskip("setuptools")
-    spec = importlib.util.spec_from_file_location("ringdp_setup", ROOT / "setup.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
+    return load_setup()
 
 
 @pytest.fixture
