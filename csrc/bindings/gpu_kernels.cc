@@ -51,7 +51,8 @@ void divide(int gpu, uint64_t stream, int dtype, uintptr_t to, uintptr_t from, i
   on(gpu).divide(dtype_of(dtype), pointer(to), pointer(from), ranks, count, stream_at(stream));
 }
 void reduce(int gpu, uint64_t stream, int dtype, int op, uintptr_t to, uintptr_t a, uintptr_t b, size_t count) {
-  on(gpu).reduce(dtype_of(dtype), operation_of(op), pointer(to), pointer(a), pointer(b), count, stream_at(stream));
+  on(gpu).reduce(dtype_of(dtype), operation_of(op, kReduceOps), pointer(to), pointer(a), pointer(b), count,
+                 stream_at(stream));
 }
 void look_for_not_finite(int gpu, uint64_t stream, int dtype, uintptr_t from, size_t count, uintptr_t flag) {
   on(gpu).finite(dtype_of(dtype), pointer(from), count, pointer(flag), stream_at(stream));

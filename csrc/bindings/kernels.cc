@@ -24,7 +24,7 @@ void refuse_bool(Dtype dtype, const char* what) {
 
 void reduce(int dtype, int op, uintptr_t to, uintptr_t a, uintptr_t b, size_t count) {
   const Dtype t = dtype_of(dtype);
-  const ReduceOp o = operation_of(op);
+  const ReduceOp o = operation_of(op, kElementwiseOps);
   if (o == ReduceOp::average) refuse_bool(t, "Average");
   kernels::reduce(t, o, pointer(to), pointer(a), pointer(b), count);
 }

@@ -16,8 +16,8 @@ inline ringdp::Dtype dtype_of(int number) {
   return static_cast<ringdp::Dtype>(number);
 }
 
-inline ringdp::ReduceOp operation_of(int number) {  // element by element: Adasum is none of these
-  if (number < 0 || number >= ringdp::kElementwiseOps)
+inline ringdp::ReduceOp operation_of(int number, int known) {  // one of the first so many
+  if (number < 0 || number >= known)
     throw nanobind::value_error(("no reduce operation has number " + std::to_string(number)).c_str());
   return static_cast<ringdp::ReduceOp>(number);
 }
