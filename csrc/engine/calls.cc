@@ -164,11 +164,14 @@ bool Engine::becomes_idle(ProcessSet& set) {
       std::any_of(active_.begin(), active_.end(), in_set) || std::any_of(parked_.begin(), parked_.end(), in_set);
   agreeing_.for_each([&](uint64_t, Submission& submission) { busy |= submission.process_set == id; });
   for (const auto& [lane_id, lane] : set.lanes) busy |= !lane.votes.empty();
-  watch_gpus();
-  busy |= std::any_of(running_.begin(), running_.end(), [id](const Running& one) { return one.set == id; });
   for (const auto& [number, launch] : launches_) busy |= launch.set.id == id;
+  // What a GPU still does is over for its caller, who may not know that it goes on.
+  const auto on_gpu = [this, id] {
+    watch_gpus();
+    return std::any_of(running_.begin(), running_.end(), [id](const Running& one) { return one.set == id; });
+  };
   const Deadline deadline = Deadline::in(Seconds(options_.timeout));
-  for (; !busy && set.meetings().busy(); turn()) {
+  for (; !busy && (set.meetings().busy() || on_gpu()); turn()) {
     sched_yield();
     if (deadline.passed() || broken_) return false;
   }

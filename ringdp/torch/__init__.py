@@ -41,6 +41,7 @@ from ringdp.torch.built import (
 )
 from ringdp.torch.comm_hook import GradBucket
 from ringdp.torch.compression import Compression
+from ringdp.torch.device import use_local_device
 from ringdp.torch.grouped import (
     grouped_allgather,
     grouped_allgather_async,
@@ -187,4 +188,5 @@ __all__ = [
     "start_timeline",
     "stop_timeline",
     "synchronize",
+    "use_local_device",
 ]

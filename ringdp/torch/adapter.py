@@ -1,4 +1,4 @@
-"""PyTorch tensors for the operations of `ringdp.ops`. CPU tensors only, so far."""
+"""PyTorch tensors for the operations of `ringdp.ops`: in host memory, and on GPUs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ringdp.constants import Dtype
+from ringdp.torch import device
 
 DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype in Dtype}
 TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
@@ -25,14 +26,14 @@ def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
         raise TypeError(
             f"{what} is sparse ({tensor.layout}), which ringdp cannot exchange yet: use .to_dense()"
         )
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu and not device.is_on_gpu(tensor):
         remedy = (
             "a meta tensor has no values: give it some first, as module.to_empty() and a load do"
             if tensor.is_meta
             else "use .cpu()"
         )
         raise TypeError(
-            f"{what} is on device {tensor.device}; so far ringdp exchanges CPU tensors only: {remedy}"
+            f"{what} is on device {tensor.device}; ringdp exchanges tensors of CPUs and NVIDIA's GPUs: {remedy}"
         )
     if tensor.dtype not in DTYPES:
         known = ", ".join(dtype.name for dtype in Dtype)
@@ -64,7 +65,7 @@ def is_plain(tensor: Any) -> bool:
     """
     return (
         type(tensor) in TYPES
-        and tensor.is_cpu
+        and (tensor.is_cpu or device.is_on_gpu(tensor))
         and tensor.layout is torch.strided
         and tensor.dtype in DTYPES
         and tensor.is_contiguous()
@@ -113,7 +114,7 @@ class TorchAdapter:
                 own.copy_(target)
 
     def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tuple(shape), dtype=like.dtype)
+        return like.new_empty(tuple(shape))
 
     def empty_like(self, like: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(like)
@@ -127,5 +128,5 @@ class TorchAdapter:
     def integers(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32)  # as Horovod's users expect
 
-    def on_gpu(self, tensor: torch.Tensor) -> None:
-        return None  # those that do are refused so far
+    def on_gpu(self, tensor: torch.Tensor) -> device.Place | None:
+        return device.place_of(tensor)

@@ -11,6 +11,7 @@ import torch
 from ringdp.constants import Adasum, Average, Max, Min, Product, Sum
 from ringdp.errors import UsageError
 from ringdp.requests import usable
+from ringdp.torch import device
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.plan import BUCKET_BYTES
 from ringdp.torch.wire import Options
@@ -98,3 +99,8 @@ def check_arguments(
     usable(options.process_set)
     for name, param in parameters:
         refuse_unsupported(param, f"parameter {name}")
+    gpus = sorted({device.gpu_of(param) for _, param in parameters if device.is_on_gpu(param)})
+    if len(gpus) > 1:
+        raise UsageError(
+            f"the parameters lie on GPUs {' and '.join(map(str, gpus))}: a rank uses one; start as many ranks as GPUs"
+        )

@@ -60,7 +60,7 @@ class Allgather(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         mean = ctx.operations.allreduce(grad, op=Average, process_set=ctx.process_set)
-        return mean.index_select(0, *ctx.saved_tensors), None, None, None
+        return mean.index_select(0, ctx.saved_tensors[0].to(mean.device)), None, None, None
 
 
 def _own_rows(tensor: torch.Tensor, process_set: ProcessSet) -> torch.Tensor:
@@ -174,7 +174,7 @@ class GroupedAllgather(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> Any:
         means = ctx.groups.grouped_allreduce(grads, None, Average, (1.0, 1.0), ctx.process_set)
-        own = [mean.index_select(0, places) for mean, places in zip(means, ctx.saved_tensors, strict=True)]
+        own = [m.index_select(0, p.to(m.device)) for m, p in zip(means, ctx.saved_tensors, strict=True)]
         return None, None, None, *own
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from ringdp.constants import Max, Min, Product, ReduceOp
-from ringdp.torch.memory import bucket_memory
+from ringdp.torch import device
+from ringdp.torch.memory import bucket_memory, copy_all
 from ringdp.torch.plan import BucketPlan
 from ringdp.torch.slot import Slot
 
@@ -20,7 +21,8 @@ class Bucket:
         self.index = index
         self.slots = [members[i] for i in plan.members]
         self.entries, self.offsets = [slot.planned_as for slot in self.slots], plan.offsets
-        self.flat = bucket_memory(plan.count + plan.tail, plan.dtype)
+        self.flat = bucket_memory(plan.count + plan.tail, plan.dtype, self.slots[0].param)
+        self.gpu = device.gpu_of(self.flat) if device.is_on_gpu(self.flat) else None
         self.gradients, self.tail = self.flat.split([plan.count, plan.tail])
         self.waiting = 0  # gradients that have not come in this pass
         for slot, offset in zip(self.slots, plan.offsets, strict=True):
@@ -34,14 +36,16 @@ class Bucket:
     def fill(self, window: int, densify: bool) -> bool:
         """The bucket is about to leave: whatever did not come is filled in. False if a gradient is missing."""
         complete = True
+        if self.gpu is not None:
+            device.follow(self.gpu, {slot.stream for slot in self.slots if slot.came_in(window)})
         for slot in self.slots:
             if not slot.came_in(window):
                 grad = slot.param.grad
                 if grad is not None and grad.layout is not torch.strided:
                     grad = slot.dense_or_beside(grad, densify)
                 complete &= slot.fill(grad, window)
-            if slot.window == window:
-                slot.pack()
+        came = [slot for slot in self.slots if slot.window == window]
+        copy_all([copy for slot in came for copy in slot.copies_in()])
         return complete
 
     def fill_with_nothing(self, op: ReduceOp) -> None:
@@ -54,6 +58,7 @@ class Bucket:
     def came_back(self, window: int) -> None:
         """The places hold the reduced gradients."""
         torch.autograd.graph.increment_version(self.flat)  # the core wrote behind autograd's back
-        for slot in self.slots:
-            if slot.window == window:
-                slot.came_back()
+        came = [slot for slot in self.slots if slot.window == window]
+        copy_all([copy for slot in came for copy in slot.copies_out()])
+        for slot in came:
+            slot.came_back()

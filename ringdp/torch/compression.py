@@ -21,6 +21,7 @@ from ringdp import world
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet
 from ringdp.requests import usable
+from ringdp.torch import device
 from ringdp.torch.adapter import DTYPES, is_plain
 from ringdp.torch.autograd import wanted
 from ringdp.torch.memory import passing
@@ -123,6 +124,7 @@ def wire_for(tensor: Any, compression: Any, process_set: ProcessSet) -> torch.Te
         or not isinstance(compression, type)
         or compression not in NAMES
         or not is_plain(tensor)
+        or not device.is_in_host_memory(tensor)
     ):
         return None
     dtype = compression.on_wire(tensor.dtype)
@@ -137,7 +139,7 @@ def wire_for(tensor: Any, compression: Any, process_set: ProcessSet) -> torch.Te
 def _narrow(tensor: torch.Tensor, wire: torch.dtype) -> tuple[torch.Tensor, Any]:
     if not isinstance(tensor, torch.Tensor) or tensor.dtype not in WIDE:
         return tensor, None
-    if tensor.device.type != "cpu" or wanted(tensor) or is_compiling():
+    if not device.is_in_host_memory(tensor) or wanted(tensor) or is_compiling():
         return tensor.to(wire), tensor.dtype
     return passing(tensor, wire).copy_(tensor), tensor.dtype
 

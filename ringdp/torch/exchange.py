@@ -23,6 +23,7 @@ A pass inside `no_sync()` does not count among the passes of a window: it only a
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,9 @@ class Exchange:
     ) -> None:
         """Start to agree on the plan for `named`; the first exchange waits for that."""
         self.options = options
+        self.lock = (
+            threading.RLock()
+        )  # hooks of parameters on a GPU and on the CPU run in two threads of autograd
         self.local = 0  # so many no_sync() are entered
         self._plans = Plans(self, options, groups or {})
         self._plans.hook = hook
@@ -230,9 +234,11 @@ class Exchange:
         if slot.late or bucket is None or not slot.fits():
             slot.late = self._has_late = True
             return
-        if grad is not slot.view:
+        if bucket.gpu is not None:
+            slot.take_later(grad, bucket.gpu)
+        elif grad is not slot.view:
             slot.take(grad)
-        if slot.casts and self._is_last_pass():
+        if slot.casts and bucket.gpu is None and self._is_last_pass():
             slot.pack()
         if slot.window != self._window:
             slot.window = self._window
@@ -303,6 +309,10 @@ class Exchange:
         return all(bucket.waiting == 0 for bucket in self._plans.buckets)
 
     def _pass_ended(self) -> None:
+        with self.lock:
+            self._after_pass()
+
+    def _after_pass(self) -> None:
         self._weights.pass_ended()
         if self.local:
             return

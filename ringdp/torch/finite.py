@@ -21,13 +21,18 @@ from ringdp.torch.sharded.covered import uncovered
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Neither an inf nor a NaN is in it. One pass over the memory, and nothing is allocated."""
+    """Neither an inf nor a NaN is in it. One pass over the memory, and nothing is allocated. Waits for a GPU."""
+    return not not_finite(tensor)
+
+
+def not_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """A scalar beside the tensor, bool: true if an inf or a NaN is in it."""
     if tensor.layout is not torch.strided:
         tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
     if tensor.numel() == 0 or not tensor.is_floating_point():
-        return True
+        return tensor.new_zeros((), dtype=torch.bool)
     low, high = torch.aminmax(tensor.detach())  # NaN if any is
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+    return ~(torch.isfinite(low) & torch.isfinite(high))
 
 
 def show(params: Iterable[torch.Tensor]) -> None:

@@ -30,12 +30,16 @@ def attach(exchange: weakref.ref[Exchange], slot: Slot) -> None:
 
     def before(grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         alive = exchange()
-        return None if alive is None else alive.arriving(slot, grads)
+        if alive is None:
+            return None
+        with alive.lock:
+            return alive.arriving(slot, grads)
 
     def after(_: torch.Tensor) -> None:
         alive = exchange()
         if alive is not None:
-            alive.arrived(slot)
+            with alive.lock:
+                alive.arrived(slot)
 
     slot.node = node
     slot.hooks = [node.register_prehook(before), slot.param.register_post_accumulate_grad_hook(after)]

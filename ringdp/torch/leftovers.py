@@ -10,8 +10,8 @@ know the same:
     wanted  the parameter requires grad: it belongs in the next plan, unless it is sparse.
     sparse  the number of sparse dimensions of its gradient; 0: it is dense.
 
-Then the extra gradients go as one flat tensor per dtype, in the order of the parameters, with zeros where a
-rank has none; and sparse ones by themselves.
+Then the extra gradients go as one flat tensor per dtype and kind of memory, in the order of the parameters, with zeros
+where a rank has none; and sparse ones by themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from ringdp.constants import Sum
+from ringdp.torch import device
 from ringdp.torch.slot import Slot
 from ringdp.torch.sparse import sparse_allreduce_async
 from ringdp.torch.weights import Weights
@@ -54,8 +55,8 @@ def exchange_leftovers(
     divisors = _divisors(wire, weights) if weights is not None and beside else None
     _exchange_sparse(wire, [slot for slot in beside if slot.sparse_dim], divisors)
     dense = [slot for slot in beside if not slot.sparse_dim]
-    for dtype in dict.fromkeys(slot.param.dtype for slot in dense):
-        _exchange_flat(wire, dtype, [slot for slot in dense if slot.param.dtype == dtype], divisors)
+    for part in dict.fromkeys(map(_part_of, dense)):
+        _exchange_flat(wire, [slot for slot in dense if _part_of(slot) == part], divisors)
     for slot in slots:
         if slot.late:
             slot.forget()  # it came late, and was dropped by module.zero_grad()
@@ -87,11 +88,15 @@ def _divisors(wire: Wire, weights: Weights) -> tuple[int, int]:
     return max(total, 1), max(late or total, 1)
 
 
-def _exchange_flat(
-    wire: Wire, dtype: torch.dtype, beside: list[Slot], divisors: tuple[int, int] | None
-) -> None:
+def _part_of(slot: Slot) -> tuple[torch.dtype, bool]:
+    return slot.param.dtype, device.is_on_gpu(slot.param)
+
+
+def _exchange_flat(wire: Wire, beside: list[Slot], divisors: tuple[int, int] | None) -> None:
+    """Of one dtype, and in one kind of memory."""
     counts = [slot.param.numel() for slot in beside]
-    flat = torch.zeros(sum(counts), dtype=wire.options.compression.on_wire(dtype))
+    dtype, on_gpu = _part_of(beside[0])
+    flat = beside[0].param.new_zeros(sum(counts), dtype=wire.options.compression.on_wire(dtype))
     parts = [
         part.view(slot.param.shape) for slot, part in zip(beside, flat.split(counts), strict=True)
     ]  # zeros where this rank has nothing
@@ -99,7 +104,7 @@ def _exchange_flat(
         for slot, part in zip(beside, parts, strict=True):
             if has_new_gradient(slot):
                 part.copy_(slot.param.grad)
-        wire.reduce_(flat, f"leftovers.{dtype}", Sum if divisors else None)
+        wire.reduce_(flat, f"leftovers.{dtype}{'.gpu' if on_gpu else ''}", Sum if divisors else None)
         for slot, part in zip(beside, parts, strict=True):
             if divisors:
                 part.div_(divisors[_is_late(slot)])
@@ -119,7 +124,7 @@ def _take(slot: Slot, part: torch.Tensor) -> None:
             total.copy_(base)
     else:
         entry = slot.entry()
-        total = torch.empty_strided(entry.shape, entry.strides, dtype=entry.dtype)
+        total = slot.param.new_empty_strided(entry.shape, entry.strides)
         total.zero_() if base is None else total.copy_(base)
     slot.forget()
     slot.param.grad = slot.reduced = total.add_(part)
@@ -145,8 +150,8 @@ def _sparse_of(slot: Slot) -> torch.Tensor:
     grad = slot.param.grad
     if not has_new_gradient(slot) or grad is None:
         shape = slot.param.shape
-        values = torch.empty((0, *shape[slot.sparse_dim :]), dtype=slot.param.dtype)
-        indices = torch.empty((slot.sparse_dim, 0), dtype=torch.int64)
+        values = slot.param.new_empty((0, *shape[slot.sparse_dim :]))
+        indices = slot.param.new_empty((slot.sparse_dim, 0), dtype=torch.int64)
         return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
     if grad.layout is torch.strided:
         return grad.detach().to_sparse(slot.sparse_dim)

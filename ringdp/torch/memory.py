@@ -9,6 +9,7 @@ import torch
 
 from ringdp import _core, world
 from ringdp.numpy.memory import shared_bytes
+from ringdp.torch import device
 
 # A bucket beyond these many bytes leaves the caches before it is exchanged, so gradients need not enter them on their
 # way in; for smaller gradients the plain copy is as fast (csrc/kernels/copy.h has the figures).
@@ -49,14 +50,24 @@ def passing(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(block).view(dtype).view(like.shape)
 
 
-def bucket_memory(count: int, dtype: torch.dtype) -> torch.Tensor:
-    """`count` zeros, shared with the ranks of this host where that can be: the memory of one bucket."""
-    return empty(count, dtype=dtype).zero_()
+def bucket_memory(count: int, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+    """`count` zeros, the memory of one bucket: on the GPU of `like`, or shared with the ranks of this host where that
+    can be."""
+    return like.new_zeros(count, dtype=dtype) if device.is_on_gpu(like) else empty(count, dtype=dtype).zero_()
+
+
+def copy_all(copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Each first tensor becomes a copy of the second, cast to its dtype; on a GPU, by one launch for many tensors."""
+    if len(copies) > 1:
+        torch._foreach_copy_([to for to, _ in copies], [source for _, source in copies])
+    else:
+        for to, source in copies:
+            to.copy_(source)
 
 
 def passes_caches(place: torch.Tensor, flat: torch.Tensor) -> bool:
     """True if gradients should be written into this place of a bucket by `copy_past_caches`."""
-    return place.nbytes >= LARGE_GRADIENT and flat.nbytes >= BEYOND_CACHES
+    return place.nbytes >= LARGE_GRADIENT and flat.nbytes >= BEYOND_CACHES and not device.is_on_gpu(flat)
 
 
 def copy_past_caches(place: torch.Tensor, grad: torch.Tensor) -> None:

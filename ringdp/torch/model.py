@@ -13,6 +13,7 @@ from ringdp import world
 from ringdp.constants import Min
 from ringdp.errors import PeerError
 from ringdp.process_sets import ProcessSet
+from ringdp.torch import device
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.ops import operations
 from ringdp.torch.state import broadcast_parameters
@@ -66,15 +67,16 @@ class Buffers:
         if not (self.is_due and model.training and torch.is_grad_enabled()) or self.is_local:
             return
         self.is_due = False
-        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        parts: dict[str, list[torch.Tensor]] = {}
         for buffer in model.buffers():
-            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+            kind = f"{buffer.dtype}{'.gpu' if device.is_on_gpu(buffer) else ''}"
+            parts.setdefault(kind, []).append(buffer)
         with torch.no_grad():
-            for dtype, buffers in by_dtype.items():
-                self._broadcast(dtype, buffers)
+            for kind, buffers in parts.items():
+                self._broadcast(kind, buffers)
 
-    def _broadcast(self, dtype: torch.dtype, buffers: list[torch.Tensor]) -> None:
-        flat, name = torch.cat([buffer.reshape(-1) for buffer in buffers]), f"{self._name}.buffers.{dtype}"
+    def _broadcast(self, kind: str, buffers: list[torch.Tensor]) -> None:
+        flat, name = torch.cat([buffer.reshape(-1) for buffer in buffers]), f"{self._name}.buffers.{kind}"
         try:
             operations.broadcast_(flat, self._root, name, self._process_set)
         except PeerError as error:

@@ -248,8 +248,9 @@ def reduced_loss(loss: Any, exchange: Exchange) -> Any:
     )
     op, given = (Sum if options.op is Sum else Average), value
     if weight is not None:
-        wide = value.double().reshape(1) * weight if weight else torch.zeros(1, dtype=torch.float64)
-        op, given = Sum, torch.cat([wide, torch.tensor([float(weight)], dtype=torch.float64)])
+        wide = value.double().reshape(1)
+        wide = wide * weight if weight else torch.zeros_like(wide)
+        op, given = Sum, torch.cat([wide, torch.full_like(wide, weight)])
     reduced = operations.allreduce(
         given, name=f"{exchange.name()}.loss", op=op, process_set=options.process_set
     )

@@ -9,6 +9,7 @@ there the pass ends as soon as every gradient is in.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -21,13 +22,26 @@ _task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 def backward_depth() -> int:
-    """How many backward passes are running inside one another in this thread."""
+    """How many backward passes are running inside one another, as seen from a hook."""
     frame: FrameType | None = sys._getframe(1)
     depth = 0
     while frame is not None:
         depth += frame.f_code in _BACKWARD
         frame = frame.f_back
-    return depth
+    # What is computed on a GPU has a thread of autograd's own, in which the outermost call of backward() is not seen;
+    # those inside it are, as they go on in the same thread.
+    return depth + in_thread_of_autograd()
+
+
+def in_thread_of_autograd() -> bool:
+    """True in the threads that PyTorch's engine has for each GPU."""
+    if not hasattr(_thread, "is_autograds"):
+        with open(f"/proc/self/task/{threading.get_native_id()}/comm") as name:
+            _thread.is_autograds = name.read().startswith("pt_autograd")
+    return bool(_thread.is_autograds)
+
+
+_thread = threading.local()
 
 
 class Passes:

@@ -18,6 +18,7 @@ from ringdp.torch.compression import Compressor, NoneCompressor
 
 MIB = 1 << 20
 NO_LIMIT = 1 << 62
+NO_GROUP = -1
 BUCKET_BYTES = 25 * MIB  # unless RINGDP_BUCKET_BYTES or an argument says
 FIRST_BYTES = MIB  # the first bucket is small, so that the exchange starts early in the backward pass
 
@@ -31,6 +32,7 @@ class Entry:
     strides: tuple[int, ...]
     dtype: torch.dtype
     group: int | None = None  # whose parameters are exchanged together
+    on_gpu: bool = False
 
     @property
     def count(self) -> int:
@@ -42,6 +44,8 @@ class Entry:
         text = f"{self.name}: {DTYPES[self.dtype].name}{list(self.shape)}"
         if self.strides != row_major(self.shape):
             text += f", strides {list(self.strides)}"
+        if self.on_gpu:
+            text += ", on a GPU"
         return text if self.group is None else f"{text}, group {self.group}"
 
 
@@ -126,14 +130,15 @@ def _buckets(
     compression: type[Compressor],
     tail: Callable[[torch.dtype], int],
 ) -> list[BucketPlan]:
-    """Those of each group, and of what is in none; with groups, in the order in which they become complete."""
-    groups = sorted({entries[i].group for i in order}, key=lambda group: -1 if group is None else group)
+    """Those of each group, and of what is in none, in each kind of memory; of several such parts, in the order in which
+    they become complete."""
+    parts = sorted({_part_of(entries[i]) for i in order})
     buckets = []
-    for group in groups:
-        members = [i for i in order if entries[i].group == group]
+    for part in parts:
+        members = [i for i in order if _part_of(entries[i]) == part]
         dtypes = [compression.on_wire(entries[i].dtype) for i in members]
         first, full = (
-            (min(FIRST_BYTES, bucket_bytes), bucket_bytes) if group is None else (NO_LIMIT, NO_LIMIT)
+            (min(FIRST_BYTES, bucket_bytes), bucket_bytes) if part[0] == NO_GROUP else (NO_LIMIT, NO_LIMIT)
         )
         for _, count, places, offsets in _core.assign_buckets(
             [entries[i].count for i in members], [int(DTYPES[dtype]) for dtype in dtypes], first, full
@@ -141,7 +146,11 @@ def _buckets(
             dtype = dtypes[places[0]]
             inside = tuple(members[i] for i in places)
             buckets.append(BucketPlan(dtype, count, inside, tuple(offsets), tail(dtype)))
-    if len(groups) > 1:
+    if len(parts) > 1:
         position = {member: i for i, member in enumerate(order)}
         buckets.sort(key=lambda bucket: max(position[member] for member in bucket.members))
     return buckets
+
+
+def _part_of(entry: Entry) -> tuple[int, bool]:
+    return NO_GROUP if entry.group is None else entry.group, entry.on_gpu

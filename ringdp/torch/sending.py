@@ -43,7 +43,10 @@ class Sent:
             gradients.mul_(self._wire.ranks).div_(max(total, 1))  # they were averaged
         elif self._bucket.tail.numel():
             code = self._wire.weight_code(gradients.dtype)
-            gradients.div_(max(code.decode(self._bucket.tail.tolist()), 1))
+            # In float32 at least: a float16 has no room for a large total.
+            total_weight = code.decode(self._bucket.tail).clamp_(min=1)
+            wide = torch.promote_types(gradients.dtype, torch.float32)
+            torch.div(gradients, total_weight.to(wide).view(1), out=gradients)
 
 
 def send(plans: Plans, bucket: Bucket, weight: int) -> Sent:
@@ -55,7 +58,7 @@ def send(plans: Plans, bucket: Bucket, weight: int) -> Sent:
     if hook is None:
         if bucket.tail.numel():
             code = wire.weight_code(bucket.flat.dtype)
-            bucket.tail.copy_(torch.tensor(code.encode(weight, wire.rank)))
+            bucket.tail.copy_(torch.tensor(code.encode(weight, wire.rank)), non_blocking=True)
         return Sent(bucket, wire.submit(bucket), wire, finite, apart)
     seen = wire.for_hook(bucket, bucket.index + 1 == len(plans.buckets))
     future = wire.submit_by(hook, seen)

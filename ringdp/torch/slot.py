@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ringdp.torch import device
 from ringdp.torch.memory import copy_past_caches, passes_caches
 from ringdp.torch.plan import Entry, view_strides
 from ringdp.torch.sharded.covered import Covered, uncovered
 
 if TYPE_CHECKING:
     from ringdp.torch.bucket import Bucket
+
+Copies = list[tuple[torch.Tensor, torch.Tensor]]  # to, from
 
 
 class Slot:
@@ -21,6 +24,9 @@ class Slot:
     too: the *view*, which `param.grad` becomes when a gradient was copied in. Where the wire has 16 bits, `casts`,
     the gradient stays the tensor that autograd handed over: that is the view then, until it is dropped. It is cast
     into its place before the bucket leaves (`pack`) and back when the bucket has come back.
+
+    In host memory a gradient is copied when it comes, and is in the caches. On a GPU it stays where it is until the
+    bucket leaves (`is_apart`), and those of a bucket are copied, or cast, by one launch.
     """
 
     def __init__(self, index: int, name: str, param: torch.Tensor, group: int | None = None) -> None:
@@ -38,6 +44,8 @@ class Slot:
         self.casts = False  # the place has another dtype than the gradient
         self.passes_caches = False  # gradients are written into the place past the caches
         self.packed = -1  # casts: the version of the view that was cast into the place
+        self.is_apart = False  # p.grad is to be copied into the view when the bucket leaves
+        self.stream = 0  # on a GPU: where that was computed
         self.planned_as = self.entry()  # what the plan knows of it
         self.window = -1  # the last one in which its gradient came into the view
         self.arrived_in = -1  # the last pass in which a gradient came
@@ -52,7 +60,8 @@ class Slot:
     def entry(self) -> Entry:
         """What a plan made now knows of the parameter."""
         p = self.param
-        return Entry(self.name, tuple(p.shape), view_strides(p.shape, p.stride()), p.dtype, self.group)
+        strides = view_strides(p.shape, p.stride())
+        return Entry(self.name, tuple(p.shape), strides, p.dtype, self.group, device.is_on_gpu(p))
 
     def cover_gradient(self) -> None:
         """Let nobody take `param.grad` for a gradient that is reduced all over."""
@@ -70,7 +79,7 @@ class Slot:
         """The gradient was dropped."""
         self.cover = None
         self.reduced = self.carry = self.base = None
-        self.late = False
+        self.late = self.is_apart = False
         if self.casts:
             self.view = None
 
@@ -88,13 +97,18 @@ class Slot:
 
     def leave_plan(self) -> None:
         """The plan holds no more: the view's memory may be in other hands."""
-        self.planned = self.casts = False
+        self.planned = self.casts = self.is_apart = False
         self.bucket = self.place = self.view = None
 
     def fits(self) -> bool:
-        """False if the parameter has changed its dtype or shape since the plan was made."""
+        """False if the parameter's dtype or shape has changed since the plan was made, or its kind of memory."""
         param, planned = self.param, self.planned_as
-        return self.bucket is not None and param.dtype is planned.dtype and param.shape == planned.shape
+        return (
+            self.bucket is not None
+            and param.dtype is planned.dtype
+            and param.shape == planned.shape
+            and device.is_on_gpu(param) == planned.on_gpu
+        )
 
     def in_view(self, tensor: torch.Tensor) -> bool:
         """True if `tensor` is the view, or another tensor over its memory."""
@@ -108,7 +122,7 @@ class Slot:
         """The view, to be written; a gradient that is cast, and has none, gets memory of its own."""
         if self.view is None:
             entry = self.planned_as
-            self.view = torch.empty_strided(entry.shape, entry.strides, dtype=entry.dtype)
+            self.view = self.param.new_empty_strided(entry.shape, entry.strides, dtype=entry.dtype)
             self.packed = -1
         return self.view
 
@@ -132,12 +146,34 @@ class Slot:
             view.copy_(grad)
         self.param.grad = view
 
+    def take_later(self, grad: torch.Tensor, gpu: int) -> None:
+        """As `take`, but it is copied with all others of the bucket, by `copies_in`."""
+        self.stream = device.current_stream(gpu)
+        if grad is self.view:
+            self.is_apart = False
+        elif self.casts or grad.requires_grad:
+            self.take(grad)
+        else:
+            self.is_apart = True
+
     def pack(self) -> None:
         """The place holds the gradient as it is now."""
+        for place, view in self.copies_in():
+            place.copy_(view)
+
+    def copies_in(self) -> Copies:
+        """What is to be copied, so that the place holds the gradient as it is now."""
+        assert self.place is not None
+        grad = self.param.grad
+        if self.is_apart and grad is not None and not self.in_view(grad):
+            self.is_apart = False
+            self.keep_carry()
+            self.param.grad = self.memory()
+            return [(self.memory(), grad.detach())]
         if self.casts and self.packed != self.memory()._version:
-            assert self.place is not None
-            self.place.copy_(self.memory())
             self.packed = self.memory()._version
+            return [(self.place, self.memory())]
+        return []
 
     def dense_or_beside(self, grad: torch.Tensor, densify: bool) -> torch.Tensor:
         """A sparse gradient made dense, if it is to be; else it is noted that it goes beside the plan."""
@@ -156,6 +192,7 @@ class Slot:
         """The bucket leaves, and nothing came for this parameter from autograd: what lies in `param.grad`
         counts if it is new, and zeros do otherwise. False if there is no gradient."""
         assert self.place is not None
+        self.is_apart = False
         if grad is None or self.late or not self.fits():
             self.place.zero_()
             self.carry, self.window = None, -1
@@ -169,16 +206,19 @@ class Slot:
             self.take(grad, is_ours=False)
         return True
 
+    def copies_out(self) -> Copies:
+        """The place holds the reduced gradient: what is to be copied, so that the view has it."""
+        if not self.casts:
+            return []
+        assert self.place is not None
+        self.packed = -1
+        return [(self.memory(), self.place)]
+
     def came_back(self) -> None:
-        """The place holds the reduced gradient: let the view have it."""
-        view = self.memory()
-        if self.casts:
-            assert self.place is not None
-            view.copy_(self.place)
-            self.packed = -1
+        """The view holds the reduced gradient."""
         if self.carry is not None:
             with torch.no_grad():
-                view.add_(self.carry)
+                self.memory().add_(self.carry)
             self.carry = None
         if not self.late:
             self.reduced = self.param.grad

@@ -6,12 +6,16 @@ order of the ranks, 16-bit values in float32: the same bits on every rank, and i
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from ringdp.constants import Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.torch import device
 from ringdp.torch.ops import operations
 from ringdp.torch.tracing import outside
 
@@ -93,17 +97,32 @@ def _coalesced(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices, shape (entries, sparse dimensions), in order and each once; values of the same index are added up in the
     order in which they stand."""
-    flat = torch.zeros(indices.shape[0], dtype=torch.int64)
+    flat = indices.new_zeros(indices.shape[0])
     for dim in range(indices.shape[1]):
         flat = flat * shape[dim] + indices[:, dim]
     unique, place = torch.unique(flat, return_inverse=True)
     wide = values.float() if values.dtype in NARROW else values
-    summed = torch.zeros((unique.numel(), *values.shape[1:]), dtype=wide.dtype).index_add_(0, place, wide)
-    merged = torch.empty((unique.numel(), indices.shape[1]), dtype=torch.int64)
+    with _in_order(values):
+        summed = wide.new_zeros((unique.numel(), *values.shape[1:])).index_add_(0, place, wide)
+    merged = indices.new_empty((unique.numel(), indices.shape[1]))
     for dim in reversed(range(indices.shape[1])):
         merged[:, dim] = unique % shape[dim]
         unique = unique // shape[dim]
     return merged, summed.to(values.dtype)
+
+
+@contextlib.contextmanager
+def _in_order(values: torch.Tensor) -> Iterator[None]:
+    """On a GPU, threads add in any order, unless PyTorch is told that all must be deterministic."""
+    if not device.is_on_gpu(values):
+        yield
+        return
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(before or "error")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def _sparse(indices: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -14,6 +14,7 @@ from ringdp import world
 from ringdp.constants import Min
 from ringdp.errors import MismatchError, PeerError, UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.torch import device
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.ops import operations
 from ringdp.torch.tracing import outside
@@ -74,8 +75,8 @@ def _look(tensor: Any) -> str:
     if not isinstance(tensor, torch.Tensor):
         return f"a {type(tensor).__name__}, no tensor"
     layout = "" if tensor.layout is torch.strided else f" {tensor.layout}"
-    device = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{layout}{device}"
+    where = " on a GPU" if device.is_on_gpu(tensor) else "" if tensor.is_cpu else f" on {tensor.device.type}"
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{layout}{where}"
 
 
 def agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
@@ -107,6 +108,7 @@ class _Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+    on_gpu: bool
 
 
 @outside
@@ -165,7 +167,11 @@ def broadcast_optimizer_state(
         )
     if not is_root:
         places = sorted(_places(structure), key=lambda place: place.index)
-        tensors = [torch.empty_strided(p.shape, p.strides, dtype=p.dtype) for p in places]
+        on_gpu = next((p for p in _parameters(optimizer) if device.is_on_gpu(p)), torch.empty(0))
+        tensors = [
+            (on_gpu if p.on_gpu else torch.empty(0)).new_empty_strided(p.shape, p.strides, dtype=p.dtype)
+            for p in places
+        ]
     handles = [
         operations.broadcast_async_(tensor, root_rank, f"{what}.{i}", process_set)
         for i, tensor in enumerate(tensors)
@@ -209,7 +215,9 @@ def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Any:
         refuse_unsupported(value, "a tensor of the optimizer's state")
         tensors.append(value)
         like = torch.empty_like(value)  # dense, in the order of the original's strides
-        return _Tensor(len(tensors) - 1, tuple(value.shape), like.stride(), value.dtype)
+        return _Tensor(
+            len(tensors) - 1, tuple(value.shape), like.stride(), value.dtype, device.is_on_gpu(value)
+        )
     if isinstance(value, dict):
         return {k: _take_apart(v, tensors) for k, v in value.items()}
     if type(value) in (list, tuple):

@@ -7,6 +7,7 @@ pairwise formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from ringdp.constants import Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.torch import device
 from ringdp.torch.ops import operations
 
 
@@ -140,20 +142,21 @@ def _converted(cls: type[SyncBatchNorm], old: _BatchNorm, process_set: ProcessSe
     return new
 
 
-def combine(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+def combine(counts: Sequence[float], rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """(means, variances, number of values) of several batches together, added in the order of the rows.
 
     Args:
-        rows: float64, (batches, 1 + 2C): number of values per channel, means, sums of squared deviations from them.
+        counts: of each batch, the number of values per channel.
+        rows: float64, (batches, 2C): means, sums of squared deviations from them.
     """
-    channels = (rows.shape[1] - 1) // 2
+    channels = rows.shape[1] // 2
     total, mean, squares = 0.0, rows.new_zeros(channels), rows.new_zeros(channels)
-    for row in rows:
-        count, apart = float(row[0]), row[1 : 1 + channels] - mean
+    for count, row in zip(counts, rows, strict=True):
+        apart = row[:channels] - mean
         if count == 0:
             continue
         mean = mean + apart * (count / (total + count))
-        squares = squares + row[1 + channels :] + apart * apart * (total * count / (total + count))
+        squares = squares + row[channels:] + apart * apart * (total * count / (total + count))
         total += count
     return mean, squares / max(total, 1), total
 
@@ -164,7 +167,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Any, weight: Any, bias: Any, eps: float, process_set: ProcessSet) -> Any:
         wide = _wide(input)
-        mean, variance, count = combine(operations.allgather(_row(wide), process_set=process_set))
+        mean, variance, count = combine(*_of_all_ranks(wide, process_set))
         if count < 2:
             raise UsageError(
                 "SyncBatchNorm needs at least two values per channel on all ranks together to train; "
@@ -225,11 +228,25 @@ def _centred(tensor: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return centred if tensor.dtype == mean.dtype else centred.sub_(_along(mean - near, tensor))
 
 
+def _of_all_ranks(wide: torch.Tensor, process_set: ProcessSet) -> tuple[list[float], torch.Tensor]:
+    """What `combine` takes. Nothing waits for a GPU: the counts, which the host wants to know, go beside its memory."""
+    row = _row(wide)
+    if device.is_on_gpu(wide):
+        counts = operations.allgather(torch.tensor([_count(wide)]), process_set=process_set)
+        return counts.tolist(), operations.allgather(row, process_set=process_set)[:, 1:]
+    rows = operations.allgather(row, process_set=process_set)
+    return rows[:, 0].tolist(), rows[:, 1:]
+
+
+def _count(wide: torch.Tensor) -> int:
+    """Values per channel."""
+    return wide.numel() // wide.shape[1] if wide.shape[1] else 0
+
+
 def _row(wide: torch.Tensor) -> torch.Tensor:
-    """This rank's statistics, shape (1, 1 + 2C), float64."""
-    channels = wide.shape[1]
-    count = wide.numel() // channels if channels else 0
-    row = torch.zeros(1, 1 + 2 * channels, dtype=torch.float64)
+    """This rank's count and statistics, shape (1, 1 + 2C), float64."""
+    channels, count = wide.shape[1], _count(wide)
+    row = wide.new_zeros(1, 1 + 2 * channels, dtype=torch.float64)
     if count:
         over = _dimensions(wide)
         near = wide.mean(over).double()

@@ -9,7 +9,6 @@ no room for all ranks, they take turns on several (`lanes`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +44,10 @@ class Code:
         mine = rank % self.lanes
         return [digit for lane in range(self.lanes) for digit in (digits if lane == mine else zeros)]
 
-    def decode(self, total: Sequence[float]) -> int:
-        """The sum of all ranks' numbers, from the sum of what they have contributed."""
-        return sum(int(value) << (self.bits * (i % self.digits)) for i, value in enumerate(total))
+    def decode(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' numbers, from the sum of what they have contributed: float64, a scalar, beside that."""
+        digits = total.double().view(self.lanes, self.digits).sum(0)
+        return torch.stack([digits[i] * (1 << (self.bits * i)) for i in range(self.digits)]).sum()
 
 
 def code_for(dtype: torch.dtype, ranks: int) -> Code:

@@ -12,6 +12,7 @@ from ringdp.constants import Average, Max, ReduceOp, Sum
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import usable
+from ringdp.torch import device
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import CommHook, GradBucket, Waits
@@ -104,11 +105,15 @@ class Wire:
 
     def own_chunk(self, flat: torch.Tensor) -> tuple[int, int]:
         """Which elements of such a bucket are this rank's chunk: (begin, end)."""
-        return self.world.engine.own_chunk(self.set, flat.numel(), int(DTYPES[flat.dtype]))
+        return self.world.engine.own_chunk(
+            self.set, flat.numel(), int(DTYPES[flat.dtype]), device.is_on_gpu(flat)
+        )
 
     def _submit(
         self, flat: torch.Tensor, index: int, op: ReduceOp, scale: tuple[float, float], half: Half
     ) -> Handle[None]:
+        place = device.place_of(flat)
+        on_gpu = () if place is None else (place.gpu, place.stream)
         core = self.world.engine.submit_bucket(
             self.set,
             self.agreed(),
@@ -120,8 +125,10 @@ class Wire:
             int(op),
             *scale,
             half,
+            *on_gpu,
         )
-        return Handle(core, flat, lambda _: None, self.world)
+        current_stream = None if place is None else place.current_stream
+        return Handle(core, flat, lambda _: None, self.world, current_stream)
 
     def submit_by(self, hook: CommHook, bucket: GradBucket) -> Waits:
         """As `submit`, by a communication hook."""

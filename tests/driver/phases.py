@@ -22,6 +22,9 @@ MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --al
 
 
 GPU_LOCAL_RANKS, GPU_LOCAL_HOSTS, GPU_MPI_RANKS = (1, 3), ((4, 2),), (2,)
+# Of PyTorch's tests: what GPUs are refused, or have nothing to do with; what goes through host memory without --all.
+NOT_OF_GPUS = ("compile", "c10d", "data", "random", "timeline")
+GPU_TORCH_ALSO_BY_HOST = ("gpu", "operations", "sharded", "training", "windows")
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,18 @@ def gpu(selection: Selection) -> list[Command]:
             commands.append(plain(f"gpu {way} {n} ranks on {hosts} hosts", "ranks", selection, 180, options))
         for n in selection.ranks or GPU_MPI_RANKS:
             command = under_mpirun(f"gpu {way} -n {n}", n, ["ranks"], selection, 240)
+            commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
+    files = [p.relative_to(TESTS) for p in sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))]
+    for way in ("host", "nccl") if has_tests("frameworks") else ():
+        parts = GPU_TORCH_ALSO_BY_HOST if way == "host" and not selection.everything else None
+        chosen = [
+            str(f)
+            for f in files
+            if f.stem.removeprefix("ranks_").split("_")[0] not in NOT_OF_GPUS
+            and (parts is None or f.stem.removeprefix("ranks_") in parts)
+        ]
+        for n in selection.ranks or GPU_MPI_RANKS:
+            command = under_mpirun(f"gpu {way} torch -n {n}", n, chosen, selection, 420)
             commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
     return commands
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ringdp.torch import device
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.memory import bucket_memory
 from ringdp.torch.ops import operations
@@ -46,7 +47,11 @@ class Place:
     def fits(self) -> bool:
         """The parameter is still as it was when the plan was made."""
         param = self.slot.param
-        return param.dtype == self.entry.dtype and tuple(param.shape) == self.entry.shape
+        return (
+            param.dtype == self.entry.dtype
+            and tuple(param.shape) == self.entry.shape
+            and device.is_on_gpu(param) == self.entry.on_gpu
+        )
 
     def take_in(self) -> None:
         """The parameter lies here from now on (it may have been given other memory)."""
@@ -60,9 +65,7 @@ class Place:
         """The elements of a tensor of the parameter's shape, as one row, in the order of memory here."""
         tensor = tensor.detach()
         if tensor.stride() != self.entry.strides:
-            tensor = torch.empty_strided(self.entry.shape, self.entry.strides, dtype=tensor.dtype).copy_(
-                tensor
-            )
+            tensor = tensor.new_empty_strided(self.entry.shape, self.entry.strides).copy_(tensor)
         return tensor.as_strided((self.entry.count,), (1,), tensor.storage_offset())
 
     def cut_gradient(self) -> torch.Tensor | None:
@@ -92,7 +95,7 @@ class Shard:
 
     def __init__(self, bucket: Bucket, wire: Wire) -> None:
         self.index = bucket.index
-        self.flat = bucket_memory(bucket.flat.numel(), bucket.flat.dtype)
+        self.flat = bucket_memory(bucket.flat.numel(), bucket.flat.dtype, bucket.flat)
         self.own = wire.own_chunk(bucket.flat)
         self.places = [
             Place(slot, entry, offset, self.flat, self.own)
@@ -210,7 +213,13 @@ class Elements:
                 if place.slot.index in known:
                     described = known[place.slot.index]
                     found = states.get(place.slot.index, {})
-                    yield place, {k: found[k] if _is_dtype(v) else v for k, v in described.items()}
+                    yield (
+                        place,
+                        {
+                            k: found[k] if _is_dtype(v) else device.beside(shard.flat, v)
+                            for k, v in described.items()
+                        },
+                    )
 
     def _described(self) -> dict[int, State]:
         """By number of the parameter, the same on all ranks: of what is by element the dtype, else the value itself."""
@@ -218,7 +227,7 @@ class Elements:
         for place in self._places.values():
             if place.piece is not None and place.piece in self.state:
                 mine[place.slot.index] = {
-                    key: value.dtype if _by_element(value, place.piece) else value
+                    key: value.dtype if _by_element(value, place.piece) else device.portable(value)
                     for key, value in self.state[place.piece].items()
                 }
         known: dict[int, State] = {}
@@ -231,7 +240,7 @@ class Elements:
     ) -> torch.Tensor:
         """One kind of state of all elements of a bucket."""
         begin, end = shard.own
-        mine = torch.zeros(end - begin, dtype=dtype)
+        mine = shard.flat.new_zeros(end - begin, dtype=dtype)
         for place, offset in shard.ranges():
             value = self.state.get(place.piece, {}).get(key) if place.piece is not None else None
             if value is not None:
@@ -239,7 +248,7 @@ class Elements:
                 mine[start : start + value.numel()] = value.reshape(-1)
         name = f"{self.wire.name}.state.{shard.index}.{key}.{dtype}"
         rows = operations.allgather(mine, name, self._set())
-        flat = torch.empty(shard.flat.numel(), dtype=dtype)
+        flat = shard.flat.new_empty(shard.flat.numel(), dtype=dtype)
         for (first, last), part in zip(chunks, rows.split([e - b for b, e in chunks]), strict=True):
             flat[first:last] = part
         return flat

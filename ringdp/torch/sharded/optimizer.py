@@ -17,7 +17,7 @@ from ringdp import world
 from ringdp.constants import Max, Sum
 from ringdp.errors import UsageError
 from ringdp.torch.exchange import Exchange
-from ringdp.torch.finite import is_finite
+from ringdp.torch.finite import not_finite
 from ringdp.torch.ops import operations
 from ringdp.torch.optimizer import Closure, Distributed
 from ringdp.torch.sharded.elements import Elements
@@ -64,7 +64,7 @@ class Sharded(Distributed):
         pieces = [piece for group in self._groups_of_pieces() for piece in group["params"]]
         grads = [piece.grad for piece in pieces if piece.grad is not None]
         counted = [piece.grad for piece in pieces if piece.grad is not None and self._counts(piece, exchange)]
-        norm = _norm(counted, norm_type, exchange)
+        norm = _norm(counted, norm_type, exchange, self._home())
         if error_if_nonfinite and not torch.isfinite(norm):
             raise RuntimeError(
                 f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped"
@@ -72,7 +72,7 @@ class Sharded(Distributed):
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         with torch.no_grad():
             for grad in grads:
-                grad.mul_(factor.to(grad.dtype))
+                grad.mul_(factor.to(grad.device, grad.dtype))
         return norm
 
     def consolidate_state_dict(self, to: int = 0) -> None:
@@ -235,22 +235,27 @@ class Sharded(Distributed):
         assert isinstance(self._shards, Elements)
         return exchange.wire.rank == 0 or not self._shards.is_whole(piece)
 
-    @staticmethod
-    def _overflow_of_all(exchange: Exchange, pieces: list[torch.Tensor]) -> torch.Tensor:
+    def _home(self) -> torch.Tensor:
+        """A parameter beside which, on all ranks alike, what concerns all pieces is computed."""
+        return next(iter(self._parameters()))
+
+    def _overflow_of_all(self, exchange: Exchange, pieces: list[torch.Tensor]) -> torch.Tensor:
         """A parameter whose gradient is an inf if that of any piece on any rank is not finite, else 0. (A rank without
         pieces needs one too: GradScaler wants to see a gradient.)"""
-        finite = all(piece.grad is None or is_finite(piece.grad) for piece in pieces)
-        mark = torch.tensor([not finite], dtype=torch.uint8)
+        shown = self._home().new_zeros(1, dtype=torch.float32)
+        mark = shown.to(torch.uint8)
+        for piece in pieces:
+            if piece.grad is not None:
+                mark |= not_finite(piece.grad).to(mark.device)
         exchange.wire.max_(mark, "overflow")
-        shown = torch.zeros(1)
-        shown.grad = torch.full((1,), torch.inf if mark.item() else 0.0)
+        shown.grad = torch.where(mark > 0, torch.inf, shown)
         return shown
 
 
-def _norm(grads: list[torch.Tensor], order: float, exchange: Exchange) -> torch.Tensor:
+def _norm(grads: list[torch.Tensor], order: float, exchange: Exchange, home: torch.Tensor) -> torch.Tensor:
     """Of all elements on all ranks. In float64, so that neither the ranks nor their number matter to it."""
-    norms = [torch.linalg.vector_norm(grad.detach(), order, dtype=torch.float64) for grad in grads]
-    parts = torch.stack(norms) if norms else torch.zeros(1, dtype=torch.float64)
+    norms = [torch.linalg.vector_norm(g.detach(), order, dtype=torch.float64).to(home.device) for g in grads]
+    parts = torch.stack(norms) if norms else home.new_zeros(1, dtype=torch.float64)
     largest = order == float("inf")
     mine = parts.max() if largest else parts.pow(order).sum()
     name, op = f"{exchange.name()}.norm", Max if largest else Sum

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ringdp.state import broadcast_object
+from ringdp.torch import device
 from ringdp.torch.ops import operations
 from ringdp.torch.wire import Wire
 
@@ -46,7 +47,9 @@ class Parameters:
         sent = []
         for owner, params in self._by_owner():
             flat = torch.cat([param.detach().reshape(-1) for param in params])
-            name = f"{self.wire.name}.parameters.{owner}.{flat.dtype}"
+            name = (
+                f"{self.wire.name}.parameters.{owner}.{flat.dtype}{'.gpu' if device.is_on_gpu(flat) else ''}"
+            )
             handle = operations.broadcast_async_(flat, self._root(owner), name, self._set())
             sent.append((owner, params, flat, handle))
         for owner, params, flat, handle in sent:
@@ -58,12 +61,12 @@ class Parameters:
                     param.copy_(part.view(param.shape))
 
     def _by_owner(self) -> list[tuple[int, list[torch.Tensor]]]:
-        """Those of one dtype together; without the empty ones."""
-        found: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
+        """Those of one dtype and kind of memory together; without the empty ones."""
+        found: dict[tuple[int, torch.dtype, bool], list[torch.Tensor]] = {}
         for param, owner in self._owners.items():
             if param.numel() > 0:
-                found.setdefault((owner, param.dtype), []).append(param)
-        return [(owner, params) for (owner, _), params in found.items()]
+                found.setdefault((owner, param.dtype, device.is_on_gpu(param)), []).append(param)
+        return [(owner, params) for (owner, _, _), params in found.items()]
 
     # --- state ---
 
@@ -84,14 +87,17 @@ class Parameters:
         whole: dict[torch.Tensor, State] = {}
         for owner in range(self.wire.ranks):
             mine = {
-                i: self.state[p] for i, p in enumerate(params) if p in self.state and self._owners[p] == owner
+                i: {key: device.portable(value) for key, value in self.state[p].items()}
+                for i, p in enumerate(params)
+                if p in self.state and self._owners[p] == owner
             }
             name = f"{self.wire.name}.state.{owner}"
             theirs = broadcast_object(
                 mine if owner == self.wire.rank else None, self._root(owner), name, self._set()
             )
             if keep and theirs is not None:
-                whole |= {params[i]: state for i, state in theirs.items()}
+                for i, state in theirs.items():
+                    whole[params[i]] = {key: device.beside(params[i], value) for key, value in state.items()}
         return whole
 
     def _root(self, owner: int) -> int:

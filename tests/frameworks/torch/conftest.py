@@ -13,10 +13,50 @@ import ringdp
 from ringdp import _core, world
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--gpu",
+        choices=["host", "nccl"],
+        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory or by NCCL",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "host_only: says nothing of tensors on GPUs")
+    config.addinivalue_line("markers", "mixed: of tensors on GPUs and on the CPU; needs --gpu")
+    if config.getoption("--gpu"):
+        import standin
+
+        os.environ["RINGDP_GPU_TRANSPORT"] = config.getoption("--gpu")
+        os.environ["RINGDP_STANDIN_OPEN"] = "1"  # PyTorch computes in the memory of the GPU
+        standin.use()
+        from standin import torch_on_gpu
+
+        torch_on_gpu.use()
+
+
+def pytest_collection_modifyitems(config, items):
+    on_gpu = config.getoption("--gpu")
     for item in items:
         if item.path.name.startswith("ranks_"):
             item.add_marker(pytest.mark.mpi)
+        if on_gpu and item.get_closest_marker("host_only"):
+            item.add_marker(pytest.mark.skip(reason="is about tensors in host memory"))
+        if not on_gpu and item.get_closest_marker("mixed"):
+            item.add_marker(pytest.mark.skip(reason="needs --gpu=host or --gpu=nccl"))
+
+
+@pytest.fixture(autouse=True)
+def _where(request):
+    """With --gpu all tensors are made on the GPU, but in tests of both kinds."""
+    if not request.config.getoption("--gpu"):
+        yield
+        return
+    from standin import torch_on_gpu
+
+    everything = request.node.get_closest_marker("mixed") is None
+    with torch_on_gpu.stream(), torch_on_gpu.OnGpu(everything):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,6 +127,7 @@ def by_hand(x, dtype, **how):
     return hvd.allreduce(x.to(dtype), **how).to(x.dtype)
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_large_tensors_get_the_same_bits_under_way(kind, dtype, _by_messages):
     x = (noise(3, LARGE) * 300).to(dtype)
@@ -148,6 +149,7 @@ def test_large_tensors_get_the_same_bits_under_way(kind, dtype, _by_messages):
     assert torch.equal(x, before)
 
 
+@pytest.mark.host_only
 def test_what_is_cast_before_it_is_handed_in(kind, _by_messages):
     chosen, x = compression(kind), noise(LARGE)
     assert wire_for(x, chosen, hvd.global_process_set) is not None
@@ -175,6 +177,7 @@ def test_what_goes_through_shared_memory_is_cast_before(kind):
     assert wire_for(noise(LARGE), compression(kind), hvd.global_process_set) is None
 
 
+@pytest.mark.host_only
 def test_ranks_that_compress_large_tensors_differently_are_told(_by_messages):
     mine = hvd.Compression.fp16 if hvd.rank() == 0 else hvd.Compression.bf16
     with pytest.raises(hvd.MismatchError, match=rf"rank 0: allreduce of float32\[{LARGE}\] sent as float16"):

@@ -40,9 +40,10 @@ def test_arguments_are_those_of_torch():
         ringdp.empty(2, -1)
 
 
+@pytest.mark.host_only
 def test_buckets_lie_in_shared_memory_and_are_zero():
     for _ in range(3):  # also when they get memory that has been used before
-        flat = bucket_memory(300_000, torch.float32)
+        flat = bucket_memory(300_000, torch.float32, torch.zeros(()))
         assert in_heap(flat) == (world.current().lender.bytes(1) is not None) and not flat.any()
         flat.fill_(7)
         del flat

@@ -56,7 +56,7 @@ def test_parameters_of_every_layout():
 @pytest.mark.parametrize(
     ("mine", "text"),
     [
-        (lambda r: {"a": torch.zeros(3 + r)}, r"rank 0: a: float32\[3\]\n  rank 1: a: float32\[4\]"),
+        (lambda r: {"a": torch.zeros(3 + r)}, r"rank 0: a: float32\[3\].*\n  rank 1: a: float32\[4\]"),
         (
             lambda r: {"a": torch.zeros(3, dtype=torch.float64 if r else torch.float32)},
             r"rank 1: a: float64",

@@ -21,6 +21,7 @@ from frameworks.torch.helpers import (
 
 import ringdp.torch as hvd
 from ringdp import world
+from ringdp.torch import device
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -237,7 +238,8 @@ def test_large_gradients_of_every_layout(by_hand):
         else:
             sum((p * part(p, hvd.rank())).sum() for p in params).backward()
         optimizer.synchronize()
-        assert [slot.passes_caches for slot in slots(optimizer)] == [True, False, True, True, True]
+        passing = [False] * 5 if device.is_on_gpu(params[0]) else [True, False, True, True, True]
+        assert [slot.passes_caches for slot in slots(optimizer)] == passing
         for p in params:
             assert torch.equal(p.grad, sum(part(p, rank) for rank in range(hvd.size())))
         assert in_views(optimizer)

@@ -149,12 +149,12 @@ def test_names_that_are_refused():
     assert type(optimizer) is torch.optim.SGD
 
 
-def test_what_is_no_optimizer_over_cpu_tensors():
+def test_what_is_no_optimizer_over_tensors_with_memory():
     with pytest.raises(TypeError, match="needs a torch.optim.Optimizer, not a int"):
         hvd.DistributedOptimizer(3)
     p = torch.nn.Parameter(torch.zeros(2, device="meta"))
     with pytest.raises(
-        TypeError, match="parameter w is on device meta; so far ringdp exchanges CPU tensors only"
+        TypeError, match="parameter w is on device meta; ringdp exchanges tensors of CPUs and NVIDIA's GPUs"
     ):
         hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.1), named_parameters=[("w", p)])
     with pytest.raises(TypeError, match="parameter parameter.0.0 has dtype torch.complex64"):

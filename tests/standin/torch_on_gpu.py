@@ -1,0 +1,197 @@
+"""Tensors of PyTorch in the stand-in's device memory, so that what ringdp does with those on GPUs runs without one.
+
+PyTorch itself takes them for tensors on the CPU, and computes at once. Before it does, this thread's current stream of
+the stand-in is waited for: what the core does in streams of its own is seen where it has ordered that stream behind it,
+and nowhere else. Memory that PyTorch gives up is overwritten in the stream it came from. Operations on tensors here and
+there together are refused, as PyTorch refuses them.
+
+What this cannot show: that PyTorch's kernels run behind the host, that its backward passes have threads of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import weakref
+
+import cupy
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ringdp.torch import device, ops
+
+# Of what is on the CPU and what is not, PyTorch copies both ways, and takes indices.
+MIXED = {"_foreach_copy_", "_to_copy", "copy_", "index", "index_put_", "index_select"}
+# What gives the host a number from the GPU, and so waits for it.
+READING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item"}
+host_waits = []  # of ringdp's own
+_blocks = {}  # address: bytes, of memory on the GPU
+
+
+def is_on_gpu(tensor):
+    if tensor.layout is torch.sparse_coo:
+        return is_on_gpu(tensor._values())
+    try:
+        return tensor.untyped_storage().data_ptr() in _blocks
+    except (NotImplementedError, RuntimeError):  # of tensors that have no memory
+        return False
+
+
+def gpu_of(tensor):
+    return 0
+
+
+def current_stream(gpu=0):
+    return cupy.cuda.get_current_stream().ptr
+
+
+def in_stream(gpu, stream):
+    return cupy.cuda.ExternalStream(stream)
+
+
+def follow(gpu, streams):
+    """The tensors' own operations do not run in streams: there is nothing to be ordered but what the core does."""
+    for stream in streams:
+        wait_for(stream)
+
+
+def move_beside(value, like):
+    return on_gpu(value) if is_on_gpu(like) else value
+
+
+def empty(place, shape, like):
+    with in_stream(place.gpu, place.stream):
+        return on_gpu(like.new_empty(tuple(shape)))  # in the engine's thread, where no mode is on
+
+
+def wait_for(stream):
+    with cupy.driver.inside(0):
+        cupy.driver.call("cuStreamSynchronize", ctypes.c_void_p(stream))
+
+
+def storage(nbytes):
+    """Memory on the GPU."""
+    block = cupy.empty(max(nbytes, 1), "uint8")
+    array = (
+        (ctypes.c_char * nbytes).from_address(block.data.ptr)
+        if nbytes
+        else (ctypes.c_char * 1).from_address(block.data.ptr)
+    )
+    _blocks[block.data.ptr] = nbytes
+    weakref.finalize(array, _gone, block.data.ptr, block).atexit = False
+    wait_for(current_stream())  # what has freed it before may still write there
+    return torch.frombuffer(array, dtype=torch.uint8).untyped_storage()
+
+
+def _gone(address, block):
+    del _blocks[address], block
+
+
+def on_gpu(tensor):
+    """A copy there. Not one of autograd's operations."""
+    if tensor.layout is torch.sparse_coo:
+        parts = on_gpu(tensor._indices()), on_gpu(tensor._values())
+        return torch.sparse_coo_tensor(
+            *parts, tensor.shape, is_coalesced=tensor.is_coalesced(), check_invariants=False
+        )
+    given = tensor.untyped_storage()
+    made = storage(given.nbytes())
+    ctypes.memmove(made.data_ptr(), given.data_ptr(), given.nbytes())
+    return torch.empty(0, dtype=tensor.dtype).set_(
+        made, tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
+
+
+def _of_ringdp():
+    """It is ringdp that makes a tensor, by itself."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "standin.")):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("ringdp.")
+
+
+class OnGpu(TorchDispatchMode):
+    """While it is on: what is computed from tensors on the GPU is there too. `everything`: and all that tests make."""
+
+    def __init__(self, everything=False):
+        super().__init__()
+        self.everything = everything
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        here = [is_on_gpu(x) for x in given]
+        if any(here):
+            wait_for(current_stream())
+            if func.overloadpacket.__name__ in READING and _of_ringdp():
+                host_waits.append(func)
+            if (
+                not self.everything
+            ):  # else what was made before the test, or read from a file, may be on the CPU
+                self._refuse_mixture(func, given, here)
+        made = func(*args, **kwargs)
+        if any(here) or (self.everything and not _of_ringdp()):
+            known = {x.untyped_storage().data_ptr() for x in given if x.layout is torch.strided}
+            if func is torch.ops.aten.lift_fresh.default:  # of torch.tensor
+                known = set()
+            made = tree_map(lambda x: self._moved(x, known), made)
+        return made
+
+    @staticmethod
+    def _moved(made, known):
+        if type(made) is not torch.Tensor or not made.is_cpu or made.is_quantized or is_on_gpu(made):
+            return made
+        if made.layout is torch.strided and made.untyped_storage().data_ptr() in known - {0}:
+            return made
+        return on_gpu(made)
+
+    @staticmethod
+    def _refuse_mixture(func, given, here):
+        if func.overloadpacket.__name__ in MIXED:
+            return
+        strangers = [x for x, there in zip(given, here, strict=True) if not there and x.dim() > 0]
+        if strangers:
+            raise RuntimeError(
+                f"{func}: expected all tensors to be on the same device, but {strangers[0].shape} is not"
+            )
+
+
+def use():
+    """ringdp.torch asks here about devices and streams from now on."""
+    for function in (is_on_gpu, gpu_of, current_stream, in_stream, follow, move_beside):
+        setattr(device, function.__name__, function)
+    device.Place.empty = empty
+    ops.operations._direct = ()  # the core takes a tensor of the CPU for one
+    for name in ("tolist", "numpy", "__reduce_ex__"):  # which read memory without asking the dispatcher
+        setattr(torch.Tensor, name, _after_waiting(getattr(torch.Tensor, name)))
+    torch.Tensor.cpu = _fetched
+
+
+def _after_waiting(method):
+    def call(tensor, *args, **kwargs):
+        if is_on_gpu(tensor):
+            wait_for(current_stream())
+            if _of_ringdp():
+                host_waits.append(method)
+        return method(tensor, *args, **kwargs)
+
+    return call
+
+
+def _fetched(tensor):
+    if not is_on_gpu(tensor):
+        return tensor
+    wait_for(current_stream())
+    if _of_ringdp():
+        host_waits.append("cpu")
+    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
+        return tensor.clone()
+
+
+@contextlib.contextmanager
+def stream():
+    """One of its own is current."""
+    with cupy.cuda.Stream() as made:
+        yield made
