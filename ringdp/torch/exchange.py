@@ -32,12 +32,13 @@ import torch
 
 from ringdp.constants import Average, Sum
 from ringdp.errors import UsageError
+from ringdp.ops import Handle
 from ringdp.process_sets import global_process_set
 from ringdp.requests import awaiting_joined_ranks
 from ringdp.torch import hooks
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import CommHook
-from ringdp.torch.finite import is_finite, partial_gradients_are_finite, show
+from ringdp.torch.finite import is_finite, partial_gradients_are_finite, show, show_where
 from ringdp.torch.leftovers import exchange_leftovers, has_new_gradient
 from ringdp.torch.passes import Passes
 from ringdp.torch.plans import Plans
@@ -261,6 +262,7 @@ class Exchange:
         self._submitted = 0  # buckets that have left
         self._reduced = 0  # buckets that are back
         self._sent: list[Sent] = []
+        self._overflow: Handle[torch.Tensor] | None = None  # what GPUs have found in them
         self._voted = self._has_late = self._has_missing = self._all_joined = False
         self._plans.wire.active = None
         self._weights.new_window()
@@ -344,8 +346,18 @@ class Exchange:
             bucket.fill_with_nothing(self.options.op)
         self._sent.append(send(self._plans, bucket, self._weights.total))
         if self._joined is not None:
-            self._sent[-1].is_finite = True  # the inf that changes nothing in a Min is no overflow
+            self._sent[-1].seen.nothing()  # the inf that changes nothing in a Min is no overflow
         self._submitted += 1
+        if self._submitted == len(self._plans.buckets):
+            self._tell_overflows()
+
+    def _tell_overflows(self) -> None:
+        """Those that GPUs have found, to the other ranks' GPUs. All ranks look, or none does."""
+        found = [sent.seen.overflow for sent in self._sent if sent.seen.overflow is not None]
+        if found:
+            self._overflow = self._plans.wire.start_max(
+                torch.stack(found).any().to(torch.uint8).view(1), "overflow"
+            )
 
     def _conclude(self, everything: bool) -> None:
         while True:
@@ -375,7 +387,7 @@ class Exchange:
 
     def _is_finite(self, extra: Sequence[Slot]) -> bool:
         """False if this rank has seen an overflow that the others might not see by themselves."""
-        finite = all(sent.is_finite for sent in self._sent)
+        finite = all(sent.seen.is_finite for sent in self._sent)
         if finite and hides_overflows(self.options):
             finite = all(slot.param.grad is None or is_finite(slot.param.grad) for slot in extra)
         if finite and self._plans.wire.set == global_process_set.process_set_id:
@@ -403,6 +415,8 @@ class Exchange:
         if not (vote.complete and vote.in_plan):
             weights = self._weights if self._weights.on else None
             members = exchange_leftovers(self._plans.wire, self._slots, self._window, weights)
+        if self._overflow is not None:
+            show_where(self._overflow.wait(), (slot.param for slot in self._slots))
         if not vote.finite:
             show(slot.param for slot in self._slots)
         self.finished = True

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ringdp import world
+from ringdp.torch import device
 from ringdp.torch.sharded.covered import uncovered
 
 
@@ -49,6 +50,20 @@ def show(params: Iterable[torch.Tensor]) -> None:
             else:
                 continue
         return
+
+
+def show_where(found: torch.Tensor, params: Iterable[torch.Tensor]) -> None:
+    """Write an inf into the first gradient beside `found`, of one element, if that is not 0: the host need not know."""
+    for param in params:
+        grad = param.grad
+        if grad is None or not device.is_on_gpu(grad) or not grad.is_floating_point():
+            continue
+        values = grad._values() if grad.layout is torch.sparse_coo else grad
+        if values.layout is torch.strided and values.numel():
+            with torch.no_grad():
+                first = values.detach()[(0,) * values.dim()]
+                first.masked_fill_(found.view(()) > 0, torch.inf)
+            return
 
 
 class Partial:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ringdp.constants import Adasum, Max, Min
 from ringdp.ops import Handle
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import Waits
-from ringdp.torch.finite import is_finite
+from ringdp.torch.finite import is_finite, not_finite
 from ringdp.torch.plans import Plans
 from ringdp.torch.wire import Options, Wire
 
@@ -23,14 +25,40 @@ def hides_overflows(options: Options) -> bool:
     return options.op in (Min, Max, Adasum)
 
 
+@dataclass
+class Seen:
+    """Whether what this rank has put into a bucket is finite; where nobody looks, it is."""
+
+    is_finite: bool = True  # as the host knows it
+    overflow: torch.Tensor | None = None  # of a bucket on a GPU, where somebody looks: a scalar there, bool
+
+    def nothing(self) -> None:
+        """This rank has put in nothing of its own."""
+        self.is_finite = True
+        if self.overflow is not None:
+            self.overflow = torch.zeros_like(self.overflow)
+
+
+def look(bucket: Bucket) -> Seen:
+    """Look for overflows. The host does not wait for what a GPU finds."""
+    if bucket.gpu is None:
+        return Seen(is_finite(bucket.gradients))
+    return Seen(overflow=not_finite(bucket.gradients))
+
+
 class Sent:
     """A bucket on its way."""
 
     def __init__(
-        self, bucket: Bucket, future: Waits, wire: Wire, finite: bool, weight: Handle[torch.Tensor] | None
+        self,
+        bucket: Bucket,
+        future: Waits,
+        wire: Wire,
+        seen: Seen,
+        weight: Handle[torch.Tensor] | None,
     ) -> None:
         self._bucket, self._future, self._wire, self._weight = bucket, future, wire, weight
-        self.is_finite = finite  # what this rank has put in; True where nobody looks
+        self.seen = seen
 
     def wait(self) -> None:
         """The bucket holds the reduced gradients."""
@@ -52,14 +80,15 @@ class Sent:
 def send(plans: Plans, bucket: Bucket, weight: int) -> Sent:
     """Let a bucket leave. `weight`: what this rank's gradients stand for, if they are weighed."""
     wire, hook = plans.wire, plans.hook
-    finite = not needs_look(plans) or is_finite(bucket.gradients)
+    looked = look(bucket) if needs_look(plans) else Seen()
     goes_apart = plans.weighed and plans.weights_go_apart()
     apart = wire.sum([weight], f"weight.{bucket.index}") if goes_apart else None
     if hook is None:
         if bucket.tail.numel():
             code = wire.weight_code(bucket.flat.dtype)
             bucket.tail.copy_(torch.tensor(code.encode(weight, wire.rank)), non_blocking=True)
-        return Sent(bucket, wire.submit(bucket), wire, finite, apart)
-    seen = wire.for_hook(bucket, bucket.index + 1 == len(plans.buckets))
-    future = wire.submit_by(hook, seen)
-    return Sent(bucket, future, wire, finite and seen.is_finite, apart)
+        return Sent(bucket, wire.submit(bucket), wire, looked, apart)
+    shown = wire.for_hook(bucket, bucket.index + 1 == len(plans.buckets))
+    future = wire.submit_by(hook, shown)
+    looked.is_finite &= shown.is_finite
+    return Sent(bucket, future, wire, looked, apart)

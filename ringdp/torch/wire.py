@@ -178,6 +178,11 @@ class Wire:
         """The greatest mark of all ranks, in place."""
         operations.allreduce_(marks, name=f"{self.name}.{what}", op=Max, process_set=self.options.process_set)
 
+    def start_max(self, marks: torch.Tensor, what: str) -> Handle[torch.Tensor]:
+        """As `max_`, started."""
+        name = f"{self.name}.{what}"
+        return operations.allreduce_async_(marks, name=name, op=Max, process_set=self.options.process_set)
+
     def reduce_(self, flat: torch.Tensor, what: str, op: ReduceOp | None = None) -> None:
         """What a bucket's exchange would do to these gradients, in place; or another operation."""
         op = self.options.op if op is None else op

@@ -7,6 +7,7 @@ from frameworks.torch.helpers import average, gradient, loss, named, parameters,
 import ringdp.torch as hvd
 from ringdp.torch import device
 from ringdp.torch import memory as ringdp_memory
+from ringdp.torch.finite import is_finite
 
 pytestmark = pytest.mark.mixed
 
@@ -132,11 +133,26 @@ def test_the_host_does_not_wait_for_the_gpu(options, host_waits):
 
 
 def test_that_it_waits_would_be_seen(host_waits):
-    params = to_gpu(parameters((3, 5, 2)))
-    optimizer = wrap(params, op=hvd.Min)  # which looks for overflows
-    backward(params)
-    optimizer.step()
+    (param,) = to_gpu(parameters((3,)))
+    assert is_finite(param)
     assert host_waits
+
+
+@pytest.mark.parametrize("op", [hvd.Min, hvd.Max])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_overflows_that_a_minimum_hides_are_found_on_the_gpu(op, where, host_waits):
+    params = to_gpu(parameters((3, 700, 5)))
+    optimizer = wrap(params, op=op, bucket_bytes=1024)
+    for overflow in (False, True, False):
+        host_waits.clear()
+        optimizer.zero_grad()
+        grads = [gradient_there(p) for p in params]
+        if overflow and hvd.rank() == 1:
+            grads[0 if where == "first" else 2][1] = float("inf") if op is hvd.Min else -float("inf")
+        sum((p * grad).sum() for p, grad in zip(params, grads, strict=True)).backward()
+        optimizer.synchronize()
+        assert host_waits == []
+        assert any(not p.grad.isfinite().all() for p in params) == overflow
 
 
 def test_weights_and_batch_norm_do_not_wait_either(host_waits):
