@@ -4,10 +4,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "bindings/gpu_kernels.h"
+#include "bindings/numbers.h"
 #include "device/gpu.h"
 #include "device/libraries.h"
 
@@ -48,6 +50,15 @@ nb::dict about_nccl() {
   return answer;
 }
 
+// A few bytes, in order with what the stream does.
+void upload(int ordinal, uint64_t stream, uintptr_t to, const nb::bytes& data) {
+  Gpu& gpu = Gpu::of(ordinal);
+  const auto pinned = gpu.pinned(data.size());
+  std::memcpy(pinned->data(), data.data(), data.size());
+  gpu.copy_to_gpu(pointer(to), pinned->data(), data.size(), stream_at(stream));
+  pinned->keep_until(gpu.record(stream_at(stream)));
+}
+
 }  // namespace
 
 void bind_gpu(nb::module_& m) {
@@ -63,5 +74,7 @@ void bind_gpu(nb::module_& m) {
   g.def(
       "label", [](int ordinal) { return Gpu::of(ordinal).label(); }, "ordinal"_a,
       "Its number and name. GpuError where there is none.");
+  g.def("upload", &upload, "gpu"_a, "stream"_a, "to"_a, "data"_a,
+        "Copy bytes to the GPU's memory, in order with what the stream does. Nothing waits.");
   bind_gpu_kernels(g);
 }

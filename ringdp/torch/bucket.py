@@ -9,7 +9,8 @@ import torch
 
 from ringdp.constants import Max, Min, Product, ReduceOp
 from ringdp.torch import device
-from ringdp.torch.memory import bucket_memory, copy_all
+from ringdp.torch.memory import bucket_memory
+from ringdp.torch.packing import Packing
 from ringdp.torch.plan import BucketPlan
 from ringdp.torch.slot import Slot
 
@@ -22,6 +23,7 @@ class Bucket:
         self.slots = [members[i] for i in plan.members]
         self.entries, self.offsets = [slot.planned_as for slot in self.slots], plan.offsets
         self.flat = bucket_memory(plan.count + plan.tail, plan.dtype, self.slots[0].param)
+        self._packing = Packing(self.flat)
         self.gpu = device.gpu_of(self.flat) if device.is_on_gpu(self.flat) else None
         self.gradients, self.tail = self.flat.split([plan.count, plan.tail])
         self.waiting = 0  # gradients that have not come in this pass
@@ -37,7 +39,7 @@ class Bucket:
         """The bucket is about to leave: whatever did not come is filled in. False if a gradient is missing."""
         complete = True
         if self.gpu is not None:
-            device.follow(self.gpu, {slot.stream for slot in self.slots if slot.came_in(window)})
+            self._wait_for_other_streams([slot for slot in self.slots if slot.came_in(window)])
         for slot in self.slots:
             if not slot.came_in(window):
                 grad = slot.param.grad
@@ -45,8 +47,19 @@ class Bucket:
                     grad = slot.dense_or_beside(grad, densify)
                 complete &= slot.fill(grad, window)
         came = [slot for slot in self.slots if slot.window == window]
-        copy_all([copy for slot in came for copy in slot.copies_in()])
+        self._packing.pack([copy for slot in came for copy in slot.copies_in()])
         return complete
+
+    def _wait_for_other_streams(self, came: Sequence[Slot]) -> None:
+        """On the GPU, where backward passes ran in other streams than the current one."""
+        assert self.gpu is not None
+        current = device.current_stream(self.gpu)
+        elsewhere = [slot for slot in came if slot.stream != current]
+        if elsewhere:
+            device.follow(self.gpu, {slot.stream for slot in elsewhere})
+        for slot in elsewhere:
+            if slot.param.grad is not None:
+                device.read_in_current_stream(slot.param.grad)
 
     def fill_with_nothing(self, op: ReduceOp) -> None:
         """What changes nothing in the other ranks' gradients."""
@@ -59,6 +72,6 @@ class Bucket:
         """The places hold the reduced gradients."""
         torch.autograd.graph.increment_version(self.flat)  # the core wrote behind autograd's back
         came = [slot for slot in self.slots if slot.window == window]
-        copy_all([copy for slot in came for copy in slot.copies_out()])
+        self._packing.unpack([copy for slot in came for copy in slot.copies_out()])
         for slot in came:
             slot.came_back()

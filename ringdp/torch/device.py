@@ -43,6 +43,11 @@ def follow(gpu: int, streams: Iterable[int]) -> None:
         current.wait_stream(_stream(gpu, stream))
 
 
+def read_in_current_stream(tensor: torch.Tensor) -> None:
+    """Its memory, which belongs to another stream, is given out again only behind what the current one does now."""
+    tensor.record_stream(torch.cuda.current_stream(tensor.get_device()))
+
+
 def _stream(gpu: int, stream: int) -> torch.cuda.Stream:
     if stream == 0:
         return torch.cuda.default_stream(gpu)

@@ -56,15 +56,6 @@ def bucket_memory(count: int, dtype: torch.dtype, like: torch.Tensor) -> torch.T
     return like.new_zeros(count, dtype=dtype) if device.is_on_gpu(like) else empty(count, dtype=dtype).zero_()
 
 
-def copy_all(copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Each first tensor becomes a copy of the second, cast to its dtype; on a GPU, by one launch for many tensors."""
-    if len(copies) > 1:
-        torch._foreach_copy_([to for to, _ in copies], [source for _, source in copies])
-    else:
-        for to, source in copies:
-            to.copy_(source)
-
-
 def passes_caches(place: torch.Tensor, flat: torch.Tensor) -> bool:
     """True if gradients should be written into this place of a bucket by `copy_past_caches`."""
     return place.nbytes >= LARGE_GRADIENT and flat.nbytes >= BEYOND_CACHES and not device.is_on_gpu(flat)

@@ -57,6 +57,10 @@ def follow(gpu, streams):
         wait_for(stream)
 
 
+def read_in_current_stream(tensor):
+    """Who waits for a stream (above) is done with what it reads."""
+
+
 def move_beside(value, like):
     return on_gpu(value) if is_on_gpu(like) else value
 
@@ -160,7 +164,15 @@ class OnGpu(TorchDispatchMode):
 
 def use():
     """ringdp.torch asks here about devices and streams from now on."""
-    for function in (is_on_gpu, gpu_of, current_stream, in_stream, follow, move_beside):
+    for function in (
+        is_on_gpu,
+        gpu_of,
+        current_stream,
+        in_stream,
+        follow,
+        read_in_current_stream,
+        move_beside,
+    ):
         setattr(device, function.__name__, function)
     device.Place.empty = empty
     ops.operations._direct = ()  # the core takes a tensor of the CPU for one
