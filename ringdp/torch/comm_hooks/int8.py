@@ -40,7 +40,8 @@ def quantise(blocks: torch.Tensor) -> torch.Tensor:
 
 def dequantise(wire: torch.Tensor) -> torch.Tensor:
     """The values that `quantise` has sent: float32, (blocks, size)."""
-    scales = wire[:, -SCALE_BYTES:].contiguous().view(torch.float32)
+    # A copy even where no byte has to move, as of one row: its address has to be one of a float.
+    scales = wire[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     return wire[:, :-SCALE_BYTES].view(torch.int8).float().mul_(scales)
 
 

@@ -141,6 +141,25 @@ def test_int8_is_exact_for_codes_of_a_block():
     assert wire.shape == (2, 260) and wire[:, :256].view(torch.int8).flatten().tolist() == rank_free.tolist()
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 5, 255, 256, 257])
+def test_int8_blocks_of_any_number_and_size_come_back(block):
+    for rows in (0, 1, 2, 5):
+        codes = torch.arange(float(rows * block)).view(rows, block) % 255 - 127
+        codes[:, -1] = 127  # the scale is 1
+        assert torch.equal(int8_module.dequantise(int8_module.quantise(codes)), codes)
+
+
+@needs_ranks
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 257])
+@pytest.mark.parametrize("elements", [1, 2, 6, 11])  # fewer blocks than ranks, and some ranks own one
+def test_int8_exchanges_blocks_of_any_size(block, elements):
+    gradient = torch.where(torch.arange(float(elements)) % 2 == 0, 127.0, -127.0)
+    param, optimizer = one_matrix(1, elements, int8_hook, Int8State(block=block))
+    for _ in range(3):
+        assert torch.equal(exchange(param, optimizer, gradient)[0], gradient)
+        optimizer.step()
+
+
 @needs_ranks
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 257), (37, 53)])
 def test_int8_errors_are_bounded_and_fed_back(rows, columns):
