@@ -16,8 +16,9 @@ bool scales_inputs_only(const Submission& s) {
   return s.prescale == 1 || (is_float(s.dtype) && (s.op == ReduceOp::sum || s.op == ReduceOp::average));
 }
 
-// NCCL rounds the average of integers towards zero, and knows nothing of Adasum.
+// NCCL rounds the average of integers towards zero, drops NaNs in Min and Max, and knows nothing of Adasum.
 bool has_operation(const Submission& s) {
+  if (s.op == ReduceOp::min || s.op == ReduceOp::max) return !is_float(s.dtype);
   return s.op != ReduceOp::adasum && (s.op != ReduceOp::average || is_float(s.dtype));
 }
 
