@@ -24,7 +24,9 @@ FLAGS = [
     "-Wextra",
 ]
 CUDA = ["cuda.cc", "memory.cc", "streams.cc", "kernels.cc"]
-NCCL = ["nccl.cc", "nccl_shared.cc"]
+NCCL = [
+    f"nccl{part}.cc" for part in ("", "_collectives", "_communicator", "_elements", "_messages", "_shared")
+]
 
 
 def compiler() -> list[str]:

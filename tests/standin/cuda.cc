@@ -10,6 +10,8 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernel.h"
@@ -87,9 +89,11 @@ int device_of(Context context) { return static_cast<int>(reinterpret_cast<uintpt
 template <class T>
 class Handles {
  public:
-  T* add() {
+  template <class... Given>
+  T* add(Given... given) {
+    auto made = std::make_unique<T>(given...);
     std::lock_guard lock(mutex_);
-    return all_.emplace(std::make_unique<T>()).first->get();
+    return all_.insert(std::move(made)).first->get();
   }
   T* find(const void* handle) {
     std::lock_guard lock(mutex_);
@@ -132,19 +136,24 @@ Handles<standin::Event>& events() {
   return all;
 }
 
-standin::Stream* default_stream() {
+using standin::Order;
+
+// The legacy default stream of a device, or that of this thread.
+standin::Stream* default_stream(int device, bool of_thread) {
   static std::mutex mutex;
-  static auto& all = *new std::map<int, standin::Stream*>;
+  static auto& all = *new std::map<std::pair<int, std::thread::id>, standin::Stream*>;
   std::lock_guard lock(mutex);
-  standin::Stream*& stream = all[current.back()];
-  if (stream == nullptr) stream = streams().add();
+  standin::Stream*& stream = all[{device, of_thread ? std::this_thread::get_id() : std::thread::id()}];
+  if (stream == nullptr) stream = streams().add(device, of_thread ? Order::blocking : Order::legacy);
   return stream;
 }
 
-standin::Stream* at(Stream handle) {
-  if (reinterpret_cast<uintptr_t>(handle) <= kPerThreadStream) return default_stream();
+standin::Stream* at(Stream handle, int device) {
+  const auto number = reinterpret_cast<uintptr_t>(handle);
+  if (number <= kPerThreadStream) return default_stream(device, number == kPerThreadStream);
   return streams().find(handle);
 }
+standin::Stream* at(Stream handle) { return at(handle, current.back()); }
 standin::Event* at(Event handle) { return events().find(handle); }
 
 std::mutex pinned_mutex;
@@ -163,6 +172,9 @@ void check_pinned(const void* memory, size_t bytes, const char* who) {  // where
   if (from < begin + block->second && from + bytes > begin + block->second)
     misuse(std::string(who) + ": it runs out of pinned memory");
 }
+
+// Looked for when a call is made, and when it is carried out: what it uses must not have been freed meanwhile.
+std::byte* device_memory(Address at, size_t bytes, const char* who) { return Memory::instance().reach(at, bytes, who); }
 
 // Mistakes that the core might make, to see that a test notices. A copy to the device from the wrong place:
 size_t wrong_offset(size_t bytes) {
@@ -340,10 +352,13 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream s
   IN_CONTEXT;
   standin::Stream* in = at(stream);
   if (in == nullptr) return kInvalidHandle;
-  std::byte* reached = Memory::instance().reach(to, bytes, "cuMemcpyHtoDAsync");
+  device_memory(to, bytes, "cuMemcpyHtoDAsync");
   check_pinned(from, bytes, "cuMemcpyHtoDAsync");
   const size_t off = wrong_offset(bytes);
-  in->push([=] { std::memcpy(reached, static_cast<const std::byte*>(from) + off, bytes - off); });
+  in->push([=] {
+    std::byte* reached = device_memory(to, bytes, "cuMemcpyHtoDAsync");
+    std::memcpy(reached, static_cast<const std::byte*>(from) + off, bytes - off);
+  });
   return kSuccess;
 }
 
@@ -352,9 +367,9 @@ Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream)
   IN_CONTEXT;
   standin::Stream* in = at(stream);
   if (in == nullptr) return kInvalidHandle;
-  const std::byte* reached = Memory::instance().reach(from, bytes, "cuMemcpyDtoHAsync");
+  device_memory(from, bytes, "cuMemcpyDtoHAsync");
   check_pinned(to, bytes, "cuMemcpyDtoHAsync");
-  in->push([=] { std::memcpy(to, reached, bytes); });
+  in->push([=] { std::memcpy(to, device_memory(from, bytes, "cuMemcpyDtoHAsync"), bytes); });
   return kSuccess;
 }
 
@@ -363,9 +378,12 @@ Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream strea
   IN_CONTEXT;
   standin::Stream* in = at(stream);
   if (in == nullptr) return kInvalidHandle;
-  std::byte* target = Memory::instance().reach(to, bytes, "cuMemcpyDtoDAsync");
-  const std::byte* source = Memory::instance().reach(from, bytes, "cuMemcpyDtoDAsync");
-  in->push([=] { std::memmove(target, source, bytes); });
+  device_memory(to, bytes, "cuMemcpyDtoDAsync");
+  device_memory(from, bytes, "cuMemcpyDtoDAsync");
+  in->push([=] {
+    std::byte* target = device_memory(to, bytes, "cuMemcpyDtoDAsync");
+    std::memmove(target, device_memory(from, bytes, "cuMemcpyDtoDAsync"), bytes);
+  });
   return kSuccess;
 }
 
@@ -374,17 +392,18 @@ Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Stream str
   IN_CONTEXT;
   standin::Stream* in = at(stream);
   if (in == nullptr) return kInvalidHandle;
-  std::byte* reached = Memory::instance().reach(to, bytes, "cuMemsetD8Async");
-  in->push([=] { std::memset(reached, value, bytes); });
+  device_memory(to, bytes, "cuMemsetD8Async");
+  in->push([=] { std::memset(device_memory(to, bytes, "cuMemsetD8Async"), value, bytes); });
   return kSuccess;
 }
 
 // --- streams and events --------------------------------------------------------------------------------------------------
 
-Result cuStreamCreateWithPriority(Stream* stream, unsigned, int) {
+Result cuStreamCreateWithPriority(Stream* stream, unsigned flags, int) {
   BEGIN("cuStreamCreateWithPriority");
   IN_CONTEXT;
-  *stream = reinterpret_cast<Stream>(streams().add());
+  const Order order = flags & kStreamNonBlocking ? Order::none : Order::blocking;
+  *stream = reinterpret_cast<Stream>(streams().add(current.back(), order));
   return kSuccess;
 }
 
@@ -410,7 +429,7 @@ Result cuStreamWaitEvent(Stream stream, Event event, unsigned) {
 Result cuEventCreate(Event* event, unsigned) {
   BEGIN("cuEventCreate");
   IN_CONTEXT;
-  *event = reinterpret_cast<Event>(events().add());
+  *event = reinterpret_cast<Event>(events().add(current.back()));
   return kSuccess;
 }
 
@@ -419,7 +438,7 @@ Result cuEventRecord(Event event, Stream stream) {
   IN_CONTEXT;
   standin::Stream* of = at(stream);
   standin::Event* recorded = at(event);
-  if (of == nullptr || recorded == nullptr) return kInvalidHandle;
+  if (of == nullptr || recorded == nullptr || of->device() != recorded->device()) return kInvalidHandle;
   recorded->record(*of);
   return kSuccess;
 }
@@ -503,11 +522,20 @@ void standin_fail(const char* function, int after, int error) {
   faults().faults[function] = {after, error};
 }
 
+Stream standin_stream(Stream stream, int device) {
+  standin::Stream* found = at(stream, device);
+  if (found == nullptr) misuse("a stream that is none");
+  if (found->device() != device) misuse("a stream of another GPU than the communicator's");
+  return reinterpret_cast<Stream>(found);
+}
+
 void standin_enqueue(Stream stream, std::function<void()>* work) {
-  standin::Stream* in = at(stream);
-  if (in == nullptr) misuse("a stream that is none");
   const std::unique_ptr<std::function<void()>> owned(work);
-  in->push(std::move(*owned));
+  streams().find(stream)->push(std::move(*owned));
+}
+
+std::byte* standin_reach(Address at, size_t bytes, const char* who, int device) {
+  return Memory::instance().reach(at, bytes, who, device);
 }
 
 int standin_ordinal() {

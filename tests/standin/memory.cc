@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -25,11 +24,6 @@ const char* setting(const char* name) {
 }
 
 }  // namespace
-
-void misuse(const std::string& what) {
-  std::fprintf(stderr, "stand-in: %s\n", what.c_str());
-  std::abort();
-}
 
 Memory& Memory::instance() {
   static auto& memory = *new Memory;
@@ -93,12 +87,15 @@ int Memory::device_of(Address at) {
   return at < block->first + block->second.bytes ? block->second.device : -1;
 }
 
-std::byte* Memory::reach(Address at, size_t bytes, const char* who) {
+std::byte* Memory::reach(Address at, size_t bytes, const char* who, int device) {
+  if (bytes == 0) return alias(at);
+  const std::string call = who;
   std::lock_guard lock(mutex_);
   auto block = blocks_.upper_bound(at);
-  if (block == blocks_.begin()) misuse(std::string(who) + ": no device memory");
-  --block;
-  if (at + bytes > block->first + block->second.bytes) misuse(std::string(who) + ": it runs out of an allocation");
+  if (block == blocks_.begin() || at >= (--block)->first + block->second.bytes)
+    misuse(call + ": no device memory, or it has been freed");
+  if (at + bytes > block->first + block->second.bytes) misuse(call + ": it runs out of an allocation");
+  if (device >= 0 && device != block->second.device) misuse(call + ": memory of another GPU");
   return alias(at);
 }
 

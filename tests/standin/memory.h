@@ -9,12 +9,11 @@
 #include <vector>
 
 #include "device/cuda.h"
+#include "misuse.h"
 
 namespace standin {
 
 using ringdp::cuda::Address;
-
-[[noreturn]] void misuse(const std::string& what);  // ends the process: nothing of the kind may pass unseen
 
 class Memory {
  public:
@@ -22,8 +21,9 @@ class Memory {
 
   Address allocate(int device, size_t bytes);  // 0: the device has no more
   void free(Address at);
-  int device_of(Address at);                                    // -1: it is no device memory
-  std::byte* reach(Address at, size_t bytes, const char* who);  // misuse unless it lies in one allocation
+  int device_of(Address at);  // -1: it is no device memory
+  // Misuse unless it lies in one allocation, of the device where one is given.
+  std::byte* reach(Address at, size_t bytes, const char* who, int device = -1);
   size_t used(int device);
   long live();
   static size_t limit();  // bytes of a device

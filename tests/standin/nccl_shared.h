@@ -14,14 +14,13 @@ namespace standin {
 constexpr int kMostRanks = 8;
 constexpr size_t kSlot = 64 << 10, kChannel = 16 << 10;  // bytes
 
-// What a rank is about to do: all must be about to do the same.
+// What a rank is about to do: all must be about to do the same, but for factors, which each multiplies by itself.
 struct Call {
   int kind = 0, type = 0, operation = 0, root = 0;
   uint64_t count = 0;
-  double factor = 1;
+  uint64_t factor = 0;  // its bytes, in the type
   bool operator==(const Call& o) const {
-    return kind == o.kind && type == o.type && operation == o.operation && root == o.root && count == o.count &&
-           factor == o.factor;
+    return kind == o.kind && type == o.type && operation == o.operation && root == o.root && count == o.count;
   }
 };
 
@@ -34,6 +33,8 @@ struct SharedFile {
   std::atomic<int> opened;
   std::atomic<int> arrived;
   std::atomic<int> round;
+  std::atomic<int> taken[kMostRanks];
+  int ranks[kMostRanks];  // how many there are, as each was told
   ringdp::cuda::Uuid uuids[kMostRanks];
   Call calls[kMostRanks];
   Channel channels[kMostRanks][kMostRanks];

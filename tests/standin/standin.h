@@ -18,8 +18,11 @@ long standin_live(const char* what);       // "allocations", "pinned", "streams"
 // From now on the function's `after`-th call (1: the next) gives the error.
 void standin_fail(const char* function, int after, int error);
 
-// For the stand-in for libnccl: work for the stream's thread, in order, which takes it over; the GPU of the current context.
+// For the stand-in for libnccl. The stream that a handle means, which must be one of the GPU; work for its thread, in order,
+// which takes it over; where the bytes of a GPU are; the GPU of the current context.
+ringdp::cuda::Stream standin_stream(ringdp::cuda::Stream stream, int device);
 void standin_enqueue(ringdp::cuda::Stream stream, std::function<void()>* work);
+std::byte* standin_reach(ringdp::cuda::Address at, size_t bytes, const char* who, int device);
 ringdp::cuda::Uuid standin_uuid();
 int standin_ordinal();
 }

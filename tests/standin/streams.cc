@@ -3,6 +3,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <map>
+#include <utility>
 
 namespace standin {
 
@@ -17,11 +19,77 @@ std::atomic<unsigned> streams_made{0};
 
 }  // namespace
 
-Stream::Stream()
-    : random_(static_cast<unsigned>(setting("RINGDP_STANDIN_SEED", 1)) * 7919u + streams_made++),
-      thread_([this] { main(); }) {}
+class Passing {
+ public:
+  void pass() {
+    {
+      std::lock_guard lock(mutex_);
+      passed_ = true;
+      at_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+    changed_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return passed_; });
+  }
+  bool passed() {
+    std::lock_guard lock(mutex_);
+    return passed_;
+  }
+  double at() {
+    std::lock_guard lock(mutex_);
+    return at_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool passed_ = false;
+  double at_ = 0;
+};
+
+// --- streams ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Of a device: its legacy default stream and those that block with it. What they are given comes in one order.
+struct Blocking {
+  std::mutex mutex;
+  Stream* legacy = nullptr;
+  std::set<Stream*> others;
+};
+
+Blocking& blocking_of(int device) {
+  static std::mutex mutex;
+  static auto& all = *new std::map<int, Blocking>;
+  std::lock_guard lock(mutex);
+  return all[device];
+}
+
+}  // namespace
+
+Stream::Stream(int device, Order order)
+    : device_(device),
+      order_(order),
+      random_(static_cast<unsigned>(setting("RINGDP_STANDIN_SEED", 1)) * 7919u + streams_made++),
+      thread_([this] { main(); }) {
+  if (order == Order::none) return;
+  Blocking& all = blocking_of(device);
+  std::lock_guard lock(all.mutex);
+  if (order == Order::legacy)
+    all.legacy = this;
+  else
+    all.others.insert(this);
+}
 
 Stream::~Stream() {
+  if (order_ != Order::none) {
+    Blocking& all = blocking_of(device_);
+    std::lock_guard lock(all.mutex);
+    if (all.legacy == this) all.legacy = nullptr;
+    all.others.erase(this);
+  }
   {
     std::lock_guard lock(mutex_);
     ends_ = true;
@@ -31,6 +99,22 @@ Stream::~Stream() {
 }
 
 void Stream::push(Work work) {
+  if (order_ == Order::none) return enqueue(std::move(work));
+  Blocking& all = blocking_of(device_);
+  std::lock_guard lock(all.mutex);
+  if (order_ == Order::blocking && all.legacy != nullptr) come_after(*all.legacy);
+  if (order_ == Order::legacy)
+    for (Stream* other : all.others) come_after(*other);
+  enqueue(std::move(work));
+}
+
+void Stream::come_after(Stream& other) {
+  const auto point = std::make_shared<Passing>();
+  other.enqueue([point] { point->pass(); });
+  enqueue([point] { point->wait(); });
+}
+
+void Stream::enqueue(Work work) {
   {
     std::lock_guard lock(mutex_);
     queue_.push_back(std::move(work));
@@ -74,36 +158,6 @@ bool Stream::idle() {
 }
 
 // --- events ---------------------------------------------------------------------------------------------------------
-
-class Passing {
- public:
-  void pass() {
-    {
-      std::lock_guard lock(mutex_);
-      passed_ = true;
-      at_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-    }
-    changed_.notify_all();
-  }
-  void wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return passed_; });
-  }
-  bool passed() {
-    std::lock_guard lock(mutex_);
-    return passed_;
-  }
-  double at() {
-    std::lock_guard lock(mutex_);
-    return at_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool passed_ = false;
-  double at_ = 0;
-};
 
 Event::Point Event::now() {
   std::lock_guard lock(mutex_);

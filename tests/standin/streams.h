@@ -12,18 +12,28 @@
 
 namespace standin {
 
+// How a stream stands to the legacy default stream of its device: it is that one; what is given to either waits for what
+// the other one was given before; it has nothing to do with it.
+enum class Order { legacy, blocking, none };
+
 class Stream {
  public:
   using Work = std::function<void()>;
-  Stream();
+  Stream(int device, Order order);
   ~Stream();  // when all it was given is done
   void push(Work work);
   void synchronize();
   bool idle();
+  int device() const { return device_; }
 
  private:
   void main();
   void delay();
+  void enqueue(Work work);
+  void come_after(Stream& other);
+
+  const int device_;
+  const Order order_;
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -37,13 +47,16 @@ class Stream {
 class Event {
  public:
   using Point = std::shared_ptr<class Passing>;
+  explicit Event(int device) : device_(device) {}
   void record(Stream& stream);
   void hold_up(Stream& stream);
   bool passed();
   void synchronize();
   double seconds();  // when it passed, on some clock
+  int device() const { return device_; }
 
  private:
+  const int device_;
   Point now();
   std::mutex mutex_;
   Point point_;
