@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -175,6 +176,12 @@ void check_pinned(const void* memory, size_t bytes, const char* who) {  // where
 
 // Looked for when a call is made, and when it is carried out: what it uses must not have been freed meanwhile.
 std::byte* device_memory(Address at, size_t bytes, const char* who) { return Memory::instance().reach(at, bytes, who); }
+
+std::mutex held_mutex;
+std::vector<std::promise<void>>& held() {
+  static auto& all = *new std::vector<std::promise<void>>;
+  return all;
+}
 
 // Mistakes that the core might make, to see that a test notices. A copy to the device from the wrong place:
 size_t wrong_offset(size_t bytes) {
@@ -496,6 +503,18 @@ void standin_read(Address from, void* to, size_t bytes) {
 
 void standin_write(Address to, const void* from, size_t bytes) {
   std::memcpy(Memory::instance().reach(to, bytes, "standin_write"), from, bytes);
+}
+
+int standin_hold(Stream stream) {
+  std::lock_guard lock(held_mutex);
+  held().emplace_back();
+  at(stream)->push([until = held().back().get_future().share()] { until.wait(); });
+  return static_cast<int>(held().size()) - 1;
+}
+
+void standin_release(int hold) {
+  std::lock_guard lock(held_mutex);
+  held()[static_cast<size_t>(hold)].set_value();
 }
 
 void standin_synchronize_all() {

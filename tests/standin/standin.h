@@ -11,6 +11,10 @@ extern "C" {
 void standin_read(ringdp::cuda::Address from, void* to, size_t bytes);
 void standin_write(ringdp::cuda::Address to, const void* from, size_t bytes);
 
+// The stream does nothing that it is given from now on until the hold is released.
+int standin_hold(ringdp::cuda::Stream stream);
+void standin_release(int hold);
+
 void standin_synchronize_all();
 long standin_calls(const char* function);  // how often a function of CUDA was called
 long standin_live(const char* what);       // "allocations", "pinned", "streams", "events"
