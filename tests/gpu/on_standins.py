@@ -141,9 +141,14 @@ def on(device: int = 0) -> Iterator[None]:
         ok(cuda().cuCtxPopCurrent_v2(byref(context)))
 
 
+_here = threading.local()  # taken: what the thread has allocated, where it is to be given back
+
+
 def allocate(nbytes: int) -> int:
     address = c_ulonglong()
     ok(cuda().cuMemAlloc_v2(byref(address), nbytes))
+    if hasattr(_here, "taken"):
+        _here.taken.append(address.value)
     return address.value
 
 
@@ -282,12 +287,15 @@ def ranks(size: int, body: Callable[[Rank], None], ends: bool = True) -> None:
     def one(rank: int) -> None:
         try:
             with on(rank):
+                _here.taken = []
                 communicator = Rank(rank, size, unique)
                 assert communicator.status == IN_PROGRESS
                 ok(communicator.settle())
                 body(communicator)
                 if ends:
                     communicator.end()
+                for address in _here.taken:
+                    ok(cuda().cuMemFree_v2(address))
         except BaseException as error:
             errors.append(error)
 

@@ -211,13 +211,14 @@ def test_the_host_is_read_when_a_copy_runs() -> None:
 def test_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     address = ctypes.c_ulonglong()
-    with on(3):
+    monkeypatch.setenv("RINGDP_STANDIN_DEVICES", "8")
+    with on(7):  # where nothing else is
         monkeypatch.setenv("RINGDP_STANDIN_MEMORY", "10240")
         taken = allocate(10000)
         assert cuda().cuMemAlloc_v2(ctypes.byref(address), 512) == OUT_OF_MEMORY
         ok(cuda().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
         assert (free.value, total.value) == (0, 10240)
-        with on(2):
+        with on(6):
             allocate(512)  # of another one
         ok(cuda().cuMemFree_v2(taken))
         allocate(512)

@@ -90,8 +90,8 @@ void connect(Comm& c) {
   c.file->ranks[c.rank] = c.ranks;
   c.file->opened.fetch_add(1);
   const bool all_came = wait_for(c, [&] { return c.file->opened.load() == c.ranks; });
-  if (c.rank == 0) remove_file(c.name);
   if (!all_came) return;
+  all_have_opened(c.name);
   for (int a = 0; a < c.ranks; ++a) {
     if (c.file->ranks[a] != c.ranks) misuse("the ranks of a communicator do not agree on how many they are");
     for (int b = 0; b < a; ++b)

@@ -4,44 +4,46 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <map>
 #include <mutex>
-#include <vector>
 
 namespace standin {
 
 namespace {
 
-// Those that not all ranks came to open go at the end of the process.
-struct Made {
-  std::mutex mutex;
-  std::vector<std::string> names;
-  ~Made() {
-    for (const std::string& name : names) shm_unlink(name.c_str());
-  }
-};
+std::mutex made_mutex;
+std::map<std::string, int>& made() {  // by this process, and not yet opened by all
+  static auto& files = *new std::map<std::string, int>;
+  return files;
+}
 
 }  // namespace
 
 std::string make_file() {
-  static Made made;
-  std::lock_guard lock(made.mutex);
-  const std::string name = "/standin-nccl-" + std::to_string(getpid()) + "-" + std::to_string(made.names.size());
-  made.names.push_back(name);
-  const int file = shm_open(name.c_str(), O_CREAT | O_EXCL | O_RDWR, 0600);
+  const int file = memfd_create("standin-nccl", MFD_CLOEXEC);
   if (file < 0 || ftruncate(file, sizeof(SharedFile)) != 0) return "";
-  close(file);
+  const std::string name = "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file);
+  std::lock_guard lock(made_mutex);
+  made()[name] = file;
   return name;
 }
 
 SharedFile* open_file(const std::string& name) {
-  const int file = shm_open(name.c_str(), O_RDWR, 0600);
+  const int file = open(name.c_str(), O_RDWR | O_CLOEXEC);
   if (file < 0) return nullptr;
   void* mapped = mmap(nullptr, sizeof(SharedFile), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
   return mapped == MAP_FAILED ? nullptr : static_cast<SharedFile*>(mapped);
 }
 
-void remove_file(const std::string& name) { shm_unlink(name.c_str()); }
+void all_have_opened(const std::string& name) {
+  std::lock_guard lock(made_mutex);
+  const auto found = made().find(name);
+  if (found == made().end()) return;
+  close(found->second);
+  made().erase(found);
+}
+
 void close_file(SharedFile* file) { munmap(file, sizeof *file); }
 
 }  // namespace standin

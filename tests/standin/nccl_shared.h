@@ -1,5 +1,5 @@
-// What the ranks of a communicator of the stand-in share: a file in /dev/shm, whose name is the unique id and is gone as soon
-// as all have opened it.
+// What the ranks of a communicator of the stand-in share: a file in memory, of which nothing is left however its processes
+// end. The unique id is its name in the process that made it.
 #pragma once
 
 #include <atomic>
@@ -43,7 +43,7 @@ struct SharedFile {
 
 std::string make_file();                         // its name
 SharedFile* open_file(const std::string& name);  // nullptr: there is none
-void remove_file(const std::string& name);
+void all_have_opened(const std::string& name);
 void close_file(SharedFile* file);
 
 }  // namespace standin
