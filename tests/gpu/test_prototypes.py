@@ -7,14 +7,11 @@ import os
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from pathlib import Path
 
 import pytest
+from gpu.nccl_wheel import KEPT, LIBRARY, WHEEL, fetch
 from standin.build import ROOT, compiler
-
-WHEEL = "nvidia-nccl-cu12"
-KEPT = ROOT / "build" / "nccl"
 
 
 def cuda_include() -> Path:
@@ -90,19 +87,9 @@ def test_a_wrong_prototype_is_noticed(tmp_path: Path, right: str, wrong: str) ->
 @pytest.mark.slow
 def test_the_wheel_of_nccl(tmp_path: Path) -> None:
     """Its header, and its library: every function is found there, and says its version without a GPU."""
-    if not (KEPT / "nvidia").exists():
-        words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(KEPT), WHEEL]
-        got = subprocess.run(words, capture_output=True, text=True, timeout=600)
-        if got.returncode:
-            pytest.skip(f"{WHEEL} cannot be fetched here: {got.stderr.strip().splitlines()[-1:]}")
-        (wheel,) = KEPT.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            wanted = [n for n in archive.namelist() if n.endswith(("/nccl.h", "libnccl.so.2"))]
-            archive.extractall(KEPT, wanted)
-        wheel.unlink()
+    fetch()
     fits(tmp_path, ["-DWITH_NCCL", "-isystem", str(nccl_include()), "-isystem", str(cuda_include())])
-    library = KEPT / "nvidia" / "nccl" / "lib" / "libnccl.so.2"
     code = "from ringdp import _core; print(_core.gpu.nccl())"
-    env = {**os.environ, "RINGDP_NCCL_LIBRARY": str(library)}
+    env = {**os.environ, "RINGDP_NCCL_LIBRARY": str(LIBRARY)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert "'usable': True" in done.stdout, done.stdout + done.stderr
