@@ -94,11 +94,12 @@ def test_an_event_that_was_never_recorded_holds_nothing_up() -> None:
 
 def test_an_event_recorded_again_means_the_later_point_and_who_waits_waits_for_the_earlier() -> None:
     marker, first, second, waiting = event(), stream(), stream(), stream()
-    holds = [cuda().standin_hold(first), cuda().standin_hold(second)]
+    holds = [cuda().standin_hold(one) for one in (first, second, waiting)]
     record(marker, first)
     wait(waiting, marker)
     record(marker, second)
     behind = mark(waiting)
+    cuda().standin_release(holds[2])  # it comes to the wait after all that
     stays_behind(behind)
     cuda().standin_release(holds[0])
     finish(waiting)

@@ -22,14 +22,16 @@ std::map<std::string, int>& made() {  // by this process, and not yet opened by 
 std::string make_file() {
   const int file = memfd_create("standin-nccl", MFD_CLOEXEC);
   if (file < 0 || ftruncate(file, sizeof(SharedFile)) != 0) return "";
-  const std::string name = "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file);
+  static int serial = 0;  // the number of a file comes again when it is closed
   std::lock_guard lock(made_mutex);
+  const std::string place = "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file);
+  const std::string name = place + "#" + std::to_string(++serial);
   made()[name] = file;
   return name;
 }
 
 SharedFile* open_file(const std::string& name) {
-  const int file = open(name.c_str(), O_RDWR | O_CLOEXEC);
+  const int file = open(name.substr(0, name.find('#')).c_str(), O_RDWR | O_CLOEXEC);
   if (file < 0) return nullptr;
   void* mapped = mmap(nullptr, sizeof(SharedFile), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
