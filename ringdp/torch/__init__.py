@@ -1,7 +1,7 @@
 """ringdp for PyTorch: `import ringdp.torch as hvd`.
 
-Importing touches no MPI; `init()` does. CPU tensors, so far. It also makes ringdp known to torch.distributed
-(`ringdp.torch.distributed`).
+Importing touches no MPI; `init()` does. Tensors may be on the CPU, or on a GPU (docs/gpu.md). The import also makes
+ringdp known to torch.distributed (`ringdp.torch.distributed`).
 """
 
 import torch.distributed as _c10d

@@ -70,7 +70,7 @@ def allreduce(
 
     Raises:
         MismatchError: shape, dtype, op or factors differ between ranks.
-        TypeError: not a dense CPU tensor, or a dtype that ringdp does not know.
+        TypeError: not a dense tensor on the CPU or a GPU of NVIDIA's, or a dtype that ringdp does not know.
         UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
     """
     if compression is not Compression.none:

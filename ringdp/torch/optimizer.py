@@ -289,7 +289,8 @@ def DistributedOptimizer(
     (with compression: the tensor that autograd made, now with the reduced values).
 
     Args:
-        optimizer: any torch.optim.Optimizer over CPU parameters. The same object is returned.
+        optimizer: any torch.optim.Optimizer over parameters on the CPU, on this rank's GPU, or on both. The same object
+            is returned.
         named_parameters: `model.named_parameters()`: names for errors and for the agreement between ranks. All
             parameters of the optimizer must be among them. Default: names by number.
         compression: `Compression.none`, or `.fp16`, `.bf16`: float32 and float64 gradients are cast to 16 bits as

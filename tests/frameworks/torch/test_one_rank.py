@@ -11,7 +11,7 @@ from frameworks.torch.helpers import loss, named, parameters, wrap
 
 import ringdp
 import ringdp.torch as hvd
-from ringdp import world
+from ringdp import _core, world
 
 
 @pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16, hvd.Compression.bf16()])
@@ -224,7 +224,9 @@ def test_nothing_of_it_is_imported_before_a_graph_is_traced():
 
 def test_what_it_was_built_with():
     assert hvd.mpi_built() and hvd.mpi_enabled() and hvd.mpi_threads_supported()
-    assert not any((hvd.gloo_built(), hvd.nccl_built(), hvd.cuda_built(), hvd.rocm_built(), hvd.ccl_built()))
+    assert not any((hvd.gloo_built(), hvd.rocm_built(), hvd.ccl_built()))
+    assert hvd.nccl_built() == _core.gpu.nccl()["version"]
+    assert hvd.cuda_built() == _core.gpu.driver()["usable"]
 
 
 def test_everything_that_is_exported_exists():
