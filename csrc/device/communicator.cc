@@ -115,24 +115,24 @@ void Communicator::reduce_scatter(const void* from, void* to, uint64_t each, Dty
   check(nccl_.reduce_scatter(from, to, each, type_of(dtype), operation, communicator_, stream()), "ncclReduceScatter");
 }
 
-void Communicator::all_gather(const void* from, void* to, uint64_t each, Dtype dtype) {
+void Communicator::all_gather(const void* from, void* to, uint64_t bytes_of_each) {
   const Gpu::Current current(gpu_);
-  check(nccl_.all_gather(from, to, each, type_of(dtype), communicator_, stream()), "ncclAllGather");
+  check(nccl_.all_gather(from, to, bytes_of_each, nccl::kUint8, communicator_, stream()), "ncclAllGather");
 }
 
-void Communicator::broadcast(const void* from, void* to, uint64_t count, Dtype dtype, int root) {
+void Communicator::broadcast(const void* from, void* to, uint64_t bytes, int root) {
   const Gpu::Current current(gpu_);
-  check(nccl_.broadcast(from, to, count, type_of(dtype), root, communicator_, stream()), "ncclBroadcast");
+  check(nccl_.broadcast(from, to, bytes, nccl::kUint8, root, communicator_, stream()), "ncclBroadcast");
 }
 
-void Communicator::send(const void* from, uint64_t count, Dtype dtype, int peer) {
+void Communicator::send(const void* from, uint64_t bytes, int peer) {
   const Gpu::Current current(gpu_);
-  check(nccl_.send(from, count, type_of(dtype), peer, communicator_, stream()), "ncclSend");
+  check(nccl_.send(from, bytes, nccl::kUint8, peer, communicator_, stream()), "ncclSend");
 }
 
-void Communicator::receive(void* to, uint64_t count, Dtype dtype, int peer) {
+void Communicator::receive(void* to, uint64_t bytes, int peer) {
   const Gpu::Current current(gpu_);
-  check(nccl_.receive(to, count, type_of(dtype), peer, communicator_, stream()), "ncclRecv");
+  check(nccl_.receive(to, bytes, nccl::kUint8, peer, communicator_, stream()), "ncclRecv");
 }
 
 Communicator::Group::Group(Communicator& communicator) : communicator_(communicator) {

@@ -28,13 +28,13 @@ class Communicator {
   bool settled();
 
   // In the exchange stream of the GPU, in place or not. op: average, sum, min, max, product; prescale: of sums of floats, the
-  // factor of the inputs. Counts are elements.
+  // factor of the inputs.
   void all_reduce(const void* from, void* to, uint64_t count, Dtype dtype, ReduceOp op, double prescale);
   void reduce_scatter(const void* from, void* to, uint64_t each, Dtype dtype, ReduceOp op, double prescale);
-  void all_gather(const void* from, void* to, uint64_t each, Dtype dtype);
-  void broadcast(const void* from, void* to, uint64_t count, Dtype dtype, int root);
-  void send(const void* from, uint64_t count, Dtype dtype, int peer);
-  void receive(void* to, uint64_t count, Dtype dtype, int peer);
+  void all_gather(const void* from, void* to, uint64_t bytes_of_each);
+  void broadcast(const void* from, void* to, uint64_t bytes, int root);
+  void send(const void* from, uint64_t bytes, int peer);
+  void receive(void* to, uint64_t bytes, int peer);
 
   // Calls inside count as one, which begins at the end.
   class Group {
@@ -50,7 +50,7 @@ class Communicator {
     bool open_ = true;
   };
 
-  static bool knows(Dtype dtype);
+  static bool knows(Dtype dtype);  // its arithmetic
 
   void abort();  // what is under way ends, with anything in its outputs; other ranks must do the same
 

@@ -195,6 +195,13 @@ std::shared_ptr<Gpu::Block> Gpu::allocate(size_t bytes) {
           }};
 }
 
+void* Gpu::scratch(size_t bytes) {
+  if (bytes == 0) return nullptr;
+  std::lock_guard lock(scratch_mutex_);
+  if (scratch_.empty() || scratch_.rbegin()->first < bytes) scratch_[rounded(bytes)] = allocate(rounded(bytes));
+  return scratch_.rbegin()->second->data;
+}
+
 // --- copies -------------------------------------------------------------------------------------------------------------
 
 void Gpu::copy_to_host(void* to, const void* from, size_t bytes, cuda::Stream stream) {

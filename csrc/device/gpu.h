@@ -73,6 +73,9 @@ class Gpu {
   };
   std::shared_ptr<Block> allocate(size_t bytes);
 
+  // For what is launched in the exchange stream alone, so that it comes after whatever used it before. Kept, and grown.
+  void* scratch(size_t bytes);
+
   void copy_to_host(void* to, const void* from, size_t bytes, cuda::Stream stream);
   void copy_to_gpu(void* to, const void* from, size_t bytes, cuda::Stream stream);
   void copy_on_gpu(void* to, const void* from, size_t bytes, cuda::Stream stream);
@@ -107,6 +110,10 @@ class Gpu {
   std::vector<cuda::Event> spare_events_;
   std::mutex blocks_mutex_;
   std::multimap<size_t, std::unique_ptr<Pinned>> spare_blocks_;  // by bytes
+  std::mutex scratch_mutex_;
+  // By bytes, powers of two: the greatest is given out. What still uses a smaller one may not have begun, so they stay;
+  // together they are no larger.
+  std::map<size_t, std::shared_ptr<Block>> scratch_;
 };
 
 // A stream as frameworks name it: 0 is the legacy default stream.

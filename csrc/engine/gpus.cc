@@ -28,6 +28,16 @@ int nccl_version() {
   return version;
 }
 
+bool takes_kernels(Gpu& gpu) {
+  if (!kernels_are_built()) return false;
+  try {
+    Kernels::of(gpu);
+  } catch (const Error&) {  // a GPU older than all that they were built for
+    return false;
+  }
+  return true;
+}
+
 // What stands against NCCL, on whichever rank; "" if nothing does.
 std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>& ranks) {
   const auto of = [&](size_t i) { return "rank " + std::to_string(ranks[i]); };
@@ -52,7 +62,7 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
     add_launch(std::move(s), set, ticket, {});
     return true;
   }
-  if (!s.place || s.by_nccl || !is_for_nccl(s, set.size())) return false;
+  if (!s.place || s.by_nccl || way_of(s, set, true) == By::host_memory) return false;
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
   if (gpus.way == Way::host) return false;
@@ -65,6 +75,7 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
     gpus.waiting.push_back({std::move(s), ticket});
     return true;
   }
+  if (way_of(s, set, gpus.kernels) == By::host_memory) return false;
   begin_launch(std::move(s), set, ticket);
   return true;
 }
@@ -96,6 +107,7 @@ void Engine::tell_card(ProcessSet& set) {
   gpus.card.uuid = gpus.gpu->uuid();
   gpus.card.wants = options_.gpu_transport;
   gpus.card.nccl = options_.gpu_transport == GpuTransport::host ? 0 : nccl_version();
+  gpus.card.kernels = gpus.card.nccl > 0 && takes_kernels(*gpus.gpu);
   if (gpus.card.nccl > 0 && set.rank() == 0) gpus.card.id = Communicator::new_id();
   tell_all(set, "card", &gpus.card, sizeof gpus.card);
 }
@@ -153,6 +165,7 @@ bool Engine::cards_are_here(ProcessSet& set) {
     return true;
   }
   gpus.way = Way::making;
+  gpus.kernels = std::all_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.kernels; });
   // Where it fails on one rank, the others wait in vain, and must be there in time to hear of it.
   gpus.until = Deadline::in(Seconds(std::min(options_.timeout / 2, kMostToConnect)));
   try {

@@ -4,47 +4,98 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "collectives/schedule.h"
+#include "collectives/halves.h"
+#include "device/kernels.h"
+#include "engine/operation.h"
 #include "world/gpus.h"
 
 namespace ringdp {
 
 namespace {
 
-bool scales_inputs_only(const Submission& s) {
-  if (s.postscale != 1) return false;
-  return s.prescale == 1 || (is_float(s.dtype) && (s.op == ReduceOp::sum || s.op == ReduceOp::average));
-}
-
-// NCCL rounds the average of integers towards zero, drops NaNs in Min and Max, and knows nothing of Adasum.
-bool has_operation(const Submission& s) {
-  if (s.op == ReduceOp::min || s.op == ReduceOp::max) return !is_float(s.dtype);
-  return s.op != ReduceOp::adasum && (s.op != ReduceOp::average || is_float(s.dtype));
-}
-
-std::byte* bytes_at(void* memory, uint64_t elements, Dtype dtype) {
-  return static_cast<std::byte*>(memory) + elements * size_of(dtype);
-}
-const std::byte* bytes_at(const void* memory, uint64_t elements, Dtype dtype) {
-  return static_cast<const std::byte*>(memory) + elements * size_of(dtype);
-}
-
-}  // namespace
-
-bool is_for_nccl(const Submission& s, int ranks) {
-  if (!Communicator::knows(s.dtype) || s.half != Half::both) return false;
-  switch (s.kind) {
-    case OpKind::allreduce:
-      return has_operation(s) && scales_inputs_only(s);
-    case OpKind::reducescatter:
-      return has_operation(s) && scales_inputs_only(s) && s.shape[0] % static_cast<uint64_t>(ranks) == 0;
-    case OpKind::broadcast:
-    case OpKind::allgather:
-    case OpKind::alltoall:
+// NCCL's minimum and maximum drop a NaN that another rank has, and ours keep it. It rounds the average of integers
+// towards zero, so that is a sum, which kernels of ours divide.
+bool has_operation(const Submission& s, bool kernels) {
+  if (!Communicator::knows(s.dtype)) return false;
+  switch (s.op) {
+    case ReduceOp::sum:
+    case ReduceOp::product:
       return true;
+    case ReduceOp::average:
+      return is_float(s.dtype) || kernels;
+    case ReduceOp::min:
+    case ReduceOp::max:
+      return !is_float(s.dtype);
     default:
       return false;
   }
+}
+
+bool scales_inputs(const Submission& s) {
+  return is_float(s.dtype) && (s.op == ReduceOp::sum || s.op == ReduceOp::average);
+}
+
+// Without kernels of ours before and after it.
+bool is_all_of_it(const Submission& s) { return s.postscale == 1 && (s.prescale == 1 || scales_inputs(s)); }
+
+bool are_equal(const std::vector<Chunk>& chunks) {
+  const uint64_t each = chunks[0].end;
+  for (size_t i = 0; i < chunks.size(); ++i)
+    if (chunks[i].begin != i * each || chunks[i].end != (i + 1) * each) return false;
+  return true;
+}
+
+uint64_t size_of(const Chunk& chunk) { return chunk.end - chunk.begin; }
+
+}  // namespace
+
+// Elements of each rank, between the halves of an all-reduce and in a reduce-scatter.
+std::vector<Chunk> chunks_of(const Submission& s, const ProcessSet& set) {
+  const uint64_t bytes = s.count() * size_of(s.dtype);
+  const Algorithm chosen = set.chooser.choose_messages(bytes, s.dtype);
+  std::vector<Chunk> chunks;
+  for (int rank = 0; rank < set.size(); ++rank) {
+    if (s.kind == OpKind::reducescatter) {
+      const Chunk rows = chunk_of(s.shape[0], set.size(), rank);
+      chunks.push_back({rows.begin * s.row_count(), rows.end * s.row_count()});
+    } else {
+      chunks.push_back(own_chunk(chosen, std::nullopt, set.size(), rank, s.count()));
+    }
+  }
+  return chunks;
+}
+
+By way_of(const Submission& s, const ProcessSet& set, bool kernels) {
+  switch (s.kind) {
+    case OpKind::broadcast:
+    case OpKind::allgather:
+    case OpKind::alltoall:
+      return By::nccl;
+    case OpKind::allreduce:
+    case OpKind::reducescatter:
+      break;
+    default:
+      return By::host_memory;
+  }
+  if (s.op == ReduceOp::adasum) return By::host_memory;
+  if (s.half == Half::all_gather) return By::nccl;
+  const bool is_whole = s.kind == OpKind::allreduce && s.half == Half::both;
+  const bool can = has_operation(s, kernels) && (kernels || is_all_of_it(s));
+  if (can && (is_whole || are_equal(chunks_of(s, set)))) return By::nccl;
+  return kernels ? By::chunks : By::host_memory;
+}
+
+Launch::Launch(Submission given, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows, Deadline deadline)
+    : submission(std::move(given)),
+      set(set),
+      ticket(ticket),
+      rows(std::move(rows)),
+      deadline(deadline),
+      by_(way_of(submission, set, set.gpus->kernels)),
+      gpu_(*set.gpus->gpu),
+      nccl_(*set.gpus->nccl) {
+  if (submission.kind == OpKind::allreduce || submission.kind == OpKind::reducescatter)
+    chunks_ = chunks_of(submission, set);
 }
 
 std::string Launch::label() const {
@@ -54,70 +105,178 @@ std::string Launch::label() const {
 
 bool Launch::prepare() {
   Submission& s = submission;
+  try {
+    gpu_.scratch(scratch_bytes());
+  } catch (const Error&) {
+    return false;
+  }
   if (!s.first_may_differ()) return true;
   const uint64_t all = std::accumulate(rows.begin(), rows.end(), uint64_t{0});
   s.output = s.place->allocate(all);
   // Behind what the caller's stream still does in that memory.
-  output_ready = set.gpus->gpu->record(stream_at(s.place->stream));
+  output_ready_ = gpu_.record(stream_at(s.place->stream));
   return s.output != nullptr || all * s.row_count() == 0;
 }
 
 void Launch::call() {
   Submission& s = submission;
-  Gpu& gpu = *set.gpus->gpu;
-  Communicator& nccl = *set.gpus->nccl;
-  s.place->ready->hold_up(gpu.exchange());
-  if (output_ready) output_ready->hold_up(gpu.exchange());
-  // Where inputs are scaled, the average is a sum of what is divided before.
-  const bool scaled_average = s.op == ReduceOp::average && s.prescale != 1;
-  const ReduceOp op = scaled_average ? ReduceOp::sum : s.op;
-  const double prescale = scaled_average ? s.prescale / set.size() : s.prescale;
+  s.place->ready->hold_up(gpu_.exchange());
+  if (output_ready_) output_ready_->hold_up(gpu_.exchange());
   switch (s.kind) {
     case OpKind::allreduce:
-      return nccl.all_reduce(s.input, s.output, s.count(), s.dtype, op, prescale);
     case OpKind::reducescatter:
-      return nccl.reduce_scatter(s.input, s.output, s.count() / static_cast<uint64_t>(set.size()), s.dtype, op,
-                                 prescale);
+      return begin_reduction();
     case OpKind::broadcast:
-      return nccl.broadcast(s.input, s.output, s.count(), s.dtype, s.root);
+      return nccl_.broadcast(s.input, s.output, s.count() * item(), s.root);
     case OpKind::allgather:
-      return call_allgather(nccl);
+      return call_allgather();
     case OpKind::alltoall:
-      return call_alltoall(nccl);
+      return call_alltoall();
     default:
       fail(ErrorKind::internal, "NCCL has no ", name_of(s.kind));
   }
 }
 
 // Of different numbers of rows: each rank gives its own to all others.
-void Launch::call_allgather(Communicator& nccl) {
-  const Submission& s = submission;
-  if (std::all_of(rows.begin(), rows.end(), [&](uint64_t n) { return n == rows[0]; }))
-    return nccl.all_gather(s.input, s.output, rows[0] * s.row_count(), s.dtype);
-  Communicator::Group group(nccl);
+void Launch::call_allgather() {
+  std::vector<Chunk> parts;
   uint64_t at = 0;
+  for (const uint64_t n : rows) {
+    parts.push_back({at, at + n * submission.row_count()});
+    at = parts.back().end;
+  }
+  gather(submission.input, parts);
+}
+
+void Launch::gather(const void* mine, const std::vector<Chunk>& parts) {
+  std::byte* all = output();
+  if (are_equal(parts)) return nccl_.all_gather(mine, all, size_of(parts[0]) * item());
+  Communicator::Group group(nccl_);
   for (int rank = 0; rank < set.size(); ++rank) {
-    const uint64_t count = rows[static_cast<size_t>(rank)] * s.row_count();
+    const Chunk& part = parts[static_cast<size_t>(rank)];
     // Who is not the root gives an address all the same, which is not read.
-    void* to = bytes_at(s.output, at, s.dtype);
-    if (count > 0) nccl.broadcast(rank == set.rank() ? s.input : to, to, count, s.dtype, rank);
-    at += count;
+    std::byte* to = all + part.begin * item();
+    if (size_of(part) > 0) nccl_.broadcast(rank == set.rank() ? mine : to, to, size_of(part) * item(), rank);
   }
   group.end();
 }
 
-void Launch::call_alltoall(Communicator& nccl) {
+void Launch::call_alltoall() {
   const Submission& s = submission;
-  Communicator::Group group(nccl);
-  uint64_t from = 0, to = 0;
+  const uint64_t row = s.row_count() * item();
+  const auto* from = static_cast<const std::byte*>(s.input);
+  std::byte* to = output();
+  Communicator::Group group(nccl_);
   for (int rank = 0; rank < set.size(); ++rank) {
-    const uint64_t out = s.splits[static_cast<size_t>(rank)] * s.row_count();
-    const uint64_t in = rows[static_cast<size_t>(rank)] * s.row_count();
-    if (out > 0) nccl.send(bytes_at(s.input, from, s.dtype), out, s.dtype, rank);
-    if (in > 0) nccl.receive(bytes_at(s.output, to, s.dtype), in, s.dtype, rank);
+    const uint64_t out = s.splits[static_cast<size_t>(rank)] * row, in = rows[static_cast<size_t>(rank)] * row;
+    if (out > 0) nccl_.send(from, out, rank);
+    if (in > 0) nccl_.receive(to, in, rank);
     from += out, to += in;
   }
   group.end();
+}
+
+// --- reductions ---------------------------------------------------------------------------------------------------------
+
+void Launch::begin_reduction() {
+  const Submission& s = submission;
+  if (s.half == Half::all_gather) return gather(own_place(), chunks_);
+  return by_ == By::nccl ? reduce_by_nccl() : exchange_chunks();
+}
+
+bool Launch::go_on() {
+  const Submission& s = submission;
+  if (is_finished_ || chunks_.empty() || s.half == Half::all_gather) return false;
+  is_finished_ = true;
+  if (by_ == By::nccl) {
+    const bool is_whole = s.kind == OpKind::allreduce && s.half == Half::both;
+    finish(is_whole ? output() : own_place(), is_whole ? s.count() : size_of(own()));
+    return false;
+  }
+  reduce_chunks();
+  if (s.kind != OpKind::allreduce || s.half != Half::both) return false;
+  gather(own_place(), chunks_);
+  return true;
+}
+
+void Launch::reduce_by_nccl() {
+  const Submission& s = submission;
+  const void* from = s.input;
+  // Where NCCL scales inputs, the average is a sum of what is divided before.
+  const bool scales = s.prescale != 1 && scales_inputs(s);
+  const bool sums = scales || !is_float(s.dtype);
+  const ReduceOp op = sums && s.op == ReduceOp::average ? ReduceOp::sum : s.op;
+  const double factor = scales && s.op == ReduceOp::average ? s.prescale / set.size() : s.prescale;
+  if (s.prescale != 1 && !scales) {
+    void* scaled = s.kind == OpKind::reducescatter ? gpu_.scratch(scratch_bytes()) : s.output;
+    kernels().scale(s.dtype, scaled, s.input, s.prescale, s.count(), gpu_.exchange());
+    from = scaled;
+  }
+  if (s.kind == OpKind::allreduce && s.half == Half::both)
+    return nccl_.all_reduce(from, s.output, s.count(), s.dtype, op, scales ? factor : 1);
+  nccl_.reduce_scatter(from, own_place(), size_of(own()), s.dtype, op, scales ? factor : 1);
+}
+
+// Each rank gets its own chunk of all ranks' inputs.
+void Launch::exchange_chunks() {
+  const auto* from = static_cast<const std::byte*>(submission.input);
+  auto* to = static_cast<std::byte*>(gpu_.scratch(scratch_bytes()));
+  const uint64_t mine = size_of(own()) * item();
+  Communicator::Group group(nccl_);
+  for (int rank = 0; rank < set.size(); ++rank, to += mine) {
+    const Chunk& theirs = chunks_[static_cast<size_t>(rank)];
+    if (size_of(theirs) > 0) nccl_.send(from + theirs.begin * item(), size_of(theirs) * item(), rank);
+    if (mine > 0) nccl_.receive(to, mine, rank);
+  }
+  group.end();
+}
+
+// In the order of the ranks.
+void Launch::reduce_chunks() {
+  const Elements e = elements_of(submission, set.size());
+  const uint64_t count = size_of(own());
+  auto* chunk = static_cast<std::byte*>(gpu_.scratch(scratch_bytes()));
+  const cuda::Stream stream = gpu_.exchange();
+  if (e.prescale != 1)
+    kernels().scale(e.dtype, chunk, chunk, e.prescale, count * static_cast<uint64_t>(set.size()), stream);
+  if (set.size() == 1) gpu_.copy_on_gpu(own_place(), chunk, count * item(), stream);
+  const void* sum = chunk;
+  for (int rank = 1; rank < set.size(); ++rank) {
+    chunk += count * item();
+    kernels().reduce(e.dtype, e.op, own_place(), sum, chunk, count, stream);
+    sum = own_place();
+  }
+  finish_as(e, own_place(), count);
+}
+
+// What NCCL has left to do.
+void Launch::finish(void* sums, uint64_t count) {
+  Elements e = elements_of(submission, set.size());
+  if (is_float(e.dtype)) e.divide = 1;
+  finish_as(e, sums, count);
+}
+
+void Launch::finish_as(const Elements& e, void* sums, uint64_t count) {
+  const cuda::Stream stream = gpu_.exchange();
+  if (e.divide != 1) kernels().divide(e.dtype, sums, sums, e.divide, count, stream);
+  if (e.postscale != 1) kernels().scale(e.dtype, sums, sums, e.postscale, count, stream);
+}
+
+Kernels& Launch::kernels() { return Kernels::of(gpu_); }
+
+const Chunk& Launch::own() const { return chunks_[static_cast<size_t>(set.rank())]; }
+
+// All of the output of a reduce-scatter.
+std::byte* Launch::own_place() const {
+  return submission.kind == OpKind::reducescatter ? output() : output() + own().begin * item();
+}
+
+uint64_t Launch::scratch_bytes() const {
+  const Submission& s = submission;
+  if (chunks_.empty() || s.half == Half::all_gather) return 0;
+  if (by_ == By::chunks) return size_of(own()) * item() * static_cast<uint64_t>(set.size());
+  const bool is_scaled_there = s.kind == OpKind::reducescatter && s.prescale != 1 && !scales_inputs(s);
+  return is_scaled_there ? s.count() * item() : 0;
 }
 
 }  // namespace ringdp

@@ -1,4 +1,7 @@
-// An operation on GPU tensors that NCCL carries out, from when all ranks have come to it until the GPU has done it.
+// An operation on GPU tensors that NCCL carries out, from when all ranks have come to it until the GPU has been told all.
+//
+// What NCCL does not do as ringdp promises it - minima with NaNs, int16, chunks of different sizes - it only moves: each rank
+// gets its own chunk of all ranks' tensors, our kernels reduce them in the order of the ranks, and the results are gathered.
 #pragma once
 
 #include <cstdint>
@@ -6,22 +9,28 @@
 #include <vector>
 
 #include "base/deadline.h"
+#include "collectives/elements.h"
+#include "collectives/schedule.h"
 #include "device/communicator.h"
+#include "device/kernels.h"
 #include "submit/submission.h"
 #include "world/process_set.h"
 
 namespace ringdp {
 
-// A pure function of what is the same on all ranks: whether NCCL does just what is asked. What it cannot goes through host
-// memory.
-bool is_for_nccl(const Submission& submission, int ranks);
+// Who carries an operation out: NCCL; NCCL, which moves chunks, and kernels of ours, which reduce them; or it goes through
+// host memory.
+enum class By { nccl, chunks, host_memory };
 
-struct Launch {
+// A pure function of what is the same on all ranks. `kernels`: all have ours.
+By way_of(const Submission& submission, const ProcessSet& set, bool kernels);
+
+class Launch {
+ public:
   enum class Stage { meeting, ordering, ordered, calling, running };
 
   // `rows`: of all-gather and all-to-all, those that come from each rank.
-  Launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows, Deadline deadline)
-      : submission(std::move(submission)), set(set), ticket(ticket), rows(std::move(rows)), deadline(deadline) {}
+  Launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows, Deadline deadline);
 
   uint64_t sequence() const { return Tickets::sequence_of(ticket); }
   int lane() const { return submission.lane < 0 ? 0 : submission.lane; }
@@ -31,6 +40,7 @@ struct Launch {
   auto place() const { return std::tuple(clock, set.id, lane(), sequence()); }
   bool prepare();  // asks for the output; false where there is no memory
   void call();     // NCCL, in the exchange stream
+  bool go_on();    // that is settled: launches what comes behind it; true if NCCL was called again
 
   Submission submission;
   ProcessSet& set;
@@ -39,11 +49,30 @@ struct Launch {
   const Deadline deadline;
   Stage stage = Stage::meeting;
   uint64_t clock = 0;
-  Gpu::Point output_ready, completed;
 
  private:
-  void call_allgather(Communicator& nccl);
-  void call_alltoall(Communicator& nccl);
+  void call_allgather();
+  void call_alltoall();
+  void gather(const void* mine, const std::vector<Chunk>& parts);
+  void begin_reduction();
+  void reduce_by_nccl();
+  void exchange_chunks();
+  void reduce_chunks();
+  void finish(void* sums, uint64_t count);
+  void finish_as(const Elements& elements, void* sums, uint64_t count);
+  Kernels& kernels();
+  const Chunk& own() const;
+  std::byte* own_place() const;
+  std::byte* output() const { return static_cast<std::byte*>(submission.output); }
+  uint64_t item() const { return size_of(submission.dtype); }
+  uint64_t scratch_bytes() const;
+
+  const By by_;
+  Gpu& gpu_;
+  Communicator& nccl_;
+  std::vector<Chunk> chunks_;  // of a reduction: elements of each rank
+  Gpu::Point output_ready_;
+  bool is_finished_ = false;
 };
 
 }  // namespace ringdp

@@ -93,6 +93,7 @@ bool Engine::advance_launches() {
     if (calling_) {
       Launch& launch = launches_.at(*calling_);
       if (!launch.set.gpus->nccl->settled()) return moved;
+      if (launch.go_on()) continue;
       launched(*calling_, launch);
       calling_.reset();
     } else if (const auto next = next_launch()) {

@@ -24,7 +24,8 @@ struct GpuCard {
   cuda::Uuid uuid{};
   int32_t nccl = 0;  // its version; 0: none
   GpuTransport wants = GpuTransport::automatic;
-  nccl::UniqueId id{};  // of the communicator to be; the first rank's counts
+  bool kernels = false;  // it has ours, and its GPU takes them
+  nccl::UniqueId id{};   // of the communicator to be; the first rank's counts
 };
 
 // What is exchanged to see whether the numbers come out right.
@@ -53,6 +54,7 @@ struct Gpus {
   std::string said;                     // to the others: what went wrong here
   std::shared_ptr<class Handle> asked;  // what this rank has told, and what comes back
   std::unique_ptr<Communicator> nccl;
+  bool kernels = false;  // all ranks have ours
   SelfCheck check;
   Deadline until = Deadline::in(Seconds(0));
   std::deque<Waiting> waiting;
