@@ -387,6 +387,9 @@ void bind_engine(nb::module_& m) {
             counted["places"] = c.places.load();
             counted["own"] = c.own.load();
             counted["votes"] = c.votes.load();
+            counted["by_nccl"] = c.by_nccl.load();
+            counted["by_chunks"] = c.by_chunks.load();
+            counted["by_host_memory"] = c.by_host_memory.load();
             return counted;
           },
           "What this rank has submitted and agreed on so far: see csrc/engine/counters.h.")

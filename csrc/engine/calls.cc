@@ -171,7 +171,7 @@ bool Engine::becomes_idle(ProcessSet& set) {
     return std::any_of(running_.begin(), running_.end(), [id](const Running& one) { return one.set == id; });
   };
   const Deadline deadline = Deadline::in(Seconds(options_.timeout));
-  for (; !busy && (set.meetings().busy() || on_gpu()); turn()) {
+  for (; !busy && (on_gpu() || set.meetings().busy()); turn()) {
     sched_yield();
     if (deadline.passed() || broken_) return false;
   }

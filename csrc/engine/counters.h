@@ -14,6 +14,9 @@ struct Counters {
   std::atomic<uint64_t> places{0};   // operations whose memory the ranks of the host had to tell each other by itself
   std::atomic<uint64_t> own{0};      // named operations that their caller took, instead of the engine's thread
 
+  // Operations on GPU tensors, by who carries them out: see engine/launch.h.
+  std::atomic<uint64_t> by_nccl{0}, by_chunks{0}, by_host_memory{0};
+
   static void add(std::atomic<uint64_t>& counter) {  // one writer at a time: no read-modify-write is needed
     counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }

@@ -166,7 +166,9 @@ class Engine {
   std::string complaint(ProcessSet& set) const;
   bool all_have_made_it(ProcessSet& set);
   void begin_check(ProcessSet& set);
-  bool check_sums(ProcessSet& set);
+  static Submission known_values(const Gpus& gpus, int first);
+  bool check_values(ProcessSet& set);
+  static std::string wrong_value(const Gpus& gpus, int ranks);
   bool all_have_checked(ProcessSet& set);
   void decide(ProcessSet& set, Gpus::Way way, const std::string& why_host);
   void begin_launch(Submission submission, ProcessSet& set, uint64_t ticket);

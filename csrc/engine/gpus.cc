@@ -131,7 +131,7 @@ bool Engine::find_way(ProcessSet& set) {
     case Way::made:
       return gpus.asked->done() && all_have_made_it(set);
     case Way::checking:
-      return check_sums(set);
+      return check_values(set);
     case Way::checked:
       return gpus.asked->done() && all_have_checked(set);
     default:
@@ -219,49 +219,70 @@ bool Engine::all_have_made_it(ProcessSet& set) {
 
 // --- known values ---------------------------------------------------------------------------------------------------------
 
-// Sums of small whole numbers, which are exact in any order. Launched in its turn: other process sets may share the GPU.
+// Small whole numbers, whose sums are exact in any order. Launched in turn: other process sets may share the GPU.
 void Engine::begin_check(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   Gpu& gpu = *gpus.gpu;
-  constexpr size_t bytes = SelfCheck::kCount * sizeof(float);
+  constexpr size_t bytes = 2 * SelfCheck::kCount * sizeof(float);
   gpus.check.values = gpu.pinned(bytes);
   gpus.check.on_gpu = gpu.allocate(bytes);
   auto* values = static_cast<float*>(gpus.check.values->data());
-  for (int i = 0; i < SelfCheck::kCount; ++i) values[i] = static_cast<float>(set.rank() + 1 + i % 7);
+  for (int i = 0; i < 2 * SelfCheck::kCount; ++i) values[i] = static_cast<float>(set.rank() + 1 + i % 7);
   gpu.copy_to_gpu(gpus.check.on_gpu->data, values, bytes, gpu.from_host());
   gpus.way = Way::checking;
   gpus.until = Deadline::in(Seconds(options_.timeout));
-  Submission s;
-  s.input = s.output = gpus.check.on_gpu->data;
-  s.shape = {SelfCheck::kCount};
-  s.on_gpu = s.by_nccl = true;
-  s.place = std::make_shared<OnGpu>(OnGpu{gpu, 0, gpu.record(gpu.from_host()), nullptr});
+  Submission s = known_values(gpus, 0);
+  if (gpus.kernels) s.prescale = 2, s.postscale = 0.5;
   ask(set, std::move(s), "sum");
 }
 
-bool Engine::check_sums(ProcessSet& set) {
+Submission Engine::known_values(const Gpus& gpus, int first) {
+  Submission s;
+  s.input = s.output = static_cast<float*>(gpus.check.on_gpu->data) + first;
+  s.shape = {SelfCheck::kCount};
+  s.on_gpu = s.by_nccl = true;
+  s.place = std::make_shared<OnGpu>(OnGpu{*gpus.gpu, 0, gpus.gpu->record(gpus.gpu->from_host()), nullptr});
+  return s;
+}
+
+bool Engine::check_values(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   Gpu& gpu = *gpus.gpu;
   SelfCheck& check = gpus.check;
   if (gpus.until.passed())
-    fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not sum known values within RINGDP_TIMEOUT");
+    fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not reduce known values within RINGDP_TIMEOUT");
   if (!check.asked) {
     if (!gpus.asked->done()) return false;
+    if (gpus.kernels && !std::exchange(check.sum_done, true)) {
+      Submission s = known_values(gpus, SelfCheck::kCount);
+      s.op = ReduceOp::max;
+      ask(set, std::move(s), "max");
+      return true;
+    }
+    const size_t bytes = (gpus.kernels ? 2 : 1) * SelfCheck::kCount * sizeof(float);
     gpu.record(gpu.exchange())->hold_up(gpu.to_host());
-    gpu.copy_to_host(check.values->data(), check.on_gpu->data, SelfCheck::kCount * sizeof(float), gpu.to_host());
+    gpu.copy_to_host(check.values->data(), check.on_gpu->data, bytes, gpu.to_host());
     check.done = gpu.record(gpu.to_host());
     check.asked = true;
   }
   if (!check.done->passed()) return false;
-  const auto* values = static_cast<const float*>(check.values->data());
-  const int n = set.size();
-  for (int i = 0; i < SelfCheck::kCount && gpus.said.empty(); ++i)
-    if (values[i] != static_cast<float>(n * (n + 1) / 2 + n * (i % 7)))
-      gpus.said = gpu.label() + ": the sum of known values came out wrong: " + std::to_string(values[i]) + " at " +
-                  std::to_string(i);
+  gpus.said = wrong_value(gpus, set.size());
   check = {};
   tell_text(set, Way::checked, "checked");
   return true;
+}
+
+std::string Engine::wrong_value(const Gpus& gpus, int ranks) {
+  const auto* values = static_cast<const float*>(gpus.check.values->data());
+  for (int i = 0; i < (gpus.kernels ? 2 : 1) * SelfCheck::kCount; ++i) {
+    const bool is_sum = i < SelfCheck::kCount;
+    const int wanted = is_sum ? ranks * (ranks + 1) / 2 + ranks * (i % 7) : ranks + i % 7;
+    if (values[i] != static_cast<float>(wanted))
+      return gpus.gpu->label() + ": the " + (is_sum ? "sum" : "maximum") +
+             " of known values came out wrong: " + std::to_string(values[i]) + " instead of " + std::to_string(wanted) +
+             " at " + std::to_string(i % SelfCheck::kCount);
+  }
+  return "";
 }
 
 bool Engine::all_have_checked(ProcessSet& set) {

@@ -38,6 +38,7 @@ class Launch {
   // Its place in the order of all operations on this GPU, whatever their process sets; before it is agreed on, one that it
   // comes no earlier than.
   auto place() const { return std::tuple(clock, set.id, lane(), sequence()); }
+  By by() const { return by_; }
   bool prepare();  // asks for the output; false where there is no memory
   void call();     // NCCL, in the exchange stream
   bool go_on();    // that is settled: launches what comes behind it; true if NCCL was called again

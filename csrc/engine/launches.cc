@@ -42,6 +42,7 @@ void Engine::add_launch(Submission s, ProcessSet& set, uint64_t ticket, std::vec
                                 std::forward_as_tuple(std::move(s), set, ticket, std::move(rows),
                                                       Deadline::in(Seconds(options_.timeout))))
                        .first->second;
+  Counters::add(launch.by() == By::chunks ? counters_.by_chunks : counters_.by_nccl);
   if (launch.lane() == 0) return propose(id, launch);
   const Submission& bucket = launch.submission;
   Note note;
@@ -176,7 +177,7 @@ void Engine::check_launches() {
 // communicators, so that no GPU is left waiting.
 void Engine::watch_gpus() {
   for (const auto& [id, set] : sets_)
-    if (set->gpus && set->gpus->way == Gpus::Way::nccl) static_cast<void>(set->gpus->nccl->settled());
+    if (set->gpus && set->gpus->is_in_use()) static_cast<void>(set->gpus->nccl->settled());
   for (auto it = running_.begin(); it != running_.end();) {
     if (it->completed->passed())
       it = running_.erase(it);

@@ -92,6 +92,7 @@ void Operation::begin() {
   begun_ = true;
   submission_.handle->enter(Stage::reduce);
   if (!submission_.place || submission_.by_nccl || describes()) return start();
+  Counters::add(counters_.by_host_memory);
   try {
     staged_ = std::make_unique<Staged>(submission_, set_.rank(), set_.size());
   } catch (const Error& error) {  // the others must hear of it

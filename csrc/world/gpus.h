@@ -28,13 +28,14 @@ struct GpuCard {
   nccl::UniqueId id{};   // of the communicator to be; the first rank's counts
 };
 
-// What is exchanged to see whether the numbers come out right.
+// What is exchanged to see whether the numbers come out right: a sum, with factors before and after, which NCCL and a kernel
+// of ours make; then a maximum, for which NCCL only moves chunks. Without kernels the sum alone.
 struct SelfCheck {
-  static constexpr int kCount = 1000;
+  static constexpr int kCount = 1000;  // of each
   std::shared_ptr<Gpu::Pinned> values;
   std::shared_ptr<Gpu::Block> on_gpu;
   Gpu::Point done;  // the sums are back in `values`
-  bool asked = false;
+  bool sum_done = false, asked = false;
 };
 
 struct Gpus {
@@ -46,6 +47,7 @@ struct Gpus {
     uint64_t ticket;
   };
 
+  bool is_in_use() const { return way == Way::checking || way == Way::checked || way == Way::nccl; }
   bool is_decided() const { return way == Way::host || way == Way::nccl; }
 
   Way way = Way::unknown;

@@ -97,12 +97,81 @@ def test_a_wrong_offset_is_noticed() -> None:
     says("on_ranks(sums)", "wrong sums", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_WRONG_OFFSET="5")
 
 
+WHO = """
+def who(call):
+    before = ringdp.world.current().engine.counters()
+    call()
+    after = ringdp.world.current().engine.counters()
+    return [name for name in ("by_nccl", "by_chunks", "by_host_memory") if after[name] > before[name]]
+
+def goes(wanted, dtype, wanted_result, call):
+    x = cupy.array((np.arange(7) + ringdp.rank()).astype(dtype))
+    got = []
+    assert who(lambda: got.append(call(x).get())) == wanted, (dtype, wanted)
+    assert got[0].tolist() == wanted_result, (dtype, got[0], wanted_result)
+
+def everything(whole, chunked):
+    rdp.allreduce(cupy.array(np.ones(1)))  # finds the way
+    for dtype in ("float32", "float16", "int32", "int16", "uint8"):
+        is_float = dtype.startswith("float")
+        direct = whole if dtype != "int16" else chunked
+        sums = [1 + 2 * i for i in range(7)]
+        goes(["by_nccl"] if dtype != "int16" else chunked, dtype, sums, lambda x: rdp.allreduce(x, op=rdp.Sum))
+        goes(direct, dtype, [3 * s for s in sums], lambda x: rdp.allreduce(x, op=rdp.Sum, postscale_factor=3.0))
+        halves = [s / 2 if is_float else s // 2 for s in sums]
+        goes(["by_nccl"] if is_float else direct, dtype, halves, lambda x: rdp.allreduce(x))
+        maxima = [1 + i for i in range(7)]
+        by = chunked if is_float or dtype == "int16" else ["by_nccl"]
+        goes(by, dtype, maxima, lambda x: rdp.allreduce(x, op=rdp.Max))
+        mine = sums[:4] if ringdp.rank() == 0 else sums[4:]
+        goes(chunked, dtype, mine, lambda x: rdp.reducescatter(x, op=rdp.Sum))
+        rows = [*range(7), *range(1, 8)]
+        goes(["by_nccl"], dtype, rows, lambda x: rdp.allgather(x))
+        goes(["by_nccl"], dtype, list(range(7)), lambda x: rdp.broadcast(x, 0))
+    x = cupy.array(np.array([np.nan, 1.0, np.nan], np.float32) if ringdp.rank() else np.ones(3, np.float32))
+    assert np.isnan(rdp.allreduce(x, op=rdp.Min).get()).tolist() == [True, False, True]
+"""
+
+
+def test_kernels_of_ours_do_what_nccl_does_not() -> None:
+    works(WHO + 'on_ranks(lambda: everything(["by_nccl"], ["by_chunks"]))', RINGDP_GPU_TRANSPORT="nccl")
+
+
+def test_without_kernels_it_goes_through_host_memory() -> None:
+    works(
+        WHO + 'on_ranks(lambda: everything(["by_host_memory"], ["by_host_memory"]))',
+        RINGDP_GPU_TRANSPORT="nccl",
+        RINGDP_STANDIN_FAIL="cuModuleLoadData:-1:209",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "what"),
+    [
+        ("ringdp_scale_float32", "the sum of known values"),
+        ("ringdp_reduce_float32_max", "the maximum of known values"),
+    ],
+)
+def test_a_wrong_kernel_is_noticed_before_it_is_used(kernel: str, what: str) -> None:
+    body = """
+        def raises():
+            try:
+                sums()
+            except ringdp.GpuError as error:
+                assert WHAT in str(error), error
+            else:
+                raise AssertionError("no error")
+        on_ranks(raises)
+    """
+    works(body.replace("WHAT", repr(what)), RINGDP_STANDIN_NO_KERNEL=kernel, RINGDP_GPU_TRANSPORT="nccl")
+
+
 def test_without_the_abort_a_gpu_waits_for_ever() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         run(
             "on_ranks(until_it_raises)",
             limit=15,
-            RINGDP_STANDIN_NCCL_FAIL="async:5:6",
+            RINGDP_STANDIN_NCCL_FAIL="async:12:6",
             RINGDP_STANDIN_NCCL_NO_ABORT="1",
         )
 
@@ -364,11 +433,11 @@ def test_an_error_of_nccl_ends_all_ranks() -> None:
         "GpuError: .*ncclAllReduce failed",
         RINGDP_STANDIN_NCCL_FAIL="ncclAllReduce:5:1",
     )
-    says("on_ranks(until_it_raises)", "GpuError: .*NCCL failed", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+    says("on_ranks(until_it_raises)", "GpuError: .*NCCL failed", RINGDP_STANDIN_NCCL_FAIL="async:12:6")
 
 
 @pytest.mark.parametrize("hosts", [(), (0, 0, 0), (0, 0, 1)], ids=["messages", "one host", "two hosts"])
-@pytest.mark.parametrize("fault", ["ncclAllReduce:8:1", "async:8:6"])
+@pytest.mark.parametrize("fault", ["ncclAllReduce:8:1", "async:15:6"])
 def test_a_rank_that_fails_tells_the_others_at_once(fault: str, hosts: tuple[int, ...]) -> None:
     """Their GPUs wait for its GPU: long before any deadline all are let go, and each rank raises."""
     body = """
@@ -393,7 +462,7 @@ def test_what_never_ends_on_a_gpu_is_ended_in_time() -> None:
     says(
         "on_ranks(until_it_raises)",
         "GpuError: .*did not complete on the GPU within RINGDP_TIMEOUT",
-        RINGDP_STANDIN_NCCL_FAIL="async:5:-1",
+        RINGDP_STANDIN_NCCL_FAIL="async:12:-1",
         RINGDP_TIMEOUT="2",
     )
 
@@ -410,7 +479,7 @@ def test_after_a_failure_every_call_says_so() -> None:
     from ringdp import world
     on_ranks(goes_on)
     """
-    works(body, RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+    works(body, RINGDP_STANDIN_NCCL_FAIL="async:12:6")
 
 
 def test_communicators_end_without_an_abort() -> None:
@@ -442,5 +511,5 @@ def test_the_host_cannot_touch_device_memory() -> None:
 def test_nothing_is_left_behind() -> None:
     files = set(os.listdir("/dev/shm"))
     works("on_ranks(sums)", RINGDP_GPU_TRANSPORT="nccl")
-    run("on_ranks(sums)", RINGDP_STANDIN_NCCL_FAIL="async:5:6")
+    run("on_ranks(sums)", RINGDP_STANDIN_NCCL_FAIL="async:12:6")
     assert not {f for f in set(os.listdir("/dev/shm")) - files if "standin" in f}
