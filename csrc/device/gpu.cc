@@ -186,7 +186,7 @@ std::shared_ptr<Gpu::Block> Gpu::allocate(size_t bytes) {
   check(result, "cuMemAlloc");
   return {new Block{reinterpret_cast<void*>(address)}, [this](Block* last) {
             const cuda::Driver& driver = driver_;
-            if (driver.context_push(context_) == cuda::kSuccess) {
+            if (!last->is_lost && driver.context_push(context_) == cuda::kSuccess) {
               cuda::Context popped = nullptr;
               driver.memory_free(reinterpret_cast<cuda::Address>(last->data));
               driver.context_pop(&popped);

@@ -67,9 +67,10 @@ class Gpu {
   std::shared_ptr<Pinned> pinned(size_t bytes);
 
   // Memory on the GPU, for what lives as long as the process set. Given back by its last owner, who must be sure that
-  // nothing uses it any more.
+  // nothing uses it any more, or says that it is lost.
   struct Block {
     void* data = nullptr;
+    bool is_lost = false;
   };
   std::shared_ptr<Block> allocate(size_t bytes);
 

@@ -25,10 +25,16 @@ const Chooser& Engine::known(int process_set) const {
 // NCCL knows a rank by its GPU.
 void Engine::admit_gpu(const Submission& s) {
   const Gpu& gpu = s.place->gpu;
+  const std::string what = s.lane >= 0 ? s.bucket_name() : "'" + s.name + "'";
+  const size_t item = size_of(s.dtype);
+  for (const void* at : {s.input, static_cast<const void*>(s.output)})  // a GPU stops at them, and works never again
+    if (reinterpret_cast<uintptr_t>(at) % item != 0)
+      fail(ErrorKind::usage, "rank ", rank_, ": ", what, " lies at ", at, " of ", gpu.label(), ": elements of ", item,
+           " bytes need an address that ", item, " divides");
   const int first = gpu_of_set_.emplace(s.process_set, gpu.ordinal()).first->second;
   if (gpu.ordinal() != first)
-    fail(ErrorKind::usage, "rank ", rank_, ": ", s.lane >= 0 ? s.bucket_name() : "'" + s.name + "'", " lies on ",
-         gpu.label(), ", and process set ", s.process_set, " exchanges tensors of ", Gpu::of(first).label(),
+    fail(ErrorKind::usage, "rank ", rank_, ": ", what, " lies on ", gpu.label(), ", and process set ", s.process_set,
+         " exchanges tensors of ", Gpu::of(first).label(),
          " on this rank: a rank uses one GPU (choose it by local_rank())");
 }
 

@@ -165,12 +165,13 @@ class Engine {
   bool make_communicator(ProcessSet& set);
   std::string complaint(ProcessSet& set) const;
   bool all_have_made_it(ProcessSet& set);
-  void begin_check(ProcessSet& set);
+  void go_through_host(ProcessSet& set, const std::string& why);
+  void begin_check(ProcessSet& set, Gpus::Way found);
   static Submission known_values(const Gpus& gpus, int first);
   bool check_values(ProcessSet& set);
   static std::string wrong_value(const Gpus& gpus, int ranks);
   bool all_have_checked(ProcessSet& set);
-  void decide(ProcessSet& set, Gpus::Way way, const std::string& why_host);
+  void decide(ProcessSet& set);
   void begin_launch(Submission submission, ProcessSet& set, uint64_t ticket);
   void sizes_are_known(Operation& operation);
   void add_launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows);

@@ -8,6 +8,7 @@
 
 #include "agree/digest.h"
 #include "base/check.h"
+#include "device/kernels.h"
 #include "device/libraries.h"
 #include "engine/engine.h"
 #include "engine/launch.h"
@@ -38,6 +39,9 @@ bool takes_kernels(Gpu& gpu) {
   return true;
 }
 
+// By which NCCL and kernels are checked together.
+bool has_maximum(const Gpus& gpus) { return gpus.kernels && gpus.found == Way::nccl; }
+
 // What stands against NCCL, on whichever rank; "" if nothing does.
 std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>& ranks) {
   const auto of = [&](size_t i) { return "rank " + std::to_string(ranks[i]); };
@@ -65,7 +69,7 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
   if (!s.place || s.by_nccl || way_of(s, set, true) == By::host_memory) return false;
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
-  if (gpus.way == Way::host) return false;
+  if (gpus.way == Way::host || s.handle == gpus.asked) return false;
   if (gpus.way == Way::unknown) {
     gpus.gpu = &s.place->gpu;
     gpus.until = Deadline::in(Seconds(options_.timeout));
@@ -107,7 +111,7 @@ void Engine::tell_card(ProcessSet& set) {
   gpus.card.uuid = gpus.gpu->uuid();
   gpus.card.wants = options_.gpu_transport;
   gpus.card.nccl = options_.gpu_transport == GpuTransport::host ? 0 : nccl_version();
-  gpus.card.kernels = gpus.card.nccl > 0 && takes_kernels(*gpus.gpu);
+  gpus.card.kernels = takes_kernels(*gpus.gpu);
   if (gpus.card.nccl > 0 && set.rank() == 0) gpus.card.id = Communicator::new_id();
   tell_all(set, "card", &gpus.card, sizeof gpus.card);
 }
@@ -160,12 +164,12 @@ bool Engine::cards_are_here(ProcessSet& set) {
   const bool insists =
       std::any_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.wants == GpuTransport::nccl; });
   if (!why_not.empty() && insists) fail(ErrorKind::gpu, "rank ", rank_, ": RINGDP_GPU_TRANSPORT=nccl, but ", why_not);
+  gpus.kernels = std::all_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.kernels; });
   if (!why_not.empty()) {
-    decide(set, Way::host, why_not);
+    go_through_host(set, why_not);
     return true;
   }
   gpus.way = Way::making;
-  gpus.kernels = std::all_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.kernels; });
   // Where it fails on one rank, the others wait in vain, and must be there in time to hear of it.
   gpus.until = Deadline::in(Seconds(std::min(options_.timeout / 2, kMostToConnect)));
   try {
@@ -208,31 +212,42 @@ bool Engine::all_have_made_it(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   const std::string why_not = complaint(set);
   if (why_not.empty()) {
-    begin_check(set);
+    begin_check(set, Way::nccl);
     return true;
   }
   gpus.nccl.reset();
   if (gpus.card.wants == GpuTransport::nccl) fail(ErrorKind::gpu, "rank ", rank_, ": no NCCL: ", why_not);
-  decide(set, Way::host, why_not);
+  go_through_host(set, why_not);
   return true;
+}
+
+void Engine::go_through_host(ProcessSet& set, const std::string& why) {
+  set.gpus->why_host = why;
+  begin_check(set, Way::host);
 }
 
 // --- known values ---------------------------------------------------------------------------------------------------------
 
-// Small whole numbers, whose sums are exact in any order. Launched in turn: other process sets may share the GPU.
-void Engine::begin_check(ProcessSet& set) {
+// Small whole numbers, whose sums are exact in any order. NCCL's turn comes as for any operation: other process sets may
+// share the GPU.
+void Engine::begin_check(ProcessSet& set, Way found) {
   Gpus& gpus = *set.gpus;
   Gpu& gpu = *gpus.gpu;
   constexpr size_t bytes = 2 * SelfCheck::kCount * sizeof(float);
+  gpus.found = found;
+  gpus.said.clear();
   gpus.check.values = gpu.pinned(bytes);
   gpus.check.on_gpu = gpu.allocate(bytes);
+  void* there = gpus.check.on_gpu->data;
   auto* values = static_cast<float*>(gpus.check.values->data());
   for (int i = 0; i < 2 * SelfCheck::kCount; ++i) values[i] = static_cast<float>(set.rank() + 1 + i % 7);
-  gpu.copy_to_gpu(gpus.check.on_gpu->data, values, bytes, gpu.from_host());
+  gpu.copy_to_gpu(there, values, bytes, gpu.from_host());
+  gpu.record(gpu.from_host())->hold_up(gpu.exchange());
   gpus.way = Way::checking;
   gpus.until = Deadline::in(Seconds(options_.timeout));
+  if (gpus.kernels) Kernels::of(gpu).scale(Dtype::float32, there, there, 2, 2 * SelfCheck::kCount, gpu.exchange());
   Submission s = known_values(gpus, 0);
-  if (gpus.kernels) s.prescale = 2, s.postscale = 0.5;
+  if (gpus.kernels) s.prescale = 0.5, s.postscale = 2;
   ask(set, std::move(s), "sum");
 }
 
@@ -240,8 +255,9 @@ Submission Engine::known_values(const Gpus& gpus, int first) {
   Submission s;
   s.input = s.output = static_cast<float*>(gpus.check.on_gpu->data) + first;
   s.shape = {SelfCheck::kCount};
-  s.on_gpu = s.by_nccl = true;
-  s.place = std::make_shared<OnGpu>(OnGpu{*gpus.gpu, 0, gpus.gpu->record(gpus.gpu->from_host()), nullptr});
+  s.on_gpu = true;
+  s.by_nccl = gpus.found == Way::nccl;
+  s.place = std::make_shared<OnGpu>(OnGpu{*gpus.gpu, 0, gpus.gpu->record(gpus.gpu->exchange()), nullptr});
   return s;
 }
 
@@ -250,20 +266,19 @@ bool Engine::check_values(ProcessSet& set) {
   Gpu& gpu = *gpus.gpu;
   SelfCheck& check = gpus.check;
   if (gpus.until.passed())
-    fail(ErrorKind::gpu, "rank ", rank_, ": NCCL did not reduce known values within RINGDP_TIMEOUT");
-  if (!check.asked) {
+    fail(ErrorKind::gpu, "rank ", rank_, ": known values were not reduced within RINGDP_TIMEOUT");
+  if (!check.done) {
     if (!gpus.asked->done()) return false;
-    if (gpus.kernels && !std::exchange(check.sum_done, true)) {
+    gpus.asked->result().completed->hold_up(gpu.to_host());
+    if (has_maximum(gpus) && !std::exchange(check.sum_done, true)) {
       Submission s = known_values(gpus, SelfCheck::kCount);
       s.op = ReduceOp::max;
       ask(set, std::move(s), "max");
       return true;
     }
-    const size_t bytes = (gpus.kernels ? 2 : 1) * SelfCheck::kCount * sizeof(float);
-    gpu.record(gpu.exchange())->hold_up(gpu.to_host());
+    const size_t bytes = (has_maximum(gpus) ? 2 : 1) * SelfCheck::kCount * sizeof(float);
     gpu.copy_to_host(check.values->data(), check.on_gpu->data, bytes, gpu.to_host());
     check.done = gpu.record(gpu.to_host());
-    check.asked = true;
   }
   if (!check.done->passed()) return false;
   gpus.said = wrong_value(gpus, set.size());
@@ -274,9 +289,10 @@ bool Engine::check_values(ProcessSet& set) {
 
 std::string Engine::wrong_value(const Gpus& gpus, int ranks) {
   const auto* values = static_cast<const float*>(gpus.check.values->data());
-  for (int i = 0; i < (gpus.kernels ? 2 : 1) * SelfCheck::kCount; ++i) {
+  for (int i = 0; i < (has_maximum(gpus) ? 2 : 1) * SelfCheck::kCount; ++i) {
     const bool is_sum = i < SelfCheck::kCount;
-    const int wanted = is_sum ? ranks * (ranks + 1) / 2 + ranks * (i % 7) : ranks + i % 7;
+    const int reduced = is_sum ? ranks * (ranks + 1) / 2 + ranks * (i % 7) : ranks + i % 7;
+    const int wanted = gpus.kernels ? 2 * reduced : reduced;
     if (values[i] != static_cast<float>(wanted))
       return gpus.gpu->label() + ": the " + (is_sum ? "sum" : "maximum") +
              " of known values came out wrong: " + std::to_string(values[i]) + " instead of " + std::to_string(wanted) +
@@ -288,18 +304,18 @@ std::string Engine::wrong_value(const Gpus& gpus, int ranks) {
 bool Engine::all_have_checked(ProcessSet& set) {
   const std::string wrong = complaint(set);
   if (!wrong.empty()) fail(ErrorKind::gpu, "rank ", rank_, ": GPU tensors are not exchanged: ", wrong);
-  decide(set, Way::nccl, "");
+  decide(set);
   return true;
 }
 
 // What has waited goes on, in order.
-void Engine::decide(ProcessSet& set, Way way, const std::string& why_host) {
+void Engine::decide(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
-  gpus.way = way;
+  gpus.way = gpus.found;
   gpus.asked.reset();
-  if (way == Way::host && set.rank() == 0 && gpus.card.wants != GpuTransport::host)
+  if (gpus.way == Way::host && set.rank() == 0 && gpus.card.wants != GpuTransport::host)
     std::fprintf(stderr, "ringdp: process set %d exchanges GPU tensors through host memory: %s\n", set.id,
-                 why_host.c_str());
+                 gpus.why_host.c_str());
   for (Gpus::Waiting& one : std::exchange(gpus.waiting, {}))
     start(std::move(one.submission), set, one.ticket, Describe::no);
 }

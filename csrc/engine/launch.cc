@@ -106,7 +106,7 @@ std::string Launch::label() const {
 bool Launch::prepare() {
   Submission& s = submission;
   try {
-    gpu_.scratch(scratch_bytes());
+    scratch_ = static_cast<std::byte*>(gpu_.scratch(scratch_bytes()));
   } catch (const Error&) {
     return false;
   }
@@ -208,7 +208,7 @@ void Launch::reduce_by_nccl() {
   const ReduceOp op = sums && s.op == ReduceOp::average ? ReduceOp::sum : s.op;
   const double factor = scales && s.op == ReduceOp::average ? s.prescale / set.size() : s.prescale;
   if (s.prescale != 1 && !scales) {
-    void* scaled = s.kind == OpKind::reducescatter ? gpu_.scratch(scratch_bytes()) : s.output;
+    void* scaled = s.kind == OpKind::reducescatter ? scratch_ : s.output;
     kernels().scale(s.dtype, scaled, s.input, s.prescale, s.count(), gpu_.exchange());
     from = scaled;
   }
@@ -220,7 +220,7 @@ void Launch::reduce_by_nccl() {
 // Each rank gets its own chunk of all ranks' inputs.
 void Launch::exchange_chunks() {
   const auto* from = static_cast<const std::byte*>(submission.input);
-  auto* to = static_cast<std::byte*>(gpu_.scratch(scratch_bytes()));
+  std::byte* to = scratch_;
   const uint64_t mine = size_of(own()) * item();
   Communicator::Group group(nccl_);
   for (int rank = 0; rank < set.size(); ++rank, to += mine) {
@@ -235,7 +235,7 @@ void Launch::exchange_chunks() {
 void Launch::reduce_chunks() {
   const Elements e = elements_of(submission, set.size());
   const uint64_t count = size_of(own());
-  auto* chunk = static_cast<std::byte*>(gpu_.scratch(scratch_bytes()));
+  std::byte* chunk = scratch_;
   const cuda::Stream stream = gpu_.exchange();
   if (e.prescale != 1)
     kernels().scale(e.dtype, chunk, chunk, e.prescale, count * static_cast<uint64_t>(set.size()), stream);

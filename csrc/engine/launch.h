@@ -71,7 +71,8 @@ class Launch {
   const By by_;
   Gpu& gpu_;
   Communicator& nccl_;
-  std::vector<Chunk> chunks_;  // of a reduction: elements of each rank
+  std::vector<Chunk> chunks_;     // of a reduction: elements of each rank
+  std::byte* scratch_ = nullptr;  // the GPU's, while this is called
   Gpu::Point output_ready_;
   bool is_finished_ = false;
 };

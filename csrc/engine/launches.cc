@@ -77,8 +77,10 @@ void Engine::launch_met(Meetings& meetings, Meetings::Meeting& meeting) {
   Launch& launch = found->second;
   if (!agreed) {
     const std::string who = "rank " + std::to_string(launch.set.name()) + ": " + launch.label();
-    return fail_launch(id, is_bucket ? Error(ErrorKind::mismatch, who + " is another one on another rank")
-                                     : Error(ErrorKind::gpu, who + " failed: a rank has no memory for its output"));
+    return fail_launch(
+        id, is_bucket ? Error(ErrorKind::mismatch, who + " is another one on another rank")
+                      : Error(ErrorKind::gpu,
+                              who + " failed: a rank has no memory for its output, or for what comes in between"));
   }
   if (is_bucket) return propose(id, launch);
   launch.clock = ~words.at(0);
@@ -177,7 +179,7 @@ void Engine::check_launches() {
 // communicators, so that no GPU is left waiting.
 void Engine::watch_gpus() {
   for (const auto& [id, set] : sets_)
-    if (set->gpus && set->gpus->is_in_use()) static_cast<void>(set->gpus->nccl->settled());
+    if (set->gpus && set->gpus->nccl_is_in_use()) static_cast<void>(set->gpus->nccl->settled());
   for (auto it = running_.begin(); it != running_.end();) {
     if (it->completed->passed())
       it = running_.erase(it);

@@ -3,7 +3,7 @@
 // When the first is to be exchanged that NCCL could take, each rank tells all others which GPU it uses and whether it has
 // NCCL. Where all have one of their own, they make a communicator, tell each other whether that went well, all-reduce
 // known values by it, and tell each other whether the sums are right. Otherwise, and if RINGDP_GPU_TRANSPORT says so, all
-// take the way through host memory. (engine/gpus.cc)
+// take the way through host memory, which is checked as well. (engine/gpus.cc)
 #pragma once
 
 #include <cstdint>
@@ -28,14 +28,14 @@ struct GpuCard {
   nccl::UniqueId id{};   // of the communicator to be; the first rank's counts
 };
 
-// What is exchanged to see whether the numbers come out right: a sum, with factors before and after, which NCCL and a kernel
-// of ours make; then a maximum, for which NCCL only moves chunks. Without kernels the sum alone.
+// What is exchanged to see whether the numbers come out right: numbers that a kernel of ours has scaled are summed, with
+// factors before and after; then, by NCCL, a maximum, for which it only moves chunks. Without kernels the sum alone.
 struct SelfCheck {
   static constexpr int kCount = 1000;  // of each
   std::shared_ptr<Gpu::Pinned> values;
   std::shared_ptr<Gpu::Block> on_gpu;
   Gpu::Point done;  // the sums are back in `values`
-  bool sum_done = false, asked = false;
+  bool sum_done = false;
 };
 
 struct Gpus {
@@ -47,7 +47,14 @@ struct Gpus {
     uint64_t ticket;
   };
 
-  bool is_in_use() const { return way == Way::checking || way == Way::checked || way == Way::nccl; }
+  Gpus() = default;
+  Gpus(Gpus&&) = default;
+  Gpus& operator=(Gpus&&) = default;
+  ~Gpus() {  // the GPU may still be at it
+    if (check.on_gpu) check.on_gpu->is_lost = true;
+  }
+
+  bool nccl_is_in_use() const { return nccl != nullptr && way >= Way::checking; }
   bool is_decided() const { return way == Way::host || way == Way::nccl; }
 
   Way way = Way::unknown;
@@ -55,6 +62,8 @@ struct Gpus {
   GpuCard card;
   std::string said;                     // to the others: what went wrong here
   std::shared_ptr<class Handle> asked;  // what this rank has told, and what comes back
+  Way found = Way::unknown;             // what is being checked
+  std::string why_host;
   std::unique_ptr<Communicator> nccl;
   bool kernels = false;  // all ranks have ours
   SelfCheck check;

@@ -94,7 +94,9 @@ def test_without_its_waits_the_sums_are_wrong(way: str) -> None:
 
 
 def test_a_wrong_offset_is_noticed() -> None:
-    says("on_ranks(sums)", "wrong sums", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_WRONG_OFFSET="5")
+    wrong = "wrong sums|sum of known values came out wrong"
+    says("on_ranks(sums)", wrong, RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_WRONG_OFFSET="5")
+    says("on_ranks(sums)", "wrong sums", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_WRONG_OFFSET="9")
 
 
 WHO = """
