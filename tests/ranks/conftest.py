@@ -34,6 +34,11 @@ def pytest_addoption(parser):
         help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory or by NCCL",
     )
     parser.addoption(
+        "--gpu-real",
+        action="store_true",
+        help="with --gpu: on the GPUs of this machine, as make gpu-check does",
+    )
+    parser.addoption(
         "--each-algorithm",
         action="store_true",
         help="run every test by each all-reduce of messages, or on several hosts in two levels",
@@ -55,7 +60,8 @@ def pytest_configure(config):
         from ranks import on_gpu
 
         os.environ["RINGDP_GPU_TRANSPORT"] = config.getoption("--gpu")
-        standin.use(devices=max(1, config.getoption("--local-ranks")))
+        if not config.getoption("--gpu-real"):
+            standin.use(devices=max(1, config.getoption("--local-ranks")))
         on_gpu.replace_functions(many=config.getoption("--local-ranks") > 0)
         config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
     if config.getoption("--local-ranks"):

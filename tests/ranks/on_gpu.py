@@ -13,7 +13,7 @@ import numpy as np
 import ringdp
 
 BLOCKING = "allreduce", "allgather", "broadcast", "alltoall", "reducescatter"
-MANY = False  # ranks are threads of one process, and each has a device
+MANY = False  # ranks are threads of one process, and each has a device; else processes take them in turn
 _places = {}
 
 
@@ -21,7 +21,7 @@ def place():
     """This rank's device and stream."""
     import cupy
 
-    number = ringdp.rank() if MANY else 0
+    number = ringdp.rank() if MANY else ringdp.local_rank() % cupy.cuda.runtime.getDeviceCount()
     if number not in _places:
         device = cupy.cuda.Device(number)
         with device:
@@ -66,7 +66,7 @@ def call(function, original, tensor, /, *args, **options):
     is_async, in_place = "_async" in function, function.endswith("_")
     device, stream = place()
     with device, stream:
-        uploaded = cupy.array(tensor)
+        uploaded = cupy.array(tensor, order="C")  # copies, and runs no kernel of CuPy's
         result = getattr(functions, function)(uploaded, *args, **options)
         if is_async:
             return Handle(result, tensor if in_place else None)

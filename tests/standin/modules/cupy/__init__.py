@@ -158,8 +158,8 @@ def _upload(made, values):
         call("cuStreamSynchronize", stream)  # `values` may change from now on
 
 
-def array(values):
-    values = np.asarray(values)
+def array(values, order="K"):
+    values = np.asarray(values)  # always laid out as C does
     made = empty(values.shape, values.dtype)
     _upload(made, values)
     return made

@@ -2,8 +2,21 @@
 
 import ctypes
 import threading
+from types import SimpleNamespace
 
+from . import runtime
 from .driver import call, inside
+
+__all__ = [
+    "Device",
+    "Event",
+    "ExternalStream",
+    "Stream",
+    "alloc_pinned_memory",
+    "get_current_stream",
+    "get_elapsed_time",
+    "runtime",
+]
 
 _here = threading.local()
 
@@ -42,20 +55,55 @@ class ExternalStream:
     def __exit__(self, *_):
         _here.streams[current_device()] = _here.before.pop()
 
+    def synchronize(self):
+        with inside(current_device()):
+            call("cuStreamSynchronize", ctypes.c_void_p(self.ptr))
+
+    def wait_event(self, event):
+        with inside(current_device()):
+            call("cuStreamWaitEvent", ctypes.c_void_p(self.ptr), event.handle, ctypes.c_uint(0))
+
 
 class Stream(ExternalStream):
     """A new one."""
 
-    def __init__(self):
+    def __init__(self, non_blocking=False):
         made = ctypes.c_void_p()
         with inside(current_device()):
             call("cuStreamCreateWithPriority", ctypes.byref(made), ctypes.c_uint(1), ctypes.c_int(0))
         super().__init__(made.value)
 
-    def synchronize(self):
-        with inside(current_device()):
-            call("cuStreamSynchronize", ctypes.c_void_p(self.ptr))
-
 
 def get_current_stream():
     return getattr(_here, "streams", {}).get(current_device()) or ExternalStream(0)
+
+
+class Event:
+    """With a time."""
+
+    def __init__(self):
+        self.handle = ctypes.c_void_p()
+        with inside(current_device()):
+            call("cuEventCreate", ctypes.byref(self.handle), ctypes.c_uint(0))
+
+    def record(self, stream=None):
+        with inside(current_device()):
+            call("cuEventRecord", self.handle, ctypes.c_void_p((stream or get_current_stream()).ptr))
+
+    def synchronize(self):
+        call("cuEventSynchronize", self.handle)
+
+
+def get_elapsed_time(start_event, end_event):
+    """Milliseconds."""
+    time = ctypes.c_float()
+    call("cuEventElapsedTime", ctypes.byref(time), start_event.handle, end_event.handle)
+    return time.value
+
+
+def alloc_pinned_memory(size):
+    """Kept for good."""
+    place = ctypes.c_void_p()
+    with inside(current_device()):
+        call("cuMemHostAlloc", ctypes.byref(place), ctypes.c_size_t(size), ctypes.c_uint(0))
+    return SimpleNamespace(ptr=place.value)
