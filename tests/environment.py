@@ -1,14 +1,17 @@
 """Makes `.venv` what the Makefile's targets need, and does again only what changed since.
 
-    python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] [--mpi openmpi|mpich] demo|test|bench|dev
+    python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] [--mpi openmpi|mpich] KIND
 
+KIND is demo, test, bench, gpu-check or dev.
 `demo`, `test` and `bench` build the sdist and install from it, in pip's build isolation, with Open MPI from its wheel;
-with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one. `bench`
-keeps a ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the machine is
-said before anything is done.
+with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one. `gpu-check`
+does so too, and adds NCCL and CuPy for the CUDA of this machine's driver, and nvcc where there is none. `bench` and
+`gpu-check` keep a ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the
+machine is said before anything is done.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -31,14 +34,14 @@ SOURCES = ("csrc", "ringdp", "setup.py", "pyproject.toml", "MANIFEST.in", "READM
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["demo", "test", "bench", "dev"])
+    parser.add_argument("kind", choices=["demo", "test", "bench", "gpu-check", "dev"])
     parser.add_argument("--mpi", choices=list(VENVS), default="openmpi")
     parser.add_argument("--torch", default="", help="what pip is asked for; empty: none")
     parser.add_argument(
         "--torch-given", action="store_true", help="install it even if this Python has a torch"
     )
     args = parser.parse_args()
-    missing = what_is_missing()
+    missing = what_is_missing() + (missing_driver() if args.kind == "gpu-check" else [])
     if missing:
         sys.exit("\n".join(["ringdp needs what this machine lacks:", *missing]))
 
@@ -47,7 +50,7 @@ def main() -> None:
     stamps = make_venv()
     install_requirements(stamps, args.kind, args.mpi)
     provide_torch(stamps, args.torch, args.torch_given)
-    if args.kind == "bench" and stamps.done("ringdp", ("tree", str(ROOT))):
+    if args.kind in ("bench", "gpu-check") and stamps.done("ringdp", ("tree", str(ROOT))):
         return
     install_ringdp(stamps, editable=args.kind == "dev")
 
@@ -83,6 +86,29 @@ def missing_compiler() -> list[str]:
             f"- a C++ compiler that knows C++17 {how}:\n  {shlex.join(command)} says {result.stderr.strip()}"
         ]
     return []
+
+
+def missing_driver() -> list[str]:
+    if driver_version() // 1000 in (12, 13):
+        return []
+    how = "(RINGDP_CUDA_LIBRARY names it; in containers: the NVIDIA Container Toolkit)"
+    if not driver_version():
+        return [f"- a GPU of NVIDIA's, and its driver: there is no libcuda.so.1 {how}"]
+    return [f"- a driver for CUDA 12 or 13: {libcuda()} is for CUDA {driver_version() // 1000} {how}"]
+
+
+def libcuda() -> str:
+    return os.environ.get("RINGDP_CUDA_LIBRARY") or "libcuda.so.1"
+
+
+def driver_version() -> int:
+    """12040: for CUDA 12.4. 0: there is no driver."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL(libcuda()).cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return version.value
 
 
 # ---- The steps -------------------------------------------------------------------------------------------------------
@@ -132,13 +158,32 @@ def install_requirements(stamps: Stamps, kind: str, mpi: str) -> None:
     extras = project["project"]["optional-dependencies"]
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras[mpi]]
     group = "test" if kind == "dev" else kind
-    wanted += extras[group]
+    wanted += gpu_requirements(extras) if kind == "gpu-check" else extras[group]
     if stamps.done(group, wanted):
         return
     hide_reused_torch(stamps)
     with Step("installing " + " ".join(wanted)):
         pip("install", *wanted)
     stamps.record(group, wanted)
+
+
+def gpu_requirements(extras: dict[str, list[str]]) -> list[str]:
+    """What the tests need, NCCL and CuPy, and nvcc: of its wheel, which any driver's kernels can be built by."""
+    nvcc = [] if nvcc_of_machine() else ["nvidia-cuda-nvcc"]
+    return [*extras["test"], *extras[f"cuda{driver_version() // 1000}"], *nvcc]
+
+
+def nvcc_of_machine() -> str | None:
+    """One that setup.py finds by itself."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", os.defpath), *(os.path.join(home, "bin") for home in homes if home)]
+    return os.environ.get("RINGDP_NVCC") or shutil.which("nvcc", path=os.pathsep.join(folders))
+
+
+def nvcc_of_wheel() -> str | None:
+    """In this environment: pip's isolated build does not see it by itself."""
+    found = sorted(VENV.glob("lib/python*/site-packages/nvidia/cu*/bin/nvcc"))
+    return str(found[-1]) if found and not nvcc_of_machine() else None
 
 
 def provide_torch(stamps: Stamps, requirement: str, given: bool) -> None:
@@ -180,9 +225,12 @@ def hide_reused_torch(stamps: Stamps) -> None:
 
 
 def install_ringdp(stamps: Stamps, editable: bool) -> None:
-    what = ("tree", str(ROOT)) if editable else sources()
+    nvcc = nvcc_of_wheel()
+    what = ("tree", str(ROOT)) if editable else sources() + ([("nvcc", nvcc)] if nvcc else [])
     if stamps.done("ringdp", what):
         return
+    if nvcc:
+        os.environ["RINGDP_NVCC"] = nvcc
     stamps.forget("ringdp")
     os.environ["RINGDP_MPICC"] = str(
         VENV / "bin" / "mpicc"

@@ -20,11 +20,11 @@ from gpu_check.parts import PARTS
 from gpu_check.results import FAILED
 
 ALL_PARTS = 590.0  # seconds
-REPORTS = ROOT / "docs" / "gpu-reports"
+REPORTS, OTHER_REPORTS = ROOT / "docs" / "gpu-reports", ROOT / "build" / "gpu-reports"
 LOGS = ROOT / "build" / "gpu-check"
 EXAMPLES = """examples:
   make gpu-check                            everything; the report goes to docs/gpu-reports
-  make gpu-check ARGS=--quick               shorter, and no report that counts
+  make gpu-check ARGS=--quick               shorter; its report cannot count, and goes to build/gpu-reports
   make gpu-check ARGS="--only kernels"      one part (repeatable)
   make gpu-check ARGS="--report /tmp/gpu"   the report goes there
 
@@ -42,15 +42,29 @@ def main() -> int:
     for old in LOGS.iterdir():
         old.unlink()
     began, date = time.monotonic(), datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
-    outcomes = []
-    for name in options.only or PARTS:
+    outcomes: list[supervise.Outcome] = []
+    for name in chosen(options.only):
         print(f"-- {name}: {PARTS[name].asks}", flush=True)
         left = ALL_PARTS - (time.monotonic() - began)
         limit = min(options.limit or PARTS[name].limit, left)
         outcomes.append(supervise.run_part(name, PARTS[name].asks, limit, options.quick, LOGS))
         tell(outcomes[-1])
+        if no_gpu(outcomes[0]):
+            print(f"there is no GPU to ask: {no_gpu(outcomes[0])}", file=sys.stderr)
+            return 2
     made = report.make(outcomes, date, options.quick, time.monotonic() - began, bool(options.stand_ins))
-    return finish(made, outcomes, options.report)
+    is_whole = not (options.quick or options.only or options.stand_ins)
+    return finish(made, outcomes, options.report or (REPORTS if is_whole else OTHER_REPORTS))
+
+
+def chosen(only: list[str] | None) -> list[str]:
+    """The machine first, whatever was asked for: a report says on what it was."""
+    return [name for name in PARTS if name == "machine" or not only or name in only]
+
+
+def no_gpu(machine: supervise.Outcome) -> str:
+    """Why there is none; empty if there is one."""
+    return next((r.why for r in machine.results if r.name == "driver" and r.state == FAILED), "")
 
 
 def tell(outcome: supervise.Outcome) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import cupy
 import numpy as np
@@ -15,7 +16,18 @@ from gpu.int8_values import values as int8_values
 from gpu.test_kernels import array
 from gpu.test_pack import ALL, layout
 from unit import test_kernels as cpu
-from unit.test_kernels import BITS, DTYPES, FACTORS, FLOATS, NAN, OPERATIONS, STORAGE, assert_same_bits, pairs
+from unit.test_kernels import (
+    BITS,
+    DTYPES,
+    FACTORS,
+    FLOATS,
+    NAN,
+    OPERATIONS,
+    STORAGE,
+    assert_same_bits,
+    pairs,
+    special_patterns,
+)
 
 from gpu_check import references
 from gpu_check.device import Room, poisoned
@@ -24,50 +36,65 @@ from ringdp import _core
 
 NUMBER = {dtype: i for i, dtype in enumerate(DTYPES)}
 SCALED = DTYPES[1:]  # bool has no factor
-SIZES = (0, 1, 2, 3, 127, 4097, 1_000_003)
-QUICK_SIZES = (0, 1, 3, 127, 4097)
-TINY_SIZES = (1, 127, 4097)  # under compute-sanitizer, which makes each kernel tens of times slower
-SHIFTS = ((0, 0), (1, 0), (0, 1), (1, 1))  # of what is written and what is read, in elements
-RANKS = (1, 2, 3, 7, 1000)
-BLOCKS = (1, 3, 32, 100, 256)
+ONLY_A_FEW = "GPU_CHECK_ONLY_A_FEW"  # a variable of the environment: sanitizer.py's
 COUNTS = (5, 0, 1, 4096, 4097, 2, 3, 127, 3 * 4096 + 9)  # of the tensors of a bucket
 
 k = _core.gpu.kernels
 
 
-class Gpu:
-    """Where the launches of a part go, how many there were, and on which sizes."""
+@dataclass(frozen=True)
+class Scope:
+    """What each kernel is tried with."""
 
-    def __init__(self, sizes: tuple[int, ...], special: bool) -> None:
-        self.sizes, self.special, self.launches = sizes, special, 0
+    sizes: tuple[int, ...] = (0, 1, 2, 3, 127, 4097, 1_000_003)
+    shifts: tuple[tuple[int, int], ...] = (
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+    )  # of what is written and read, in elements
+    factors: tuple[float, ...] = FACTORS
+    ranks: tuple[int, ...] = (1, 2, 3, 7, 1000)
+    blocks: tuple[int, ...] = (1, 3, 32, 100, 256)
+    special: bool = True  # values one by one, and all pairs of them
+
+
+QUICK = Scope((0, 1, 3, 127, 4097), factors=FACTORS[::4], ranks=(1, 3, 1000), blocks=(1, 32, 256))
+# Under compute-sanitizer, where a launch takes tens of times as long.
+TINY = Scope((1, 127, 4097), ((0, 0), (1, 1)), (0.5,), (3,), (3, 256), special=False)
+
+
+class Gpu:
+    """Where the launches of a part go, and how many there were."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope, self.launches = scope, 0
 
     def __call__(self, launch: Callable[..., None], *arguments: object) -> None:
         self.launches += 1
         launch(0, cupy.cuda.get_current_stream().ptr, *arguments)
 
     def inputs(self, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for size in self.sizes:
+        for size in self.scope.sizes:
             yield array(dtype, size, 1), array(dtype, size, 2)
-        if self.special:
+        if self.scope.special:
             yield pairs(dtype)
 
 
 def run(results: Results) -> None:
-    tiny = "RINGDP_GPU_CHECK_TINY" in os.environ
-    quick = results.quick or tiny
-    gpu = Gpu(TINY_SIZES if tiny else QUICK_SIZES if quick else SIZES, special=not tiny)
+    gpu = Gpu(TINY if ONLY_A_FEW in os.environ else QUICK if results.quick else Scope())
     with cupy.cuda.Device(0), cupy.cuda.Stream(non_blocking=True):
         for dtype in DTYPES:
             one(results, gpu, f"reduce {dtype}", check_reduce, dtype)
         for dtype in SCALED:
-            one(results, gpu, f"scale {dtype}", check_scale, dtype, FACTORS[::4] if quick else FACTORS)
-            one(results, gpu, f"divide {dtype}", check_divide, dtype, RANKS[::2] if quick else RANKS)
+            one(results, gpu, f"scale {dtype}", check_scale, dtype)
+            one(results, gpu, f"divide {dtype}", check_divide, dtype)
         for dtype in FLOATS:
             one(results, gpu, f"finite {dtype}", check_finite, dtype)
         for source, target in ALL:
             one(results, gpu, f"pack {source} to {target}", check_pack, source, target)
             one(results, gpu, f"unpack {source} to {target}", check_unpack, source, target)
-        for block in BLOCKS[::2] if quick else BLOCKS:
+        for block in gpu.scope.blocks:
             one(results, gpu, f"int8 in blocks of {block}", check_int8, block)
 
 
@@ -86,7 +113,7 @@ def check_reduce(gpu: Gpu, dtype: str) -> None:
         for a, b in gpu.inputs(dtype):
             wanted = references.reduce(dtype, operation, a, b)
             assert_same_bits(dtype, cpu.reduce(dtype, operation, a, b), wanted, a, b)
-            for shift_to, shift_from in SHIFTS:
+            for shift_to, shift_from in gpu.scope.shifts:
                 at_a, at_b = Room(a, shift_from), Room(b, shift_from)
                 to = poisoned(a.dtype, a.size, shift_to)
                 for target in (to, at_a):  # the second: in place
@@ -102,15 +129,15 @@ def check_elementwise(
 ) -> None:
     for a, _ in gpu.inputs(dtype):
         expected = wanted(a)
-        for shift_to, shift_from in SHIFTS:
+        for shift_to, shift_from in gpu.scope.shifts:
             at_a, to = Room(a, shift_from), poisoned(a.dtype, a.size, shift_to)
             for target in (to, at_a):
                 launch(target, at_a, a.size)
                 assert_same_bits(dtype, target.get(), expected, a)
 
 
-def check_scale(gpu: Gpu, dtype: str, factors: tuple[float, ...]) -> None:
-    for factor in factors:
+def check_scale(gpu: Gpu, dtype: str) -> None:
+    for factor in gpu.scope.factors:
 
         def launch(to: Room, from_: Room, count: int, factor: float = factor) -> None:
             gpu(k.scale, NUMBER[dtype], to.address, from_.address, factor, count)
@@ -123,8 +150,8 @@ def check_scale(gpu: Gpu, dtype: str, factors: tuple[float, ...]) -> None:
         check_elementwise(gpu, dtype, launch, wanted)
 
 
-def check_divide(gpu: Gpu, dtype: str, numbers: tuple[int, ...]) -> None:
-    for ranks in numbers:
+def check_divide(gpu: Gpu, dtype: str) -> None:
+    for ranks in gpu.scope.ranks:
 
         def launch(to: Room, from_: Room, count: int, ranks: int = ranks) -> None:
             gpu(k.divide, NUMBER[dtype], to.address, from_.address, ranks, count)
@@ -153,7 +180,7 @@ def check_finite(gpu: Gpu, dtype: str) -> None:
         there = Room(bits, shift)
         return flag_after(lambda flag: gpu(k.finite, NUMBER[dtype], there.address, bits.size, flag))
 
-    for size in gpu.sizes:
+    for size in gpu.scope.sizes:
         for shift in (0, 1):
             bits = np.full(size, infinity - 1, BITS[dtype])  # the largest number
             assert found(bits, shift) == 0, "the largest number was taken for none"
@@ -162,8 +189,7 @@ def check_finite(gpu: Gpu, dtype: str) -> None:
                     broken = bits.copy()
                     broken[at] = bad
                     assert found(broken, shift) == 1, f"element {at} of {size}, {bad:#x}, was not found"
-    special = array(dtype, 500, 3)
-    for one_of_them in special:
+    for one_of_them in special_patterns(dtype).view(STORAGE[dtype]) if gpu.scope.special else ():
         wanted = not np.isfinite(references.to_float64(dtype, np.array([one_of_them])))[0]
         assert found(np.array([one_of_them]).view(BITS[dtype]), 0) == wanted, one_of_them
 
@@ -185,7 +211,7 @@ def factors_for(source: str) -> tuple[float, ...]:
 
 
 def check_pack(gpu: Gpu, source: str, target: str) -> None:
-    counts = COUNTS + (gpu.sizes[-1],)
+    counts = COUNTS + (gpu.scope.sizes[-1],)
     firsts, size = layout(counts)
     for factor in factors_for(source):
         for shift in (0, 1):
@@ -203,7 +229,7 @@ def check_pack(gpu: Gpu, source: str, target: str) -> None:
 
 
 def check_unpack(gpu: Gpu, source: str, target: str) -> None:
-    counts = COUNTS + (gpu.sizes[-1],)
+    counts = COUNTS + (gpu.scope.sizes[-1],)
     firsts, size = layout(counts)
     for factor in factors_for(source):
         for shift in (0, 1):
@@ -227,7 +253,7 @@ def has_no_number(dtype: str, tensors: list[np.ndarray]) -> bool:
 
 
 def check_int8(gpu: Gpu, block: int) -> None:
-    for count in gpu.sizes:
+    for count in gpu.scope.sizes:
         x = int8_values(count, block)
         wanted = references.quantise(x, block)
         for shift, wire_shift in ((0, 0), (1, 0), (0, 1), (3, 7)):

@@ -89,10 +89,20 @@ def write(report: dict[str, Any], folder: Path) -> Path:
     """NAME-DATE.json and .md: the path of the second."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{name_of(report)}-{report['date'].replace(':', '')}"
-    (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     page = folder / f"{stem}.md"
-    page.write_text(markdown(report), encoding="utf-8")
+    for file, text in (
+        (page.with_suffix(".json"), json.dumps(report, indent=1) + "\n"),
+        (page, markdown(report)),
+    ):
+        file.write_text(
+            text.replace(f"{ROOT}/", ""), encoding="utf-8"
+        )  # where the checkout lies is nobody's concern
     return page
+
+
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """The reports of a folder, by their file's name."""
+    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
 def name_of(report: dict[str, Any]) -> str:

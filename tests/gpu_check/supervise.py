@@ -19,7 +19,7 @@ from gpu_check.results import FAILED, OK, SKIPPED, Result
 
 # What says where libraries are, and what the stand-ins do; other options of ringdp are not to decide what is found.
 KEPT = ("RINGDP_CUDA_LIBRARY", "RINGDP_NCCL_LIBRARY", "RINGDP_STANDIN_")
-LINES_OF_LOG = 15
+LINES_OF_LOG, MOST_OF_LOG = 15, 2000
 
 
 @dataclass
@@ -85,4 +85,4 @@ def how_it_ended(code: int) -> str:
 def end_of(log: Path) -> str:
     """What it said last: the last line, and those before it, for the reader of the report."""
     lines = [line for line in log.read_text(errors="replace").splitlines()[1:] if line.strip()]
-    return "it said: " + " | ".join(lines[-LINES_OF_LOG:]) if lines else "it said nothing"
+    return "it said: " + " | ".join(lines[-LINES_OF_LOG:])[-MOST_OF_LOG:] if lines else "it said nothing"

@@ -35,3 +35,12 @@ def memcpyAsync(dst, src, size, kind, stream):
 
 def memcpyPeerAsync(dst, dstDevice, src, srcDevice, size, stream):
     memcpyAsync(dst, src, size, memcpyDeviceToDevice, stream)
+
+
+def memGetInfo():
+    from .cuda import current_device
+
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    with inside(current_device()):
+        call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value

@@ -1,0 +1,62 @@
+"""The rank suite (tests/ranks) on the GPUs of this machine: `mpirun`, every process a rank, tensors on GPUs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from driver.limit import run_limited
+from driver.phases import RANK, ROOT, Selection, mpi_family, pytest_words
+from driver.results import read_results
+
+from gpu_check.mpi import ranks_words
+from gpu_check.results import Results, Skip
+
+QUICK = ["ranks/test_collectives.py"]
+MOST_NAMED = 8
+MOST_GPUS = 8
+SPARE = 10.0  # seconds for what comes after
+
+
+def run_suite(results: Results, name: str, ranks: int, way: str, share: float = 1.0) -> None:
+    """`way`: RINGDP_GPU_TRANSPORT; `share`: of the time that is left."""
+    limit = share * (results.seconds_left() - SPARE)
+    where = "on one GPU" if way == "host" and ranks > 1 else f"on {ranks} GPUs" if ranks > 1 else "on a GPU"
+    with (
+        results.check(
+            name, f"the rank suite, {ranks} rank{'s' * (ranks > 1)} {where}, each result exact"
+        ) as result,
+        tempfile.TemporaryDirectory(prefix="ringdp-gpu-check-") as folder,
+    ):
+        log = Path(folder, "log")
+        ended = run_limited(
+            words_for(results.quick, ranks, way, folder, limit), dict(os.environ), ROOT, log, limit
+        )
+        print(log.read_text(errors="replace")[-20_000:], flush=True)  # into this part's log
+        found = read_results(Path(folder), ranks)
+        for count, what in ((found.passed, "passed"), (found.failed, "failed"), (found.skipped, "skipped")):
+            result.figures[what] = (count, "")
+        assert ended.code is not None, f"no end after {limit:.0f} s; of the tests {found}"
+        named = "; ".join(found.problems[:MOST_NAMED])
+        assert not found.failed, f"{found}: {named}"
+        assert ended.code == 0 and found.passed, f"exit code {ended.code}; of the tests {found}"
+
+
+def words_for(quick: bool, ranks: int, way: str, folder: str, limit: float) -> list[str]:
+    files = QUICK if quick else ["ranks"]
+    rank = f"${{{RANK[mpi_family()]}}}"  # pytest itself puts the variable's value in
+    words = [sys.executable, *pytest_words(files, Selection(), max(limit, 30)), "--with-mpi"]
+    return ranks_words(ranks) + words + [f"--gpu={way}", "--gpu-real", f"--junitxml={folder}/rank-{rank}.xml"]
+
+
+def gpus() -> int:
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
+def need_gpus(number: int) -> None:
+    if gpus() < number:
+        raise Skip(f"it needs {number} GPUs, and there {'is' if gpus() == 1 else 'are'} {gpus()}")
