@@ -33,6 +33,11 @@ echo "========= ${SUMMARY:-ERROR SUMMARY: 0 errors}"
 """
 
 
+SMI = """#!/bin/sh
+echo "stand-in, 0, Disabled, [N/A], 1, 16"
+"""
+
+
 class Ended:
     def __init__(self, done: subprocess.CompletedProcess[str], folder: Path) -> None:
         self.code, self.said = done.returncode, done.stdout + done.stderr
@@ -62,12 +67,16 @@ def check(folder: Path, *options: str, gpus: int = 1, limit: float = 120, **envi
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """One run of all parts, on two GPUs."""
     folder = tmp_path_factory.mktemp("whole")
-    program = folder / "bin" / "compute-sanitizer"
-    program.parent.mkdir()
-    program.write_text(SANITIZER)
-    program.chmod(0o755)
-    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    for name, text in (("compute-sanitizer", SANITIZER), ("nvidia-smi", SMI)):
+        program(folder / "bin" / name, text)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return check(folder / "reports", gpus=2, limit=200, PATH=path)
+
+
+def program(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
 
 
 def test_every_part_runs(whole: Ended) -> None:
@@ -77,6 +86,7 @@ def test_every_part_runs(whole: Ended) -> None:
     assert torch == "skipped" or has_cuda()
     assert states == {name: "ok" for name in PARTS if name != "torch"}
     assert whole.report["machine"]["gpu 1"]["name"] == "stand-in"
+    assert "Disabled" in whole.report["machine"]["nvidia-smi"][1]
     for name in PARTS:
         assert f"-- {name}: " in whole.said
 
@@ -88,6 +98,7 @@ def has_cuda() -> bool:
 def test_what_the_parts_find(whole: Ended) -> None:
     assert whole.result("kernels", "reduce bool")["figures"]["launches"][0] > 100
     assert whole.result("staged", "two ranks on one GPU")["figures"]["passed"][0] > 30
+    assert whole.result("staged", "no transport named")["state"] == "ok"
     for name in ("one rank", "a rank for each GPU"):
         assert whole.result("nccl", name)["figures"]["passed"][0] > 30
     for label in ("all-reduce through the host, 4 MiB", "all-reduce by NCCL, 4 MiB"):
@@ -185,11 +196,10 @@ def test_a_part_that_crashes(tmp_path: Path) -> None:
 def test_what_the_sanitizer_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpu_check import sanitizer
 
-    program = tmp_path / "compute-sanitizer"
-    program.write_text(
-        "#!/bin/sh\necho '========= Invalid __global__ read of size 4 bytes'\necho $SAYS\nexit 86\n"
+    program(
+        tmp_path / "compute-sanitizer",
+        "#!/bin/sh\necho '========= Invalid __global__ read of size 4 bytes'\necho $SAYS\nexit 86\n",
     )
-    program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for says, wanted in (
         ("========= ERROR SUMMARY: 3 errors", "SUMMARY: 3.*"),
@@ -246,7 +256,7 @@ def test_the_environment_follows_the_driver(monkeypatch: pytest.MonkeyPatch) -> 
     spec.loader.exec_module(environment_of_make)
     extras = {"test": ["pytest"], "cuda12": ["for-12"], "cuda13": ["for-13"]}
     monkeypatch.setenv("RINGDP_NVCC", "nvcc")
-    monkeypatch.setenv("RINGDP_CUDA_LIBRARY", str(standin.build.build()[0]))
+    monkeypatch.setenv("RINGDP_CUDA_LIBRARY", str(standin.build()[0]))
     assert environment_of_make.missing_driver() == []
     assert environment_of_make.gpu_requirements(extras) == ["pytest", "for-12"]
     monkeypatch.setattr(environment_of_make, "driver_version", lambda: 11080)

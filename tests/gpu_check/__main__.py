@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ def main() -> int:
     if options.stand_ins:
         import standin
 
+        os.environ.setdefault("RINGDP_STANDIN_RANK_DEVICES", "")  # ranks find the same GPUs, as real ones do
         standin.use(devices=options.stand_ins)
     LOGS.mkdir(parents=True, exist_ok=True)
     for old in LOGS.iterdir():
@@ -47,7 +49,7 @@ def main() -> int:
         print(f"-- {name}: {PARTS[name].asks}", flush=True)
         left = ALL_PARTS - (time.monotonic() - began)
         limit = min(options.limit or PARTS[name].limit, left)
-        outcomes.append(supervise.run_part(name, PARTS[name].asks, limit, options.quick, LOGS))
+        outcomes.append(supervise.run_part(name, PARTS[name], limit, options.quick, LOGS))
         tell(outcomes[-1])
         if no_gpu(outcomes[0]):
             print(f"there is no GPU to ask: {no_gpu(outcomes[0])}", file=sys.stderr)

@@ -13,13 +13,25 @@ POISON = 0x55
 ALIGNMENT = 16
 
 
+class _Behind:
+    """How many bytes there are behind an array."""
+
+    margin = MARGIN
+
+
+def end_memory_with_arrays() -> None:
+    """From now on: so that compute-sanitizer sees every access behind one, and reads too."""
+    _Behind.margin = 0
+    cupy.cuda.set_allocator(None)  # no pool, whose blocks are larger
+
+
 class Room:
     """Elements on the GPU, `shift` of them after an address that divides by 16; what lies beside is watched."""
 
     def __init__(self, values: np.ndarray, shift: int = 0) -> None:
         self._dtype, self._begin = values.dtype, MARGIN + shift * values.itemsize
         self._end = self._begin + values.nbytes
-        whole = np.full(self._end + MARGIN, POISON, np.uint8)
+        whole = np.full(self._end + _Behind.margin, POISON, np.uint8)
         whole[self._begin : self._end] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         self._array = cupy.array(whole)
         assert self._array.data.ptr % ALIGNMENT == 0

@@ -30,13 +30,13 @@ from unit.test_kernels import (
 )
 
 from gpu_check import references
-from gpu_check.device import Room, poisoned
+from gpu_check.device import Room, end_memory_with_arrays, poisoned
+from gpu_check.parts import ONLY_A_FEW
 from gpu_check.results import Result, Results
 from ringdp import _core
 
 NUMBER = {dtype: i for i, dtype in enumerate(DTYPES)}
 SCALED = DTYPES[1:]  # bool has no factor
-ONLY_A_FEW = "GPU_CHECK_ONLY_A_FEW"  # a variable of the environment: sanitizer.py's
 COUNTS = (5, 0, 1, 4096, 4097, 2, 3, 127, 3 * 4096 + 9)  # of the tensors of a bucket
 
 k = _core.gpu.kernels
@@ -82,7 +82,10 @@ class Gpu:
 
 
 def run(results: Results) -> None:
-    gpu = Gpu(TINY if ONLY_A_FEW in os.environ else QUICK if results.quick else Scope())
+    only_a_few = ONLY_A_FEW in os.environ
+    if only_a_few:
+        end_memory_with_arrays()
+    gpu = Gpu(TINY if only_a_few else QUICK if results.quick else Scope())
     with cupy.cuda.Device(0), cupy.cuda.Stream(non_blocking=True):
         for dtype in DTYPES:
             one(results, gpu, f"reduce {dtype}", check_reduce, dtype)

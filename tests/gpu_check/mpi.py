@@ -20,23 +20,32 @@ def ranks_words(ranks: int) -> list[str]:
     return [mpirun(), "-n", str(ranks)]
 
 
+def environ(way: str) -> dict[str, str]:
+    """Of ranks. Through host memory they share one GPU, as is usual where there is one; by NCCL each has its own."""
+    env = {**os.environ, "RINGDP_GPU_TRANSPORT": way, "RINGDP_TIMEOUT": "30"}
+    if way != "nccl":
+        env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        if "RINGDP_STANDIN_DEVICES" in env:
+            env["RINGDP_STANDIN_DEVICES"] = "1"
+    return env
+
+
 def run_job(module: str, ranks: int, way: str, limit: float, *arguments: str) -> dict[str, Any]:
-    """Runs `gpu_check.module` on ranks; what its rank 0 has written as JSON to the file that is its first argument.
+    """Runs `gpu_check.module` on ranks: what its rank 0 has found, and what all of them `said`.
 
     Raises AssertionError when it does not end well, with the end of what it said.
     """
-    env = {**os.environ, "RINGDP_GPU_TRANSPORT": way, "RINGDP_TIMEOUT": "30"}
     with tempfile.TemporaryDirectory(prefix="ringdp-gpu-check-") as folder:
         log, answer = Path(folder, "log"), Path(folder, "answer.json")
         words = [*ranks_words(ranks), sys.executable, "-m", f"gpu_check.{module}", str(answer), *arguments]
-        ended = run_limited(words, env, ROOT, log, limit)
+        ended = run_limited(words, environ(way), ROOT, log, limit)
         text = log.read_text(errors="replace")
         print(text, flush=True)  # into the log of this part
         last = " | ".join(line.strip() for line in text.splitlines()[-12:] if line.strip())
         assert ended.code is not None, f"no end after {limit:.0f} s: {last}"
         assert ended.code == 0 and answer.exists(), f"exit code {ended.code}: {last}"
         found: dict[str, Any] = json.loads(answer.read_text())
-        return found
+        return {**found, "said": text}
 
 
 def rank_main(body: Callable[[list[str]], object]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from gpu_check.results import Results
 
+ONLY_A_FEW = "GPU_CHECK_ONLY_A_FEW"  # a variable of the environment, by which `sanitizer` starts `kernels`
+
 
 @dataclass(frozen=True)
 class Part:

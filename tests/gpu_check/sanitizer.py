@@ -12,6 +12,7 @@ from pathlib import Path
 from driver.limit import run_limited
 from driver.phases import ROOT
 
+from gpu_check.parts import ONLY_A_FEW
 from gpu_check.results import FAILED, OK, Results, Skip, read
 
 # (tool, options): calls that fail on purpose, as questions about host memory do, are no concern of the kernels.
@@ -40,8 +41,6 @@ def find() -> str:
 
 def under(program: str, tool: str, options: list[str], limit: float) -> float:
     """How many launches there were; AssertionError for what the tool has found, or when it did not work."""
-    from gpu_check.kernels import ONLY_A_FEW
-
     with tempfile.TemporaryDirectory(prefix="ringdp-gpu-check-") as folder:
         log, file = Path(folder, "log"), Path(folder, "kernels.jsonl")
         words = [program, "--tool", tool, *options, "--error-exitcode", str(EXIT_CODE)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,18 +10,18 @@ from driver.limit import run_limited
 from driver.phases import RANK, ROOT, Selection, mpi_family, pytest_words
 from driver.results import read_results
 
-from gpu_check.mpi import ranks_words
+from gpu_check.mpi import environ, ranks_words
 from gpu_check.results import Results, Skip
 
 QUICK = ["ranks/test_collectives.py"]
 MOST_NAMED = 8
 MOST_GPUS = 8
-SPARE = 10.0  # seconds for what comes after
+SPARE, LEAST = 10.0, 5.0  # seconds for what comes after; for the suite
 
 
 def run_suite(results: Results, name: str, ranks: int, way: str, share: float = 1.0) -> None:
     """`way`: RINGDP_GPU_TRANSPORT; `share`: of the time that is left."""
-    limit = share * (results.seconds_left() - SPARE)
+    limit = max(share * (results.seconds_left() - SPARE), LEAST)
     where = "on one GPU" if way == "host" and ranks > 1 else f"on {ranks} GPUs" if ranks > 1 else "on a GPU"
     with (
         results.check(
@@ -32,7 +31,7 @@ def run_suite(results: Results, name: str, ranks: int, way: str, share: float = 
     ):
         log = Path(folder, "log")
         ended = run_limited(
-            words_for(results.quick, ranks, way, folder, limit), dict(os.environ), ROOT, log, limit
+            words_for(results.quick, ranks, way, folder, limit), environ(way), ROOT, log, limit
         )
         print(log.read_text(errors="replace")[-20_000:], flush=True)  # into this part's log
         found = read_results(Path(folder), ranks)

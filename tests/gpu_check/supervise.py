@@ -15,6 +15,7 @@ from driver.limit import run_limited
 from driver.phases import ROOT, TESTS
 
 from gpu_check import results
+from gpu_check.parts import Part
 from gpu_check.results import FAILED, OK, SKIPPED, Result
 
 # What says where libraries are, and what the stand-ins do; other options of ringdp are not to decide what is found.
@@ -56,11 +57,12 @@ def environ() -> dict[str, str]:
     return env
 
 
-def run_part(name: str, asks: str, limit: float, quick: bool, logs: Path) -> Outcome:
+def run_part(name: str, part: Part, limit: float, quick: bool, logs: Path) -> Outcome:
     """`limit`: seconds after which it is ended."""
+    asks = part.asks
     if limit <= 0:
-        missed = Result(name, asks, FAILED, "it did not run: the time for all parts was used up")
-        return Outcome(name, asks, 0, [missed])
+        state = FAILED if part.required else SKIPPED
+        return Outcome(name, asks, 0, [Result(name, asks, state, "the time for all parts was used up")])
     file, log, env = logs / f"{name}.jsonl", logs / f"{name}.log", environ()
     words = [sys.executable, "-m", "gpu_check.part", name, str(file), f"{limit:.1f}"]
     began = time.monotonic()

@@ -15,6 +15,7 @@ __all__ = [
     "alloc_pinned_memory",
     "get_current_stream",
     "get_elapsed_time",
+    "set_allocator",
     "runtime",
 ]
 
@@ -107,3 +108,8 @@ def alloc_pinned_memory(size):
     with inside(current_device()):
         call("cuMemHostAlloc", ctypes.byref(place), ctypes.c_size_t(size), ctypes.c_uint(0))
     return SimpleNamespace(ptr=place.value)
+
+
+def set_allocator(allocator):
+    """There is but one way to allocate, and it gives as much as was asked for."""
+    assert allocator is None
