@@ -147,7 +147,7 @@ def test_what_else_is_not_green(whole: Ended) -> None:
 
 
 def test_a_kernel_that_does_nothing(tmp_path: Path) -> None:
-    ended = check(tmp_path, "--only", "kernels", RINGDP_STANDIN_DROP_KERNEL="ringdp_divide_int16")
+    ended = check(tmp_path, "--only", "kernels", RINGDP_STANDIN_NO_KERNEL="ringdp_divide_int16")
     assert ended.code == 1
     failed = [r["name"] for r in ended.part("kernels")["results"] if r["state"] == "failed"]
     assert failed == ["divide int16"]
