@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 from standin.build import build
 
 TESTS = Path(__file__).resolve().parent.parent
-SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_READY = 0, 1, 2, 600
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_FOUND, NOT_READY = 0, 1, 2, 500, 600
 INVALID_DEVICE, INVALID_CONTEXT, INVALID_HANDLE = 101, 201, 400
 IN_PROGRESS, SYSTEM_ERROR, INVALID_ARGUMENT, INVALID_USAGE = 7, 2, 4, 5
 SUM, PRODUCT, MAX, MIN, AVERAGE = range(5)
@@ -81,6 +82,8 @@ _CUDA = {
     "cuEventCreate": (POINTER(c_void_p), c_uint),
     "cuEventRecord": (c_void_p, c_void_p),
     "cuEventQuery": (c_void_p,),
+    "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
+    "cuLaunchKernel": (c_void_p, *7 * (c_uint,), c_void_p, POINTER(c_void_p), c_void_p),
     "standin_read": (c_ulonglong, c_void_p, c_size_t),
     "standin_write": (c_ulonglong, c_void_p, c_size_t),
     "standin_hold": (c_void_p,),
@@ -190,6 +193,20 @@ def wait(waiting: int, marker: int) -> None:
 
 def fill(address: int, value: int, nbytes: int, at: int) -> None:
     ok(cuda().cuMemsetD8Async(address, value, nbytes, at))
+
+
+def kernel(name: str) -> int:
+    module, function = c_void_p(), c_void_p()
+    ok(cuda().cuModuleLoadData(byref(module), ctypes.c_char_p(b"image")))
+    ok(cuda().cuModuleGetFunction(byref(function), module, name.encode()))
+    return function.value or 0
+
+
+def launch(function: int, layout: str, *values: object, at: int, blocks: int = 1) -> int:
+    """`layout`: of its parameters, as struct has them."""
+    given = ctypes.create_string_buffer(struct.pack(layout, *values))
+    parameters = (c_void_p * 1)(ctypes.addressof(given))
+    return cuda().cuLaunchKernel(function, blocks, 1, 1, 256, 1, 1, 0, at, parameters, None)
 
 
 def passed(marker: int) -> bool:

@@ -14,6 +14,7 @@ from gpu.on_standins import (
     INVALID_DEVICE,
     INVALID_HANDLE,
     INVALID_VALUE,
+    NOT_FOUND,
     OUT_OF_MEMORY,
     SUCCESS,
     allocate,
@@ -22,11 +23,14 @@ from gpu.on_standins import (
     fill,
     finish,
     get,
+    kernel,
+    launch,
     mark,
     ok,
     on,
     passed,
     process,
+    put,
     record,
     stays_behind,
     stream,
@@ -241,10 +245,10 @@ def test_what_an_address_is() -> None:
 
 
 BEGIN = """
-a, b, s, host = 0, 0, 0, np.zeros(64, np.uint8)
+a, b, s, scale, host = 0, 0, 0, 0, np.zeros(64, np.uint8)
 def begin():
-    global a, b, s
-    a, b, s = allocate(16), allocate(16), stream()
+    global a, b, s, scale
+    a, b, s, scale = allocate(16), allocate(16), stream(), kernel("ringdp_scale_float32")
 """
 
 
@@ -280,12 +284,43 @@ def begin():
             "cuda().cuMemcpyDtoHAsync_v2(p.value + 4, a, 5, s)",
             "it runs out of pinned memory",
         ),
-        ("fill(a, 1, 16, s); finish(s); sys.exit('all is well')", "all is well"),
+        (
+            "launch(scale, '<QQQd', a, b, 5, 2.0, at=s); finish(s)",
+            "something was written behind an allocation",
+        ),
+        (
+            "cuda().cuMemFree_v2(a); launch(scale, '<QQQd', a, b, 4, 2.0, at=s); finish(s); allocate(16)",
+            "written after it had been freed",
+        ),
+        ("launch(scale, '<QQQd', a, b, 4, 2.0, at=s); finish(s); sys.exit('all is well')", "all is well"),
     ],
 )
 def test_what_a_gpu_may_not_say(body: str, says: str) -> None:
     done = process(f"{BEGIN}\nwith on(0):\n    begin()\n    {body}")
     assert done.returncode == (1 if "well" in says else -6) and says in done.stderr, done.stderr
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_runs_in_its_stream_with_the_parameters_of_its_launch() -> None:
+    values, one, scale = np.arange(1000, dtype=np.float32), stream(), kernel("ringdp_scale_float32")
+    memory = put(values)
+    held = cuda().standin_hold(one)
+    for factor in (2.0, 0.5, -3.0):
+        ok(launch(scale, "<QQQd", memory, memory, 1000, factor, at=one))
+    assert (get(memory, 1000, np.float32) == values).all()
+    cuda().standin_release(held)
+    finish(one)
+    assert (get(memory, 1000, np.float32) == -3 * values).all()
+
+
+def test_launches_that_are_refused() -> None:
+    function = ctypes.c_void_p()
+    assert cuda().cuModuleGetFunction(ctypes.byref(function), None, b"no_such_kernel") == NOT_FOUND
+    scale = kernel("ringdp_scale_float32")
+    assert launch(scale, "<QQQd", 0, 0, 0, 1.0, at=stream(), blocks=0) == INVALID_VALUE
+    assert launch(scale, "<QQQd", 0, 0, 0, 1.0, at=12345) == INVALID_HANDLE
 
 
 # --- devices, contexts, errors ------------------------------------------------------------------------------

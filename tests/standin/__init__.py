@@ -1,8 +1,9 @@
 """Stand-ins for libcuda and libnccl: what ringdp asks of a GPU, without one.
 
 They are looked up as the real ones are (csrc/device/libraries.h). Device memory cannot be touched by the host, streams
-are threads, and what is not ordered shows, as everything takes a random time. They prove no timing, no deadlock inside
-NCCL and nothing of how a driver behaves: docs/gpu.md says what only a GPU can show.
+are threads, and what is not ordered shows, as everything takes a random time. What would hang or give anything at all
+ends the process and says why (misuse.h). They prove no timing, no deadlock inside NCCL and nothing of how a driver
+behaves: docs/gpu.md says what only a GPU can show. Their own tests: tests/gpu/test_standin_*.py.
 """
 
 from __future__ import annotations

@@ -16,11 +16,18 @@ namespace {
 
 constexpr size_t kReserved = size_t{64} << 30;  // addresses, not memory
 constexpr size_t kAlignment = 256;
-constexpr int kPoison = 0xCD, kFreed = 0xDE;
+constexpr int kPoison = 0xCD, kFreed = 0xDE, kGap = 0xA5;
 
 const char* setting(const char* name) {
   const char* text = std::getenv(name);
   return text != nullptr && *text != '\0' ? text : nullptr;
+}
+
+size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t gap(size_t bytes) { return rounded(bytes) + kAlignment - bytes; }  // behind an allocation of so many
+
+bool all_are(const std::byte* bytes, size_t count, int value) {
+  return count == 0 || (bytes[0] == static_cast<std::byte>(value) && std::memcmp(bytes, bytes + 1, count - 1) == 0);
 }
 
 }  // namespace
@@ -51,13 +58,14 @@ size_t Memory::limit() {
 std::byte* Memory::alias(Address at) { return reinterpret_cast<std::byte*>(at) + standin_alias; }
 
 Address Memory::allocate(int device, size_t bytes) {
-  const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const size_t whole = rounded(bytes);
   std::lock_guard lock(mutex_);
   if (used_[device] + whole > limit()) return 0;
   Address at = next_;
   if (std::vector<Address>& spare = spare_[whole]; !spare.empty()) {
     at = spare.back();
     spare.pop_back();
+    if (!all_are(alias(at), whole, kFreed)) misuse("device memory was written after it had been freed");
   } else {
     next_ += whole + kAlignment;  // a gap, so that what runs out of an allocation is in none
     if (next_ > end_) return 0;
@@ -65,6 +73,7 @@ Address Memory::allocate(int device, size_t bytes) {
   blocks_[at] = {device, bytes};
   used_[device] += whole;
   std::memset(alias(at), kPoison, bytes);
+  std::memset(alias(at) + bytes, kGap, gap(bytes));
   return at;
 }
 
@@ -72,11 +81,21 @@ void Memory::free(Address at) {
   std::lock_guard lock(mutex_);
   const auto block = blocks_.find(at);
   if (block == blocks_.end()) misuse("cuMemFree of an address that was not allocated, or was freed before");
-  const size_t whole = (block->second.bytes + kAlignment - 1) / kAlignment * kAlignment;
-  std::memset(alias(at), kFreed, block->second.bytes);
+  const size_t whole = rounded(block->second.bytes);
+  check_gap(at, block->second.bytes);
+  std::memset(alias(at), kFreed, whole);
   used_[block->second.device] -= whole;
   spare_[whole].push_back(at);
   blocks_.erase(block);
+}
+
+void Memory::check_gap(Address at, size_t bytes) {
+  if (!all_are(alias(at) + bytes, gap(bytes), kGap)) misuse("something was written behind an allocation");
+}
+
+void Memory::check_gaps() {
+  std::lock_guard lock(mutex_);
+  for (const auto& [at, block] : blocks_) check_gap(at, block.bytes);
 }
 
 int Memory::device_of(Address at) {

@@ -24,6 +24,7 @@ class Memory {
   int device_of(Address at);  // -1: it is no device memory
   // Misuse unless it lies in one allocation, of the device where one is given.
   std::byte* reach(Address at, size_t bytes, const char* who, int device = -1);
+  void check_gaps();  // misuse: something was written behind an allocation
   size_t used(int device);
   long live();
   static size_t limit();  // bytes of a device
@@ -34,6 +35,7 @@ class Memory {
     size_t bytes;
   };
   Memory();
+  void check_gap(Address at, size_t bytes);
   std::byte* alias(Address at);
 
   std::mutex mutex_;
