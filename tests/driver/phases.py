@@ -122,7 +122,8 @@ def algorithms(selection: Selection) -> list[Command]:
 
 def gpu(selection: Selection) -> list[Command]:
     """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, and by NCCL."""
-    commands = [plain("gpu", "gpu", selection, 300)] if not selection.ranks else []
+    limit = 600 if selection.everything else 300
+    commands = [plain("gpu", "gpu", selection, limit)] if not selection.ranks else []
     for way in ("host", "nccl"):
         for n in selection.ranks or GPU_LOCAL_RANKS:
             options = [f"--local-ranks={n}", f"--gpu={way}"]
