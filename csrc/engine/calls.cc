@@ -155,6 +155,7 @@ Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gp
 bool Engine::is_idle(int process_set) {
   std::lock_guard drive(drive_);
   turn();  // it may just have been added
+  check_open();
   const auto set = sets_.find(process_set);
   return set != sets_.end() && becomes_idle(*set->second);
 }
