@@ -58,7 +58,7 @@ def _gpu_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         if "version" in nccl
         else f"none: {nccl.get('missing') or nccl.get('error')}"
     )
-    third = "arrays of CuPy; not yet run on a GPU (docs/gpu.md)"
+    third = "of PyTorch and CuPy; not yet run on a GPU (docs/gpu.md)"
     kernels = ("CUDA kernels", found["cuda_kernels"])
     return [("CUDA", first), kernels, ("NCCL", second), ("GPU tensors", third)]
 
