@@ -94,6 +94,13 @@ void Engine::check_departures() {
   }
 }
 
+// Of a bucket: those behind it in its lane fail, too, when the turn is over.
+void Engine::has_failed(ProcessSet& set, int lane_id, uint64_t sequence) {
+  if (lane_id == 0) return;
+  set.lanes[lane_id].broken = true;
+  broken_lanes_.emplace(std::pair(set.id, lane_id), sequence);
+}
+
 void Engine::break_lanes() {
   const auto lanes = std::exchange(broken_lanes_, {});
   for (const auto& [key, failed] : lanes) break_lane(process_set(key.first), key.second, failed);

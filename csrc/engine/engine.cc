@@ -196,13 +196,10 @@ bool Engine::advance_operations() {
 
 // The name is free before anybody hears of the end: who has waited for a name may use it again at once.
 void Engine::finished(Operation& operation) {
-  Lane& lane = process_set(operation.process_set()).lanes[operation.lane()];
-  lane.started.erase(operation.sequence());
-  if (operation.lane() > 0 && operation.failed()) {
-    lane.broken = true;
-    broken_lanes_.emplace(std::pair(operation.process_set(), operation.lane()), operation.sequence());
-  }
-  ended(operation.submission(), process_set(operation.process_set()), operation.sequence());
+  ProcessSet& set = process_set(operation.process_set());
+  set.lanes[operation.lane()].started.erase(operation.sequence());
+  if (operation.failed()) has_failed(set, operation.lane(), operation.sequence());
+  ended(operation.submission(), set, operation.sequence());
   operation.deliver();
   if (operation.failed() && operation.submission().group) fail_group(operation.submission(), operation.error());
 }

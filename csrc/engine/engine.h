@@ -161,6 +161,7 @@ class Engine {
   void tell_text(ProcessSet& set, Gpus::Way next, const char* what);
   bool find_way(ProcessSet& set);
   bool give_way_up(ProcessSet& set);
+  void fail_without_way(ProcessSet& set, const Submission& submission, uint64_t ticket);
   bool cards_are_here(ProcessSet& set);
   bool make_communicator(ProcessSet& set);
   std::string complaint(ProcessSet& set) const;
@@ -192,6 +193,7 @@ class Engine {
   bool start_waiting();
   void finished(Operation& operation);
   void fail_group(const Submission& submission, const Error& error);
+  void has_failed(ProcessSet& set, int lane_id, uint64_t sequence);
   void break_lanes();
   void break_lane(ProcessSet& set, int lane_id, uint64_t failed);
   void check_votes(ProcessSet& set);

@@ -70,6 +70,10 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
   if (gpus.way == Way::host || s.handle == gpus.asked) return false;
+  if (gpus.way == Way::failed) {
+    fail_without_way(set, s, ticket);
+    return true;
+  }
   if (gpus.way == Way::unknown) {
     gpus.gpu = &s.place->gpu;
     gpus.until = Deadline::in(Seconds(options_.timeout));
@@ -143,15 +147,22 @@ bool Engine::find_way(ProcessSet& set) {
   }
 }
 
-// Not all ranks have told: what waits fails as that did. The next operation begins anew.
+// Not all ranks have told: what waits fails as that did, and what comes later, too. To begin anew would not do: what this
+// rank has told stays told, and the others may come to it yet.
 bool Engine::give_way_up(ProcessSet& set) {
-  Gpus gpus;
-  std::swap(gpus, *set.gpus);
-  for (Gpus::Waiting& one : gpus.waiting) {
-    ended(one.submission, set, one.ticket);
-    one.submission.handle->fail(gpus.asked->error());
-  }
+  Gpus& gpus = *set.gpus;
+  gpus.way = Way::failed;
+  if (gpus.nccl) gpus.nccl->abort();
+  for (Gpus::Waiting& one : std::exchange(gpus.waiting, {})) fail_without_way(set, one.submission, one.ticket);
   return true;
+}
+
+void Engine::fail_without_way(ProcessSet& set, const Submission& submission, uint64_t ticket) {
+  const Error& why = set.gpus->asked->error();
+  has_failed(set, std::max(submission.lane, 0), Tickets::sequence_of(ticket));
+  ended(submission, set, ticket);
+  submission.handle->fail(why);
+  if (submission.group) fail_group(submission, why);
 }
 
 bool Engine::cards_are_here(ProcessSet& set) {

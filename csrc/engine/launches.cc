@@ -138,10 +138,7 @@ void Engine::launched(uint64_t id, Launch& launch) {
 
 void Engine::fail_launch(uint64_t id, const Error& error) {
   Launch& launch = launches_.at(id);
-  if (launch.lane() > 0) {
-    launch.set.lanes[launch.lane()].broken = true;
-    broken_lanes_.emplace(std::pair(launch.set.id, launch.lane()), launch.sequence());
-  }
+  has_failed(launch.set, launch.lane(), launch.sequence());
   const Submission s = std::move(launch.submission);
   ProcessSet& set = launch.set;
   const uint64_t ticket = launch.ticket;

@@ -39,7 +39,7 @@ struct SelfCheck {
 };
 
 struct Gpus {
-  enum class Way { unknown, telling, making, made, checking, checked, host, nccl };
+  enum class Way { unknown, failed, telling, making, made, checking, checked, host, nccl };
 
   // Operations that came before the way was known, in order.
   struct Waiting {
@@ -55,7 +55,7 @@ struct Gpus {
   }
 
   bool nccl_is_in_use() const { return nccl != nullptr && way >= Way::checking; }
-  bool is_decided() const { return way == Way::host || way == Way::nccl; }
+  bool is_decided() const { return way == Way::failed || way == Way::host || way == Way::nccl; }
 
   Way way = Way::unknown;
   Gpu* gpu = nullptr;

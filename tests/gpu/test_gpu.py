@@ -279,6 +279,29 @@ def test_a_bucket_that_a_rank_leaves_out_fails_in_time(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["host", "nccl"])
+def test_a_rank_that_is_late_while_the_way_is_found_is_an_error_on_all(way: str) -> None:
+    """What has been told cannot be taken back, so nothing begins anew; and nothing hangs."""
+    body = """
+    def late():
+        import pytest
+        number = lane("plan")
+        x = cupy.array(np.ones(1000, np.float32))
+        if ringdp.rank() == 0:
+            for index in (0, 1):
+                with pytest.raises((ringdp.DeadlineError, ringdp.PeerError)):
+                    leave(number, index, x).wait()
+        else:
+            time.sleep(3)
+        for _ in range(2):
+            with pytest.raises(ringdp.RingdpError):
+                sums(100)
+        assert (x.get() == 1).all()
+    on_ranks(late)
+    """
+    works(LANE + textwrap.dedent(body), limit=40, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
+
+
+@pytest.mark.parametrize("way", ["host", "nccl"])
 def test_a_bucket_whose_rank_has_left_fails_soon(way: str) -> None:
     body = """
     def leaves():
