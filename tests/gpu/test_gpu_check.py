@@ -185,6 +185,13 @@ def test_a_part_that_never_ends(tmp_path: Path) -> None:
     assert "no end after 6 s" in ended.part("kernels")["results"][-1]["why"]
 
 
+def test_where_a_report_goes_that_cannot_count() -> None:
+    words = [sys.executable, str(GPU_CHECK), "--only", "machine", "--stand-ins", "1"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+    page = Path(done.stdout.partition("report: ")[2].partition(",")[0])
+    assert page.is_relative_to(ROOT / "build" / "gpu-reports") and page.exists(), done.stdout + done.stderr
+
+
 def test_a_part_that_crashes(tmp_path: Path) -> None:
     ended = check(tmp_path, "--only", "machine", RINGDP_STANDIN_FAIL="nonsense")
     assert ended.code == 1
@@ -203,7 +210,7 @@ def test_what_the_sanitizer_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for says, wanted in (
         ("========= ERROR SUMMARY: 3 errors", "SUMMARY: 3.*"),
-        ("broken", "no summary: .*broken"),
+        ("broken", "no summary; .*broken"),
     ):
         monkeypatch.setenv("SAYS", says)
         with pytest.raises(AssertionError, match=wanted):

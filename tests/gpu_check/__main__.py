@@ -94,9 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and tests")
     parser.add_argument("--only", action="append", choices=list(PARTS), metavar="PART", help="only this part")
-    parser.add_argument(
-        "--report", type=Path, default=REPORTS, metavar="FOLDER", help="where the report goes"
-    )
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="where the report goes")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="of each part, in place of its own")
     parser.add_argument(
         "--stand-ins",

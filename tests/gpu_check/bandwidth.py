@@ -85,6 +85,8 @@ def all_reduces(results: Results, ranks: int, way: str, where: str, copy: float)
     with results.check(label, f"{ranks} ranks {where}, float32, every sum exact"):
         limit = (0.5 if way == "host" else 0.9) * results.seconds_left()
         found = run_job("bandwidth_job", ranks, way, limit, *map(str, sizes))
+        wanted = "by_host_memory" if way == "host" else "by_nccl"
+        assert found["by"] == [wanted], f"it was carried out {', '.join(found['by'])}, not {wanted}"
         for row in found["sizes"]:
             add_row(results, label, ranks, where, row, copy)
 

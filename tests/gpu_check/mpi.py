@@ -15,6 +15,8 @@ from driver.environ import mpirun
 from driver.limit import run_limited
 from driver.phases import ROOT
 
+from gpu_check import said
+
 
 def ranks_words(ranks: int) -> list[str]:
     return [mpirun(), "-n", str(ranks)]
@@ -41,9 +43,8 @@ def run_job(module: str, ranks: int, way: str, limit: float, *arguments: str) ->
         ended = run_limited(words, environ(way), ROOT, log, limit)
         text = log.read_text(errors="replace")
         print(text, flush=True)  # into the log of this part
-        last = " | ".join(line.strip() for line in text.splitlines()[-12:] if line.strip())
-        assert ended.code is not None, f"no end after {limit:.0f} s: {last}"
-        assert ended.code == 0 and answer.exists(), f"exit code {ended.code}: {last}"
+        assert ended.code is not None, f"no end after {limit:.0f} s; {said.why(text)}"
+        assert ended.code == 0 and answer.exists(), f"exit code {ended.code}; {said.why(text)}"
         found: dict[str, Any] = json.loads(answer.read_text())
         return {**found, "said": text}
 

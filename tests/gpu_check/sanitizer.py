@@ -12,6 +12,7 @@ from pathlib import Path
 from driver.limit import run_limited
 from driver.phases import ROOT
 
+from gpu_check import said
 from gpu_check.parts import ONLY_A_FEW
 from gpu_check.results import FAILED, OK, Results, Skip, read
 
@@ -51,8 +52,7 @@ def under(program: str, tool: str, options: list[str], limit: float) -> float:
         found, _ = read(file)
     assert ended.code is not None, f"no end after {limit:.0f} s, {len(found)} checks done"
     summary = SUMMARY.search(text)
-    last = " | ".join(line.strip() for line in text.splitlines()[-6:])
-    assert summary is not None, f"it gave no summary: {last}"
+    assert summary is not None, f"it gave no summary; {said.why(text)}"
     assert ended.code == 0 and int(summary[1]) == 0, (
         f"exit code {ended.code}, {summary[0]}: {first_finding(text)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpu_check import said
 from gpu_check.mpi import run_job
 from gpu_check.results import Results
 from gpu_check.suite import run_suite
@@ -12,5 +13,6 @@ def run(results: Results) -> None:
     with results.check(
         "no transport named", "ringdp finds out by itself that the ranks share a GPU, and says so"
     ):
-        said = run_job("bandwidth_job", 2, "auto", results.seconds_left(), str(1 << 20))["said"]
-        assert "use the same GPU" in said, f"it said: {said.strip()[-300:]}"
+        found = run_job("bandwidth_job", 2, "auto", results.seconds_left(), str(1 << 20))
+        assert found["by"] == ["by_host_memory"], f"it was carried out {', '.join(found['by'])}"
+        assert "use the same GPU" in found["said"], said.why(found["said"])

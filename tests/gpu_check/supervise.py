@@ -14,13 +14,12 @@ from driver.leftovers import end_processes
 from driver.limit import run_limited
 from driver.phases import ROOT, TESTS
 
-from gpu_check import results
+from gpu_check import results, said
 from gpu_check.parts import Part
 from gpu_check.results import FAILED, OK, SKIPPED, Result
 
 # What says where libraries are, and what the stand-ins do; other options of ringdp are not to decide what is found.
 KEPT = ("RINGDP_CUDA_LIBRARY", "RINGDP_NCCL_LIBRARY", "RINGDP_STANDIN_")
-LINES_OF_LOG, MOST_OF_LOG = 15, 2000
 
 
 @dataclass
@@ -69,10 +68,11 @@ def run_part(name: str, part: Part, limit: float, quick: bool, logs: Path) -> Ou
     ended = run_limited(words + ["--quick"] * quick, env, ROOT, log, limit)
     left = end_processes(env[MARK])
     found, facts = results.read(file)
+    text = log.read_text(errors="replace").partition("\n")[2]  # without the command
     if ended.code is None:
-        found.append(Result(name, asks, FAILED, f"no end after {limit:.0f} s; {end_of(log)}"))
+        found.append(Result(name, asks, FAILED, f"no end after {limit:.0f} s; {said.why(text)}"))
     elif ended.code:
-        found.append(Result(name, asks, FAILED, f"{how_it_ended(ended.code)}; {end_of(log)}"))
+        found.append(Result(name, asks, FAILED, f"{how_it_ended(ended.code)}; {said.why(text)}"))
     elif left:
         found.append(Result(name, asks, FAILED, "; ".join(left)))
     elif not found:
@@ -82,9 +82,3 @@ def run_part(name: str, part: Part, limit: float, quick: bool, logs: Path) -> Ou
 
 def how_it_ended(code: int) -> str:
     return f"its process was ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
-
-
-def end_of(log: Path) -> str:
-    """What it said last: the last line, and those before it, for the reader of the report."""
-    lines = [line for line in log.read_text(errors="replace").splitlines()[1:] if line.strip()]
-    return "it said: " + " | ".join(lines[-LINES_OF_LOG:])[-MOST_OF_LOG:] if lines else "it said nothing"

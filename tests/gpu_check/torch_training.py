@@ -10,7 +10,7 @@ from gpu_check.suite import MOST_GPUS, gpus, need_gpus
 
 
 def run(results: Results) -> None:
-    what = "the ranks' parameters: the same bits, and close to one process on all data"
+    what = "the ranks' parameters: the same bits, and close to one process on all data; all skip one rank's overflow"
     for ranks, way, name in (
         (2, "host", "two ranks on one GPU"),
         (min(gpus(), MOST_GPUS), "nccl", "a rank for each GPU"),
