@@ -17,6 +17,8 @@ from driver.phases import ROOT
 
 from gpu_check import said
 
+LEAST = 5.0  # seconds: a part whose time is used up may still try
+
 
 def ranks_words(ranks: int) -> list[str]:
     return [mpirun(), "-n", str(ranks)]
@@ -40,7 +42,7 @@ def run_job(module: str, ranks: int, way: str, limit: float, *arguments: str) ->
     with tempfile.TemporaryDirectory(prefix="ringdp-gpu-check-") as folder:
         log, answer = Path(folder, "log"), Path(folder, "answer.json")
         words = [*ranks_words(ranks), sys.executable, "-m", f"gpu_check.{module}", str(answer), *arguments]
-        ended = run_limited(words, environ(way), ROOT, log, limit)
+        ended = run_limited(words, environ(way), ROOT, log, max(limit, LEAST))
         text = log.read_text(errors="replace")
         print(text, flush=True)  # into the log of this part
         assert ended.code is not None, f"no end after {limit:.0f} s; {said.why(text)}"

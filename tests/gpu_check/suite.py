@@ -10,13 +10,13 @@ from driver.limit import run_limited
 from driver.phases import RANK, ROOT, Selection, mpi_family, pytest_words
 from driver.results import read_results
 
-from gpu_check.mpi import environ, ranks_words
+from gpu_check.mpi import LEAST, environ, ranks_words
 from gpu_check.results import Results, Skip
 
 QUICK = ["ranks/test_collectives.py"]
 MOST_NAMED = 8
 MOST_GPUS = 8
-SPARE, LEAST = 10.0, 5.0  # seconds for what comes after; for the suite
+SPARE = 10.0  # seconds for what comes after
 
 
 def run_suite(results: Results, name: str, ranks: int, way: str, share: float = 1.0) -> None:

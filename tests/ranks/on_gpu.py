@@ -13,6 +13,7 @@ import numpy as np
 import ringdp
 
 BLOCKING = "allreduce", "allgather", "broadcast", "alltoall", "reducescatter"
+KINDS = "biufc"  # of dtypes that CuPy has
 MANY = False  # ranks are threads of one process, and each has a device; else processes take them in turn
 _places = {}
 
@@ -61,6 +62,8 @@ def call(function, original, tensor, /, *args, **options):
 
     if not isinstance(tensor, np.ndarray) or not hasattr(functions, function):
         return original(tensor, *args, **options)
+    if tensor.dtype.kind not in KINDS or not tensor.dtype.isnative:
+        return original(tensor, *args, **options)  # to be refused: CuPy has no such arrays
     if function.endswith("_") and not tensor.flags.writeable:
         return original(tensor, *args, **options)
     is_async, in_place = "_async" in function, function.endswith("_")
