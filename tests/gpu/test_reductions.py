@@ -40,6 +40,8 @@ def same(got, wanted, *what):
     assert got.dtype == wanted.dtype and got.shape == wanted.shape, (got, wanted, what)
     assert got.tobytes() == wanted.tobytes(), (got, wanted, what)
 
+GOES_THROUGH_HOST = False
+
 # None of the ranks copies anything to its host from the first call to the last. Then each is compared with the CPU's.
 def compare(function, shapes):
     rank, size = ringdp.rank(), ringdp.size()
@@ -50,7 +52,7 @@ def compare(function, shapes):
     rdp.barrier()
     got = [getattr(rdp, function)(there, op=op, **factors) for _, there, op, factors in cases]
     rdp.barrier()
-    assert copies() == before
+    assert (copies() != before) == GOES_THROUGH_HOST
     rdp.barrier()
     for (x, there, op, factors), result in zip(cases, got):
         same(result.get(), getattr(ringdp, function)(x, op=op, **factors), op, factors)
@@ -96,6 +98,11 @@ def test_in_place_and_in_other_process_sets() -> None:
     works(BEGIN + textwrap.dedent(body), limit=120, RINGDP_GPU_TRANSPORT="nccl")
 
 
+def test_one_gpu_that_takes_no_kernels_is_enough_for_all_to_go_through_host_memory() -> None:
+    body = "GOES_THROUGH_HOST = True\non_ranks(lambda: compare('allreduce', [(1,), (1000,)]))"
+    works(BEGIN + body, RINGDP_GPU_TRANSPORT="nccl", RINGDP_STANDIN_NO_MODULES="1")
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +118,22 @@ def test_the_way_through_host_memory_is_checked_as_well() -> None:
     on_ranks(raises, size=3)
     """
     works(body, RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_NO_KERNEL="ringdp_scale_float32")
+
+
+@pytest.mark.parametrize("kernel", ["scale_float32", "reduce_float32_max", "none"])
+def test_a_kernel_that_is_wrong_by_one_element_raises_on_all_ranks(kernel: str) -> None:
+    body = """
+    raised = []
+    def first():
+        try:
+            sums(10)
+        except ringdp.GpuError as error:
+            raised.append("of known values came out wrong" in str(error))
+    on_ranks(first, size=3)
+    print(len(raised), all(raised))
+    """
+    said = works(body, RINGDP_GPU_TRANSPORT="nccl", RINGDP_STANDIN_WRONG_KERNEL=f"ringdp_{kernel}")
+    assert said.split() == ["0" if kernel == "none" else "3", "True"]
 
 
 def test_no_memory_for_what_comes_in_between_fails_on_all_ranks() -> None:

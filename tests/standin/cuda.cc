@@ -26,7 +26,7 @@ using standin::misuse;
 
 namespace {
 
-constexpr Result kInvalidContext = 201, kInvalidHandle = 400;
+constexpr Result kInvalidContext = 201, kInvalidHandle = 400, kNoImage = 209;
 
 const char* setting(const char* name) {
   const char* text = std::getenv(name);
@@ -194,6 +194,22 @@ size_t wrong_offset(size_t bytes) {
 bool leaves_out(const char* kernel) {
   static const char* text = setting("RINGDP_STANDIN_NO_KERNEL");
   return text != nullptr && std::strcmp(text, kernel) == 0;
+}
+
+// A kernel, by its name, that spoils the first element that it writes, of four bytes; its address comes first in what it is
+// given.
+void spoil(const StandinKernel& kernel, const std::byte* given) {
+  static const char* text = setting("RINGDP_STANDIN_WRONG_KERNEL");
+  if (text == nullptr || std::strcmp(text, kernel.name) != 0) return;
+  Address to = 0;
+  std::memcpy(&to, given, sizeof to);
+  Memory::instance().reach(to, 4, kernel.name)[2] ^= std::byte{0x40};
+}
+
+// A GPU, by its number, whose driver takes no module.
+bool refuses_modules(int device) {
+  static const char* text = setting("RINGDP_STANDIN_NO_MODULES");
+  return text != nullptr && device == std::atoi(text);
 }
 
 // A wait that is left out; "all": each.
@@ -487,6 +503,7 @@ Result cuModuleLoadData(Module* module, const void* image) {
   BEGIN("cuModuleLoadData");
   IN_CONTEXT;
   if (image == nullptr) return kInvalidValue;
+  if (refuses_modules(current.back())) return kNoImage;
   *module = reinterpret_cast<Module>(static_cast<uintptr_t>(0xF00D));
   return kSuccess;
 }
@@ -518,6 +535,7 @@ Result cuLaunchKernel(Function function, unsigned grid_x, unsigned grid_y, unsig
   if (leaves_out(kernel->name)) return kSuccess;
   in->push([=] {
     kernel->run(grid_x, block_x, copy->data());
+    spoil(*kernel, copy->data());
     Memory::instance().check_gaps();
   });
   return kSuccess;
