@@ -10,8 +10,8 @@ What this cannot show: that PyTorch's kernels run behind the host, that its back
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import functools
 import sys
 import weakref
 
@@ -27,6 +27,7 @@ MIXED = {"_foreach_copy_", "_to_copy", "copy_", "index", "index_put_", "index_se
 # What gives the host a number from the GPU, and so waits for it.
 READING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item"}
 host_waits = []  # of ringdp's own
+STEP = 512  # what memory is given out in, so that most of it is used again
 _blocks = {}  # address: bytes, of memory on the GPU
 
 
@@ -77,12 +78,9 @@ def wait_for(stream):
 
 def storage(nbytes):
     """Memory on the GPU."""
-    block = cupy.empty(max(nbytes, 1), "uint8")
-    array = (
-        (ctypes.c_char * nbytes).from_address(block.data.ptr)
-        if nbytes
-        else (ctypes.c_char * 1).from_address(block.data.ptr)
-    )
+    size = max(nbytes, 1)
+    block = cupy.empty(-(-size // STEP) * STEP, "uint8")
+    array = (ctypes.c_char * size).from_address(block.data.ptr)
     _blocks[block.data.ptr] = nbytes
     weakref.finalize(array, _gone, block.data.ptr, block).atexit = False
     wait_for(current_stream())  # what has freed it before may still write there
@@ -202,8 +200,7 @@ def _fetched(tensor):
         return tensor.clone()
 
 
-@contextlib.contextmanager
-def stream():
-    """One of its own is current."""
-    with cupy.cuda.Stream() as made:
-        yield made
+@functools.cache
+def stream(name="of the tests"):
+    """Made once, as the memory that is freed in a stream is used again in that one alone."""
+    return cupy.cuda.Stream()

@@ -29,6 +29,7 @@ def pytest_configure(config):
 
         os.environ["RINGDP_GPU_TRANSPORT"] = config.getoption("--gpu")
         os.environ["RINGDP_STANDIN_OPEN"] = "1"  # PyTorch computes in the memory of the GPU
+        os.environ["RINGDP_STANDIN_MEMORY"] = str(4 << 30)
         standin.use()
         from standin import torch_on_gpu
 

@@ -249,7 +249,7 @@ def test_gradients_of_other_streams_are_waited_for(monkeypatch):
     monkeypatch.setattr(device, "follow", lambda gpu, streams: followed.append(set(streams)))
     params = to_gpu(parameters((3, 5)))
     optimizer = wrap(params)
-    with torch_on_gpu.stream() as other:
+    with torch_on_gpu.stream("another one") as other:
         params[0].register_post_accumulate_grad_hook(lambda _: None)
         (params[0] * gradient_there(params[0])).sum().backward()
     (params[1] * gradient_there(params[1])).sum().backward()
