@@ -135,17 +135,16 @@ def gpu(selection: Selection) -> list[Command]:
             command = under_mpirun(f"gpu {way} -n {n}", n, ["ranks"], selection, 240)
             commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
     files = [p.relative_to(TESTS) for p in sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))]
-    for way in ("host", "nccl") if has_tests("frameworks") else ():
-        parts = GPU_TORCH_ALSO_BY_HOST if way == "host" and not selection.everything else None
-        chosen = [
-            str(f)
-            for f in files
-            if f.stem.removeprefix("ranks_").split("_")[0] not in NOT_OF_GPUS
-            and (parts is None or f.stem.removeprefix("ranks_") in parts)
-        ]
-        for n in selection.ranks or GPU_MPI_RANKS:
-            command = under_mpirun(f"gpu {way} torch -n {n}", n, chosen, selection, 420)
-            commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
+    for way in ("host", "nccl"):
+        for file in files:
+            about = file.stem.removeprefix("ranks_")
+            left_out = way == "host" and not selection.everything and about not in GPU_TORCH_ALSO_BY_HOST
+            if left_out or about.split("_")[0] in NOT_OF_GPUS:
+                continue
+            # A command for each: PyTorch loses the stand-in's dispatch mode now and then in a long process.
+            for n in selection.ranks or GPU_MPI_RANKS:
+                command = under_mpirun(f"gpu {way} {about} -n {n}", n, [str(file)], selection, 150)
+                commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
     return commands
 
 
