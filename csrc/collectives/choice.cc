@@ -14,10 +14,10 @@ Algorithm Chooser::choose(uint64_t bytes, Dtype dtype) const {
   return ringdp::choose(placement, bytes, dtype, profile, forced);
 }
 
-Algorithm Chooser::choose_messages(uint64_t bytes, Dtype dtype) const {
-  Placement apart = placement;
-  apart.shared_memory = apart.two_levels = false;
-  return ringdp::choose(apart, bytes, dtype, profile, forced);
+Algorithm Chooser::choose_in_one_level(uint64_t bytes, Dtype dtype) const {
+  Placement flat = placement;
+  flat.two_levels = false;
+  return ringdp::choose(flat, bytes, dtype, profile, forced);
 }
 
 Chooser make_chooser(const Placement& placement, const std::string& algorithm, const std::string& profile) {

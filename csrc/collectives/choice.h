@@ -17,7 +17,8 @@ struct Chooser {
   std::optional<Algorithm> forced;
 
   Algorithm choose(uint64_t bytes, Dtype dtype) const;
-  Algorithm choose_messages(uint64_t bytes, Dtype dtype) const;  // among those that share no memory
+  // For halves of what lies on GPUs: NCCL's chunks lie in the order of the ranks, and those of two levels do not.
+  Algorithm choose_in_one_level(uint64_t bytes, Dtype dtype) const;
   // Whether shared memory is not to be used, though it may be there.
   bool forces_messages() const {
     return forced && *forced != Algorithm::shared_memory && !(forced == Algorithm::two_level && placement.two_levels);

@@ -8,6 +8,7 @@
 #include "engine/engine.h"
 #include "kernels/copy.h"
 #include "kernels/kernels.h"
+#include "world/gpus.h"
 
 namespace ringdp {
 
@@ -44,7 +45,8 @@ bool Engine::ends_with_meeting(const Submission& s, const ProcessSet& set) const
 }
 
 bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
-  return s.kind == OpKind::allreduce && !s.on_gpu && s.op != ReduceOp::adasum && set.reduces_in_shared_memory() &&
+  const bool comes_to_it = !s.on_gpu || (set.gpus && set.gpus->way == Gpus::Way::host);
+  return s.kind == OpKind::allreduce && comes_to_it && s.op != ReduceOp::adasum && set.reduces_in_shared_memory() &&
          !fits_note(s, set);
 }
 

@@ -148,7 +148,7 @@ Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gp
   turn();  // the set may just have been added
   const ProcessSet& set = this->process_set(process_set);
   const uint64_t bytes = count * size_of(dtype);
-  const Algorithm chosen = on_gpu ? set.chooser.choose_messages(bytes, dtype) : set.chooser.choose(bytes, dtype);
+  const Algorithm chosen = on_gpu ? set.chooser.choose_in_one_level(bytes, dtype) : set.chooser.choose(bytes, dtype);
   return ringdp::own_chunk(chosen, set.levels, set.size(), set.rank(), count);
 }
 

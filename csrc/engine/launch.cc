@@ -52,7 +52,7 @@ uint64_t size_of(const Chunk& chunk) { return chunk.end - chunk.begin; }
 // Elements of each rank, between the halves of an all-reduce and in a reduce-scatter.
 std::vector<Chunk> chunks_of(const Submission& s, const ProcessSet& set) {
   const uint64_t bytes = s.count() * size_of(s.dtype);
-  const Algorithm chosen = set.chooser.choose_messages(bytes, s.dtype);
+  const Algorithm chosen = set.chooser.choose_in_one_level(bytes, s.dtype);
   std::vector<Chunk> chunks;
   for (int rank = 0; rank < set.size(); ++rank) {
     if (s.kind == OpKind::reducescatter) {

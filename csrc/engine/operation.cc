@@ -61,11 +61,11 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       divisor_(set.size()),
       told_(std::move(told)) {}
 
-// Tensors on a GPU lie in memory of their process alone.
 Algorithm Operation::choose() const {
   const Submission& s = submission_;
   const uint64_t bytes = s.count() * size_of(s.dtype);
-  return s.on_gpu ? set_.chooser.choose_messages(bytes, s.dtype) : set_.chooser.choose(bytes, s.dtype);
+  const bool by_nccl_maybe = s.on_gpu && s.half != Half::both;
+  return by_nccl_maybe ? set_.chooser.choose_in_one_level(bytes, s.dtype) : set_.chooser.choose(bytes, s.dtype);
 }
 
 std::string Operation::label() const {
@@ -95,9 +95,8 @@ void Operation::begin() {
   Counters::add(counters_.by_host_memory);
   try {
     staged_ = std::make_unique<Staged>(submission_, set_.rank(), set_.size());
-  } catch (const Error& error) {  // the others must hear of it
-    start_run({}, {}, elements(), 1);
-    return run_->poison(error.what());
+  } catch (const Error& error) {
+    return refuse(error.what());
   }
   waits_for_gpu_ = !staged_->in_pieces();
   if (!waits_for_gpu_) start();
@@ -131,7 +130,7 @@ void Operation::start() {
 // The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
 // letters show it.
 bool Operation::uses_shared_memory() const {
-  if (submission_.kind != OpKind::allreduce || submission_.on_gpu) return false;
+  if (submission_.kind != OpKind::allreduce || submission_.op == ReduceOp::adasum) return false;
   if (set_.one_host() || set_.chooser.forces_messages()) return set_.reduces_in_shared_memory();
   return set_.levels && (chosen_ == Algorithm::two_level || !all_choose_the_same());
 }
@@ -149,6 +148,7 @@ void Operation::meet() {
   note.key = sequence();
   note.bytes = sizeof mine;
   note.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
+  if (!refusal_.empty()) note.flags |= Note::kPoison;
   Counters::add(counters_.places);
   meeting_ = &set_.letters->come(note, &mine, 0);
 }
@@ -159,15 +159,26 @@ void Operation::met() {
   set_.letters->close(*meeting_);
   meeting_ = nullptr;
   if (agreed) return run_in_host();
-  const std::string why = "another rank of this host means another operation, or has given up";
-  if (!set_.one_host()) {  // the other hosts must hear of it
-    const Elements e = elements();
-    start_run({}, {submission_.input, submission_.output}, e, 1);
-    return run_->poison(why);
-  }
+  const std::string why =
+      refusal_.empty() ? "another rank of this host means another operation, or has given up" : refusal_;
+  if (!set_.one_host()) return poison(why);  // the other hosts must hear of it
   done_ = true;
   error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + why);
   leave_memory();
+}
+
+// This rank cannot carry it out: the others hear of it where they wait for it, in a meeting or in the exchange.
+void Operation::refuse(const std::string& why) {
+  refusal_ = why;
+  if (!uses_shared_memory()) return poison(why);
+  if (way_of(told_) == InHost::messages) return meet();
+  run_in_host();
+  run_->poison(why);
+}
+
+void Operation::poison(const std::string& why) {
+  start_run({}, {}, elements(), 1);
+  run_->poison(why);
 }
 
 // Where some rank has no shared memory left, all of the host see it, and take messages, which give the same bits.

@@ -41,8 +41,8 @@ class Operation {
   int lane() const { return lane_; }
   int process_set() const { return set_.id; }
   uint64_t sequence() const { return Tickets::sequence_of(ticket_); }
-  // Else whoever it waits for rings this rank's bell.
-  bool waits_for_messages() const { return (run_ && !by_bell_) || waits_for_gpu_; }
+  // Else whoever it waits for rings this rank's bell, which a GPU does not.
+  bool waits_for_messages() const { return (run_ && (!by_bell_ || staged_)) || waits_for_gpu_; }
   bool overdue() const { return deadline_.passed(); }
   Clock::time_point last_move() const { return last_move_; }
 
@@ -66,6 +66,8 @@ class Operation {
   void end_adasum_level();
   void meet();
   void met();
+  void refuse(const std::string& why);
+  void poison(const std::string& why);
   void run_in_host();
   void leave_memory();
   Shared shared() const;
@@ -116,6 +118,7 @@ class Operation {
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Meetings::Meeting* meeting_ = nullptr;
+  std::string refusal_;                        // why this rank cannot
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool by_bell_ = false;                       // the run that is on
   bool sizes_known_ = false, begun_ = false, done_ = false;

@@ -33,7 +33,8 @@ void take_memory(Whereabouts& mine, ProcessSet& set, const Submission& s, const 
       ++set.with_memory;
     }
   }
-  const bool ready = s.input == s.output && !s.wide;  // else others would read what is not cast yet
+  // Else others would read what is not cast yet, or not here.
+  const bool ready = s.input == s.output && !s.wide && !s.on_gpu;
   if (ready) mine.output = heap.offset_of(s.output, s.count() * size_of(s.dtype));
   if (mine.area != Heap::kNowhere || (mine.output != Heap::kNowhere && !area_in_any_case)) return;
   const uint64_t bytes = area_of(set, s, options) * size_of(s.dtype);

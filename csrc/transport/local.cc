@@ -20,7 +20,9 @@ struct Message {
   bool is_send;
   void* data;  // const for a send; never written then
   size_t bytes;
-  bool done = false;
+  bool done = false;  // for who has posted it
+  bool matched = false;
+  bool forgotten = false;  // by who has posted it
   bool too_long = false;
   int not_yet = 0;  // test() answers "not yet" so often first
 };
@@ -41,9 +43,11 @@ class LocalHub {
     auto& waiting = channels_[{from, to, tag}];
     if (!waiting.empty() && messages_.at(waiting.front()).is_send != entry.is_send) {
       match(messages_.at(waiting.front()), entry);
+      if (messages_.at(waiting.front()).forgotten) messages_.erase(waiting.front());
       waiting.pop_front();
     } else {
       waiting.push_back(id);
+      entry.done = message.is_send && message.bytes == 0;  // as MPI, which sends what is short at once
     }
     return id;
   }
@@ -54,7 +58,10 @@ class LocalHub {
     auto it = messages_.find(id);
     if (!it->second.done || it->second.not_yet-- > 0) return false;
     const Message message = it->second;
-    messages_.erase(it);
+    if (message.matched)
+      messages_.erase(it);
+    else
+      it->second.forgotten = true;
     if (message.too_long) fail(ErrorKind::transport, "a message was longer than its receive");
     if (received) *received = message.bytes;
     return true;
@@ -93,7 +100,7 @@ class LocalHub {
       kernels::copy(receive.data, send.data, send.bytes);
       receive.bytes = send.bytes;
     }
-    send.done = receive.done = true;
+    send.done = receive.done = send.matched = receive.matched = true;
   }
 
   void check() const {

@@ -20,8 +20,11 @@ FRAMEWORK_RANKS = (2, 3)
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
 MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --all
 
-
-GPU_LOCAL_RANKS, GPU_LOCAL_HOSTS, GPU_MPI_RANKS = (1, 3), ((4, 2),), (2,)
+GPU_LOCAL_RANKS, GPU_MPI_RANKS = (1, 3), (2,)
+GPU_LOCAL_HOSTS = {
+    "host": ((4, 2), (4, 1)),
+    "nccl": ((4, 2),),
+}  # of one host: through the memory that its ranks share
 # Of PyTorch's tests: what GPUs are refused, or have nothing to do with; what goes through host memory without --all.
 NOT_OF_GPUS = ("compile", "c10d", "data", "random", "timeline")
 GPU_TORCH_ALSO_BY_HOST = ("gpu", "operations", "sharded", "training", "windows")
@@ -128,7 +131,7 @@ def gpu(selection: Selection) -> list[Command]:
         for n in selection.ranks or GPU_LOCAL_RANKS:
             options = [f"--local-ranks={n}", f"--gpu={way}"]
             commands.append(plain(f"gpu {way} local {n}", "ranks", selection, 180, options))
-        for n, hosts in () if selection.ranks else GPU_LOCAL_HOSTS:
+        for n, hosts in () if selection.ranks else GPU_LOCAL_HOSTS[way]:
             options = [f"--local-ranks={n}", f"--local-hosts={hosts}", f"--gpu={way}"]
             commands.append(plain(f"gpu {way} {n} ranks on {hosts} hosts", "ranks", selection, 180, options))
         for n in selection.ranks or GPU_MPI_RANKS:

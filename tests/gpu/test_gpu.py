@@ -427,12 +427,28 @@ def test_ranks_that_share_a_gpu_go_through_host_memory() -> None:
     assert "through host memory: rank 0 and rank 1 use the same GPU" in done.stderr
 
 
-def test_no_pinned_memory_fails_the_operation_on_all_ranks() -> None:
-    done = run("on_ranks(sums)", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_FAIL="cuMemHostAlloc:1:2")
-    assert done.returncode == 1
-    assert re.search(
-        r"no memory for \d+ bytes of pinned host memory; of its own \d+ of \d+ bytes are free", done.stderr
-    )
+@pytest.mark.parametrize("hosts", [(), (0, 0), (0, 0, 1, 1)], ids=["messages", "one host", "two hosts"])
+def test_no_pinned_memory_fails_the_operation_on_all_ranks(hosts: tuple[int, ...]) -> None:
+    """The self-check takes the first block of each rank, and the second for its exchange."""
+    size = max(2, len(hosts))
+    body = f"""
+    raised = []
+    def fails():
+        sums()
+        before = time.monotonic()
+        try:
+            sums(10_000_000)
+        except ringdp.errors.PeerError as error:
+            raised.append((time.monotonic() - before, str(error)))
+        sums(1000)  # goes on
+    os.environ["RINGDP_STANDIN_FAIL"] = "cuMemHostAlloc:{3 * size + 1}:2"
+    on_ranks(fails, {size}, {hosts})
+    assert len(raised) == {size} and max(raised)[0] < 4, raised
+    print(*[text for _, text in raised], sep="\\n")
+    """
+    errors = works(body, RINGDP_GPU_TRANSPORT="host")
+    why = r"no memory for \d+ bytes of pinned host memory; of its own \d+ of \d+ bytes are free"
+    assert len(re.findall(why, errors)) == 1, errors
 
 
 @pytest.mark.parametrize("way", ["host", "nccl"])
