@@ -32,6 +32,8 @@ class Dtype(enum.IntEnum):
     bfloat16 = 7
     float32 = 8
     float64 = 9
+    float8_e4m3fn = 10
+    float8_e5m2 = 11
 
 
 class OpKind(enum.IntEnum):

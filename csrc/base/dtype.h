@@ -19,21 +19,23 @@ enum class Dtype : uint8_t {
   bfloat16 = 7,
   float32 = 8,
   float64 = 9,
+  float8_e4m3fn = 10,
+  float8_e5m2 = 11,
 };
-inline constexpr int kDtypes = 10;
+inline constexpr int kDtypes = 12;
 
 enum class ReduceOp : uint8_t { average = 0, sum = 1, min = 2, max = 3, product = 4, adasum = 5 };
 inline constexpr int kReduceOps = 6;
 inline constexpr int kElementwiseOps = 5;  // the first ones, which look at each element by itself
 
 constexpr size_t size_of(Dtype t) {
-  constexpr size_t sizes[kDtypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
+  constexpr size_t sizes[kDtypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8, 1, 1};
   return sizes[static_cast<int>(t)];
 }
 
 constexpr const char* name_of(Dtype t) {
-  constexpr const char* names[kDtypes] = {"bool",  "uint8",   "int8",     "int16",   "int32",
-                                          "int64", "float16", "bfloat16", "float32", "float64"};
+  constexpr const char* names[kDtypes] = {"bool",    "uint8",    "int8",    "int16",   "int32",         "int64",
+                                          "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"};
   return names[static_cast<int>(t)];
 }
 
@@ -43,5 +45,6 @@ constexpr const char* name_of(ReduceOp op) {
 }
 
 constexpr bool is_float(Dtype t) { return t >= Dtype::float16; }
+constexpr bool is_float8(Dtype t) { return t == Dtype::float8_e4m3fn || t == Dtype::float8_e5m2; }
 
 }  // namespace ringdp

@@ -40,7 +40,7 @@ std::optional<Dtype> dtype_of(const char* format) {
 }
 
 std::optional<Dtype> dtype_of(nb::dlpack::dtype type) {
-  enum Code { kInt = 0, kUnsigned = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
+  enum Code { kInt = 0, kUnsigned = 1, kFloat = 2, kBfloat = 4, kBool = 6, kE4m3fn = 10, kE5m2 = 12 };
   if (type.lanes != 1) return std::nullopt;
   switch (type.code << 8 | type.bits) {
     case kBool << 8 | 8:
@@ -63,6 +63,10 @@ std::optional<Dtype> dtype_of(nb::dlpack::dtype type) {
       return Dtype::float32;
     case kFloat << 8 | 64:
       return Dtype::float64;
+    case kE4m3fn << 8 | 8:
+      return Dtype::float8_e4m3fn;
+    case kE5m2 << 8 | 8:
+      return Dtype::float8_e5m2;
     default:
       return std::nullopt;
   }

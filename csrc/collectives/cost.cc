@@ -6,10 +6,10 @@ namespace ringdp {
 
 namespace {
 
-// 16-bit floats are widened, added and rounded: measured, an element costs as much as one of float32.
+// Narrow floats are widened, added and rounded: measured, an element of 16 bits costs as much as one of float32.
 double adding(uint64_t bytes, Dtype dtype, const Profile& profile) {
-  const bool widened = dtype == Dtype::float16 || dtype == Dtype::bfloat16;
-  return static_cast<double>(bytes) * (widened ? 2 : 1) / profile.reduce;
+  const int widened = !is_float(dtype) || dtype == Dtype::float64 ? 1 : static_cast<int>(4 / size_of(dtype));
+  return static_cast<double>(bytes) * widened / profile.reduce;
 }
 
 int log2_up(int n) {

@@ -51,6 +51,10 @@ void fill_neutral(void* data, uint64_t count, Dtype dtype, ReduceOp op) {
       return fill<float>(data, count, op);
     case Dtype::float64:
       return fill<double>(data, count, op);
+    case Dtype::float8_e4m3fn:  // which has no infinity: its ends
+      return fill<uint8_t>(data, count, op, 0x38, 0xfe, 0x7e);
+    case Dtype::float8_e5m2:
+      return fill<uint8_t>(data, count, op, 0x3c, 0xfc, 0x7c);
   }
   fail(ErrorKind::internal, "no dtype ", int(dtype));
 }

@@ -36,8 +36,8 @@ Elements elements_of(const Submission& s, int ranks) {
   e.prescale = s.prescale;
   e.postscale = s.postscale;
   if (e.op == ReduceOp::average) {
-    // float16 overflows early: it is scaled before the first hop. All others are divided once, at the end.
-    if (e.dtype == Dtype::float16)
+    // These overflow early: they are scaled before the first hop. All others are divided once, at the end.
+    if (e.dtype == Dtype::float16 || is_float8(e.dtype))
       e.prescale /= ranks;
     else
       e.divide = ranks;

@@ -1,6 +1,6 @@
-// float16 and bfloat16 to float32 and back, one element at a time, in integer arithmetic that any CPU has and that the
-// compiler vectorises. widen() is exact. narrow() rounds to nearest even, overflows to infinity, makes subnormals, and
-// makes the canonical NaN of any.
+// Floats of 8 and 16 bits to float32 and back, one element at a time, in integer arithmetic that any CPU has and that the
+// compiler vectorises. widen() is exact. narrow() rounds to nearest even, overflows to infinity (to NaN where the format has
+// none), makes subnormals, and makes the canonical NaN of any.
 //
 // Included as formats.h is.
 #pragma once
@@ -51,6 +51,39 @@ RINGDP_FUNCTOR inline uint16_t narrow(Float16, float f) {
   const uint32_t number = sign | select(if_below(magnitude, too_large), finite, Float16::infinity);
   return static_cast<uint16_t>(select(if_below(Float32::infinity, magnitude), Float16::nan, number));
 }
+
+// E5M2 is the upper half of a float16.
+RINGDP_FUNCTOR inline float widen(Float8E5m2, uint8_t h) { return widen(Float16{}, static_cast<uint16_t>(h << 8)); }
+
+RINGDP_FUNCTOR inline float widen(Float8E4m3, uint8_t h) {
+  const uint32_t sign = (h & 0x80u) << 24, magnitude = h & 0x7fu;
+  const uint32_t normal = (magnitude << 20) + (uint32_t{127 - 7} << 23);
+  const auto subnormal = bits_as<uint32_t>(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-9f);
+  const uint32_t finite = select(if_below(magnitude, 0x08), subnormal, normal);
+  return bits_as<float>(sign | select(if_below(magnitude, Float8E4m3::nan), finite, Float32::nan));
+}
+
+// As for float16, for any number of mantissa bits.
+template <class Format>
+RINGDP_FUNCTOR inline uint8_t narrow_to_8(float f, uint32_t too_large) {
+  constexpr int dropped = 23 - Format::mantissa;
+  constexpr uint32_t rebias = uint32_t{127 - Format::bias} << 23, least_normal = rebias + (1u << 23);
+  // The float32 whose last place is that of a subnormal.
+  constexpr uint32_t anchor = uint32_t{127 + 1 - Format::bias + dropped} << 23;
+  const auto x = bits_as<uint32_t>(f);
+  const uint32_t sign = (x >> 24) & 0x80, magnitude = x & 0x7fffffff;
+  const uint32_t normal = (magnitude - rebias + (1u << (dropped - 1)) - 1 + ((magnitude >> dropped) & 1)) >> dropped;
+  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + bits_as<float>(anchor)) - anchor;
+  const uint32_t finite = select(if_below(magnitude, least_normal), subnormal, normal);
+  constexpr uint32_t overflow = Format::has_infinity ? Format::infinity : Format::nan;
+  const uint32_t number = select(if_below(magnitude, too_large), finite, overflow);
+  const uint32_t kept = select(if_below(Float32::infinity, magnitude), Format::nan, number);
+  return static_cast<uint8_t>(select(if_below(Format::infinity, kept), Format::nan, sign | kept));
+}
+
+// What is below these, and still rounds up beyond the largest number, carries into infinity, or NaN.
+RINGDP_FUNCTOR inline uint8_t narrow(Float8E5m2, float f) { return narrow_to_8<Float8E5m2>(f, 0x47800000); }  // 2^16
+RINGDP_FUNCTOR inline uint8_t narrow(Float8E4m3, float f) { return narrow_to_8<Float8E4m3>(f, 0x43f00000); }  // 480
 
 }  // namespace
 }  // namespace ringdp::kernels

@@ -1,4 +1,7 @@
-// The four float formats as bits, and what needs to be known of them: NaN, infinity, order.
+// The float formats as bits, and what needs to be known of them: NaN, infinity, order.
+//
+// Those of 8 bits are OCP's (OCP 8-bit Floating Point Specification 1.0, 2023): E5M2 is a shorter float16; E4M3 has no
+// infinity, and its one NaN has all bits set (the "fn" in its usual name).
 //
 // Included by loops.h, once per variant, and by gpu/elements.h; everything is in an unnamed namespace because each
 // variant compiles it with other instructions.
@@ -10,6 +13,18 @@
 namespace ringdp::kernels {
 namespace {
 
+struct Float8E4m3 {
+  using Bits = uint8_t;
+  static constexpr Bits infinity = 0x7e, nan = 0x7f;  // the greatest number, 448, stands for infinity
+  static constexpr bool has_infinity = false;
+  static constexpr int mantissa = 3, bias = 7;
+};
+struct Float8E5m2 {
+  using Bits = uint8_t;
+  static constexpr Bits infinity = 0x7c, nan = 0x7e;
+  static constexpr bool has_infinity = true;
+  static constexpr int mantissa = 2, bias = 15;
+};
 struct Float16 {
   using Bits = uint16_t;
   static constexpr Bits infinity = 0x7c00, nan = 0x7e00;

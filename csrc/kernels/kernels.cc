@@ -27,7 +27,7 @@ const Row& row(Dtype dtype) { return chosen().load(std::memory_order_relaxed)->t
 const Casts& casts(Dtype narrow, Dtype wide) {
   RINGDP_CHECK(wide == Dtype::float32 || wide == Dtype::float64, name_of(wide), " is not cast");
   const Casts& found = wide == Dtype::float32 ? row(narrow).float32 : row(narrow).float64;
-  RINGDP_CHECK(found.narrow != nullptr, name_of(narrow), " is no 16-bit float");
+  RINGDP_CHECK(found.narrow != nullptr, name_of(narrow), " is no narrow float");
   return found;
 }
 

@@ -70,20 +70,22 @@ void divide_floats(void* to, const void* from, int ranks, size_t count) {
 }
 
 template <class Format>
-void scale_halves(void* to, const void* from, double factor, size_t count) {
+void scale_narrow(void* to, const void* from, double factor, size_t count) {
   const auto f = static_cast<float>(factor);
-  map_loop<uint16_t>(to, from, count, [f](uint16_t x) { return narrow(Format{}, widen(Format{}, x) * f); });
+  using Bits = typename Format::Bits;
+  map_loop<Bits>(to, from, count, [f](Bits x) { return narrow(Format{}, widen(Format{}, x) * f); });
 }
 template <class Format>
-void divide_halves(void* to, const void* from, int ranks, size_t count) {
+void divide_narrow(void* to, const void* from, int ranks, size_t count) {
   const auto n = static_cast<float>(ranks);
-  map_loop<uint16_t>(to, from, count, [n](uint16_t x) { return narrow(Format{}, widen(Format{}, x) / n); });
+  using Bits = typename Format::Bits;
+  map_loop<Bits>(to, from, count, [n](Bits x) { return narrow(Format{}, widen(Format{}, x) / n); });
 }
 
 // --- casts ----------------------------------------------------------------------------------------------------
 template <class Format, class Value>
 void narrow_loop(void* to_, const void* from_, size_t count) {
-  auto* to = elements<uint16_t>(to_);
+  auto* to = elements<typename Format::Bits>(to_);
   auto* from = elements<Value>(from_);
   RINGDP_INDEPENDENT
   for (size_t i = 0; i < count; ++i) to[i].value = narrow(Format{}, static_cast<float>(from[i].value));
@@ -91,7 +93,7 @@ void narrow_loop(void* to_, const void* from_, size_t count) {
 template <class Format, class Value>
 void widen_loop(void* to_, const void* from_, size_t count) {
   auto* to = elements<Value>(to_);
-  auto* from = elements<uint16_t>(from_);
+  auto* from = elements<typename Format::Bits>(from_);
   RINGDP_INDEPENDENT
   for (size_t i = 0; i < count; ++i) to[i].value = canonical(widen(Format{}, from[i].value));
 }
@@ -125,11 +127,12 @@ constexpr Row float_row() {
 }
 
 template <class Format>
-constexpr Row halves_row(Reduce sum = reduce_loop<uint16_t, Widened<Format, Add>>) {
-  return {{sum, sum, reduce_loop<uint16_t, FloatMin<Format>>, reduce_loop<uint16_t, FloatMax<Format>>,
-           reduce_loop<uint16_t, Widened<Format, Multiply>>},
-          scale_halves<Format>,
-          divide_halves<Format>,
+constexpr Row narrow_row(Reduce sum = reduce_loop<typename Format::Bits, Widened<Format, Add>>) {
+  using Bits = typename Format::Bits;
+  return {{sum, sum, reduce_loop<Bits, FloatMin<Format>>, reduce_loop<Bits, FloatMax<Format>>,
+           reduce_loop<Bits, Widened<Format, Multiply>>},
+          scale_narrow<Format>,
+          divide_narrow<Format>,
           casts_of<Format, float>(),
           casts_of<Format, double>()};
 }
@@ -146,14 +149,14 @@ constexpr Row bool_row() {
 #include "kernels/hardware_float16.h"
 #define RINGDP_FLOAT16_ROW hardware_float16_row()
 #else
-#define RINGDP_FLOAT16_ROW halves_row<Float16>()
+#define RINGDP_FLOAT16_ROW narrow_row<Float16>()
 #endif
 
 #if defined(RINGDP_VECTOR_BITS)
 #include "kernels/bfloat16_pairs.h"
-#define RINGDP_BFLOAT16_ROW halves_row<Bfloat16>(reduce_pairs<Add>)
+#define RINGDP_BFLOAT16_ROW narrow_row<Bfloat16>(reduce_pairs<Add>)
 #else
-#define RINGDP_BFLOAT16_ROW halves_row<Bfloat16>()
+#define RINGDP_BFLOAT16_ROW narrow_row<Bfloat16>()
 #endif
 
 namespace ringdp::kernels {
@@ -171,6 +174,8 @@ constexpr Table kTable = {{
     RINGDP_BFLOAT16_ROW,
     float_row<Float32>(),
     float_row<Float64>(),
+    narrow_row<Float8E4m3>(),
+    narrow_row<Float8E5m2>(),
 }};
 
 }  // namespace

@@ -81,10 +81,11 @@ struct Canonical {
   RINGDP_FUNCTOR static Value of(Value a, Value b) { return canonical(Operation::of(a, b)); }
 };
 
-// 16-bit floats: widened to float32, combined, rounded once (which also makes NaN canonical).
+// Floats of 8 and 16 bits: widened to float32, combined, rounded once (which also makes NaN canonical).
 template <class Format, class Operation>
 struct Widened {
-  RINGDP_FUNCTOR static uint16_t of(uint16_t a, uint16_t b) {
+  using Bits = typename Format::Bits;
+  RINGDP_FUNCTOR static Bits of(Bits a, Bits b) {
     return narrow(Format{}, Operation::of(widen(Format{}, a), widen(Format{}, b)));
   }
 };

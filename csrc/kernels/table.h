@@ -19,7 +19,7 @@ using Scale = void (*)(void* to, const void* from, double factor, size_t count);
 using Divide = void (*)(void* to, const void* from, int ranks, size_t count);
 using Cast = void (*)(void* to, const void* from, size_t count);
 
-// Between a 16-bit float and a wide one.
+// Between a float of 8 or 16 bits and a wide one.
 struct Casts {
   Cast narrow, widen;
 };
@@ -28,7 +28,7 @@ struct Row {
   Reduce reduce[kElementwiseOps];  // indexed by ReduceOp; nullptr: the dtype lacks this operation
   Scale scale;
   Divide divide;
-  Casts float32, float64;  // of 16-bit floats: from these and to these
+  Casts float32, float64;  // of 8 and 16 bits: from these and to these
 };
 
 struct Table {

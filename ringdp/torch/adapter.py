@@ -11,7 +11,9 @@ from torch.autograd.graph import increment_version
 from ringdp.constants import Dtype
 from ringdp.torch import device
 
-DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, dtype.name): dtype for dtype in Dtype}
+DTYPES: dict[torch.dtype, Dtype] = {
+    getattr(torch, dtype.name): dtype for dtype in Dtype if hasattr(torch, dtype.name)
+}
 TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
 
 

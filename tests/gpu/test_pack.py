@@ -14,6 +14,7 @@ from unit.test_kernels import (
     FACTORS,
     FLOATS,
     NAN,
+    NOT_FINITE,
     STORAGE,
     assert_same_bits,
     pairs,
@@ -178,7 +179,7 @@ def test_what_is_not_finite_is_found(source: str, target: str, factor: float, sh
         assert flag.tolist() == [0, 77]
         for part in bits:
             for i in {0, part.size // 2, part.size - 1} if part.size else ():
-                part[i] = NAN[source] ^ (NAN[source] & -NAN[source])  # infinity
+                part[i] = NOT_FINITE[source]
                 flag[0] = 0
                 move(way, source, target, tensors, firsts, bucket, factor, flag)
                 assert flag.tolist() == [1, 77]
@@ -189,7 +190,7 @@ def test_what_is_not_finite_is_found(source: str, target: str, factor: float, sh
 
 @pytest.mark.parametrize("source, target", CASTS)
 def test_an_overflow_by_the_cast_is_not_what_was_read(source: str, target: str) -> None:
-    largest = np.array([NAN[source] ^ (NAN[source] & -NAN[source])], BITS[source]) - 1
+    largest = np.array([NOT_FINITE[source]], BITS[source]) - 1
     to, flag = poisoned(1, target), np.zeros(1, np.uint32)
     move("pack", source, target, [largest.view(STORAGE[source])], [0], to, 2.0, flag)
     assert flag[0] == 0

@@ -22,6 +22,7 @@ from unit.test_kernels import (
     FACTORS,
     FLOATS,
     NAN,
+    NOT_FINITE,
     OPERATIONS,
     STORAGE,
     assert_same_bits,
@@ -177,7 +178,7 @@ def flag_after(launch: Callable[[int], None]) -> int:
 
 
 def check_finite(gpu: Gpu, dtype: str) -> None:
-    infinity = NAN[dtype] ^ (NAN[dtype] & -NAN[dtype])
+    infinity = NOT_FINITE[dtype]
 
     def found(bits: np.ndarray, shift: int) -> int:
         there = Room(bits, shift)

@@ -1,8 +1,8 @@
 """What the kernels are to give, in NumPy, from float64: exact where float64 holds the exact result, rounded once.
 
 A sum, product or quotient of float32 (24 bits) that is taken in float64 (53 bits) and rounded to float32 is the one
-that float32 arithmetic gives, since 53 >= 2 * 24 + 2. 16-bit floats are computed in float32 and rounded after that, and
-float64 becomes one of 16 bits by way of float32 (docs/reductions.md).
+that float32 arithmetic gives, since 53 >= 2 * 24 + 2. Floats of 8 and 16 bits are computed in float32 and rounded after
+that, and float64 becomes one of 16 bits by way of float32 (docs/reductions.md).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from unit.test_kernels import (
     INTEGERS,
-    bfloat16_to_float32,
     narrow,
     reference_reduce,
+    widen,
 )
 
 WIDES = ("float32", "float64")
@@ -24,7 +24,7 @@ def wide_of(dtype: str) -> type[np.floating]:
 
 
 def to_float64(dtype: str, values: np.ndarray) -> np.ndarray:
-    return (bfloat16_to_float32(values) if dtype == "bfloat16" else values).astype(np.float64)
+    return widen(dtype, values).astype(np.float64)
 
 
 def from_float64(dtype: str, values: np.ndarray) -> np.ndarray:

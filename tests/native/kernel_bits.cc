@@ -26,6 +26,10 @@ int mantissa_bits(Dtype dtype) {
       return 23;
     case Dtype::float64:
       return 52;
+    case Dtype::float8_e4m3fn:
+      return 3;
+    case Dtype::float8_e5m2:
+      return 2;
     default:
       return 0;
   }
@@ -140,7 +144,7 @@ void all_results(Dtype dtype, const std::function<void(const std::string& what, 
     kernels::divide(dtype, to, a, ranks, in.count);
     use(name + " divide by " + std::to_string(ranks), out);
   }
-  if (is_float(dtype) && size_of(dtype) == 2) all_casts(dtype, use);
+  if (is_float(dtype) && size_of(dtype) <= 2) all_casts(dtype, use);
 }
 
 uint64_t digest_of_kernels() {

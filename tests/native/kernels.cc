@@ -76,6 +76,8 @@ void append(Bytes& to, Dtype dtype, int x) {
       return append(to, static_cast<float>(x));
     case Dtype::float64:
       return append(to, static_cast<double>(x));
+    default:
+      fail(ErrorKind::internal, "not for ", name_of(dtype));
   }
 }
 
@@ -157,7 +159,7 @@ TEST(every_variant_gives_the_same_bits) {
   for (int d = 0; d < kDtypes; ++d) {
     const auto dtype = static_cast<Dtype>(d);
     const std::vector<Bytes> wanted = portable_results(dtype);
-    const bool has_casts = dtype == Dtype::float16 || dtype == Dtype::bfloat16;
+    const bool has_casts = dtype == Dtype::float16 || dtype == Dtype::bfloat16 || is_float8(dtype);
     CHECK(wanted.size() == (dtype == Dtype::boolean ? 4u : has_casts ? 29u : 25u), wanted.size());
     under_each_variant([&](const char* variant) {
       size_t i = 0;
@@ -170,7 +172,8 @@ TEST(every_variant_gives_the_same_bits) {
   }
 }
 
-TEST(small_integers_are_reduced_exactly_in_every_dtype) {
+// But in floats of 8 bits, which hold few of them: tests/unit/test_kernels.py has all pairs of their patterns.
+TEST(small_integers_are_reduced_exactly) {
   std::vector<int> a, b;
   for (int x = 0; x < 12; ++x)
     for (int y = 0; y < 10; ++y) a.push_back(x), b.push_back(y);
@@ -178,7 +181,7 @@ TEST(small_integers_are_reduced_exactly_in_every_dtype) {
     for (int o = 0; o < kElementwiseOps; ++o) {
       const auto dtype = static_cast<Dtype>(d);
       const auto op = static_cast<ReduceOp>(o);
-      if (dtype == Dtype::boolean && op == ReduceOp::average) continue;
+      if (is_float8(dtype) || (dtype == Dtype::boolean && op == ReduceOp::average)) continue;
       std::vector<int> results;
       for (size_t i = 0; i < a.size(); ++i) results.push_back(applied(op, a[i], b[i]));
       const Bytes x = encoded(dtype, a), y = encoded(dtype, b), wanted = encoded(dtype, results);
@@ -198,6 +201,7 @@ TEST(averages_and_scales_of_small_integers_are_exact) {
   for (int x = 0; x < 42; ++x) sums.push_back(3 * x), thirds.push_back(x), twice.push_back(2 * x);
   for (int d = 1; d < kDtypes; ++d) {  // bool has neither
     const auto dtype = static_cast<Dtype>(d);
+    if (is_float8(dtype)) continue;
     const Bytes x = encoded(dtype, sums), third = encoded(dtype, thirds), doubled = encoded(dtype, twice);
     under_each_variant([&](const char* variant) {
       Bytes to(x.size());

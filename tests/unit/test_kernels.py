@@ -1,7 +1,7 @@
 """The kernels: every row of the table in docs/reductions.md, and the same bits from every variant.
 
-References are NumPy, written to be read. bfloat16, which NumPy lacks, is held as uint16 bits and goes through
-`bfloat16_to_float32` and `float32_to_bfloat16` below; all other dtypes are NumPy's own. Results are
+References are NumPy, written to be read. bfloat16 and the floats of 8 bits, which NumPy lacks, are held as
+their bits and go through the functions between them and float32 below; all other dtypes are NumPy's own. Results are
 compared bit for bit, NaNs included.
 """
 
@@ -21,6 +21,11 @@ from ringdp import _core
 kernels = _core.kernels
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+FLOAT8S = {
+    "float8_e4m3fn": (3, 7, 0x7F),
+    "float8_e5m2": (2, 15, 0x7C),
+}  # mantissa bits, bias, first after all numbers
+DTYPES += tuple(FLOAT8S)
 INTEGERS = DTYPES[1:6]
 FLOATS = DTYPES[6:]
 OPERATIONS = ("Average", "Sum", "Min", "Max", "Product")  # the index is the wire number, as in DTYPES
@@ -30,9 +35,13 @@ FACTORS = (0.5, 1.0, -3.0, 0.0, 1 / 3, 1e-3, 257.0, 1e30, 1e300, -1e-300, float(
 RANKS = (1, 2, 3, 7, 64, 100, 1000, 2**31 - 1)
 
 # How an array of each dtype is held, and the unsigned integer of the same size.
-STORAGE = {d: np.dtype({"bool": "uint8", "bfloat16": "uint16"}.get(d, d)) for d in DTYPES}
+HELD_AS = {"bool": "uint8", "bfloat16": "uint16", **dict.fromkeys(FLOAT8S, "uint8")}
+STORAGE = {d: np.dtype(HELD_AS.get(d, d)) for d in DTYPES}
 BITS = {d: np.dtype(f"uint{8 * STORAGE[d].itemsize}") for d in DTYPES}
 NAN = {"float16": 0x7E00, "bfloat16": 0x7FC0, "float32": 0x7FC00000, "float64": 0x7FF8000000000000}
+NAN |= {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7E}
+# The bits above those of all numbers: infinity, where there is one.
+NOT_FINITE = {d: nan if d == "float8_e4m3fn" else nan & (nan - 1) for d, nan in NAN.items()}
 
 
 # --- running a kernel ---------------------------------------------------------------------------------------
@@ -84,7 +93,9 @@ def special_patterns(dtype: str) -> np.ndarray:
     top = 1 << (bits - 1)
     patterns = [0, 1, 2, 3, 0x55, top - 1, top, top + 1, 2 * top - 2, 2 * top - 1]
     if dtype in FLOATS:
-        mantissa = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[dtype]
+        mantissa = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52, "float8_e4m3fn": 3}.get(
+            dtype, 2
+        )
         quiet, infinity = NAN[dtype], NAN[dtype] & ~(1 << (mantissa - 1))
         one = (infinity >> 1) & ~((1 << mantissa) - 1)
         least_normal = 1 << mantissa
@@ -106,7 +117,8 @@ def random_patterns(dtype: str, count: int, seed: int) -> np.ndarray:
 
 
 def pairs(dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of special patterns, then random ones; for 16 bits all 65536 patterns as well."""
+    """All pairs of special patterns, then random ones; for 16 bits all 65536 patterns as well, of floats of 8 bits
+    all pairs."""
     special = special_patterns(dtype)
     a, b = (x.ravel() for x in np.meshgrid(special, special))
     a = [a, random_patterns(dtype, 20_000, 1)]
@@ -115,6 +127,10 @@ def pairs(dtype: str) -> tuple[np.ndarray, np.ndarray]:
         every = np.arange(65536, dtype=np.uint16)
         a += [every, random_patterns(dtype, 65536, 3), every]
         b += [random_patterns(dtype, 65536, 4), every, every]
+    if dtype in FLOAT8S:
+        every = np.arange(65536, dtype=np.uint16)
+        a += [(every >> 8).astype(np.uint8)]
+        b += [(every & 0xFF).astype(np.uint8)]
     return np.concatenate(a).view(STORAGE[dtype]), np.concatenate(b).view(STORAGE[dtype])
 
 
@@ -133,8 +149,39 @@ def float32_to_bfloat16(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), NAN["bfloat16"], kept + up).astype(np.uint16)
 
 
+def float8_magnitudes(dtype: str) -> np.ndarray:
+    """Those of bits 0, 1, 2, …, the last one standing for what is too large."""
+    mantissa, bias, end = FLOAT8S[dtype]
+    bits = np.arange(end + 1)
+    exponent, fraction = bits >> mantissa, bits & ((1 << mantissa) - 1)
+    whole = np.where(exponent == 0, fraction, fraction + (1 << mantissa))
+    return np.ldexp(whole.astype(np.float64), np.maximum(exponent, 1) - bias - mantissa)
+
+
+def float8_to_float32(dtype: str, bits: np.ndarray) -> np.ndarray:
+    end = FLOAT8S[dtype][2]
+    values = np.full(128, np.nan, np.float32)
+    values[:end] = float8_magnitudes(dtype)[:end]
+    if dtype == "float8_e5m2":
+        values[end] = np.inf
+    return np.copysign(values[bits & 0x7F], np.where(bits & 0x80, -1, 1).astype(np.float32))
+
+
+def float32_to_float8(dtype: str, x: np.ndarray) -> np.ndarray:
+    """The nearest number, of two as near the one whose last bit is 0; a NaN becomes the canonical one."""
+    numbers, end = float8_magnitudes(dtype), FLOAT8S[dtype][2]
+    magnitude = np.abs(x).astype(np.float64)
+    below = np.clip(np.searchsorted(numbers, magnitude, "right") - 1, 0, end - 1)
+    under, over = magnitude - numbers[below], numbers[below + 1] - magnitude
+    bits = below + ((under > over) | ((under == over) & (below % 2 == 1)))
+    nan = np.isnan(x) | ((bits == end) & (dtype == "float8_e4m3fn"))
+    return np.where(nan, NAN[dtype], bits | np.where(np.signbit(x), 0x80, 0)).astype(np.uint8)
+
+
 def widen(dtype: str, x: np.ndarray) -> np.ndarray:
-    """To the dtype that is computed in: float32 for 16-bit floats, otherwise itself."""
+    """To the dtype that is computed in: float32 for floats of 8 and 16 bits, otherwise itself."""
+    if dtype in FLOAT8S:
+        return float8_to_float32(dtype, x)
     if dtype == "bfloat16":
         return bfloat16_to_float32(x)
     return x.astype(np.float32) if dtype == "float16" else x
@@ -142,6 +189,8 @@ def widen(dtype: str, x: np.ndarray) -> np.ndarray:
 
 def narrow(dtype: str, x: np.ndarray) -> np.ndarray:
     """Back from it, any NaN becoming the quiet, positive one without payload."""
+    if dtype in FLOAT8S:
+        return float32_to_float8(dtype, x)
     if dtype == "bfloat16":
         return float32_to_bfloat16(x)
     bits = x.astype(dtype).view(BITS[dtype])
@@ -238,7 +287,7 @@ def check_average(dtype: str, a: np.ndarray, b: np.ndarray) -> None:
             reduce(dtype, "Average", a, b)
         with pytest.raises(ValueError, match="bool has no Average"):
             divide(dtype, a, 2)
-    elif dtype == "float16":  # scaled before, nothing afterwards
+    elif dtype == "float16" or dtype in FLOAT8S:  # scaled before, nothing afterwards
         half_a, half_b = scale(dtype, a, 0.5), scale(dtype, b, 0.5)
         want = reference_reduce(dtype, "Sum", reference_scale(dtype, a, 0.5), reference_scale(dtype, b, 0.5))
         assert_same_bits(dtype, reduce(dtype, "Average", half_a, half_b), want, a, b)
@@ -265,6 +314,19 @@ def test_known_results(variant: str) -> None:
         2052,
         2**-23,  # subnormal
     ]
+
+    def sums(dtype: str, a: list[int], b: list[int]) -> list[int]:
+        return reduce(dtype, "Sum", np.array(a, np.uint8), np.array(b, np.uint8)).tolist()
+
+    # 448 + 16: half way to 480, which would be the NaN; + 18: beyond; 1 + 0.0625: half way; 2^-9 + 2^-9.
+    assert sums("float8_e4m3fn", [0x7E, 0x7E, 0x38, 0x01], [0x58, 0x59, 0x18, 0x01]) == [
+        0x7E,
+        0x7F,
+        0x38,
+        0x02,
+    ]
+    # 57344 + 4096: half way to the next, which is infinity; + 3584; inf - inf; 2^-16 + 2^-16.
+    assert sums("float8_e5m2", [0x7B, 0x7B, 0x7C, 0x01], [0x6C, 0x6B, 0xFC, 0x01]) == [0x7C, 0x7B, 0x7E, 0x02]
     truths = np.array([0, 2, 0, 255], np.uint8), np.array([0, 0, 4, 2], np.uint8)
     assert reduce("bool", "Sum", *truths).tolist() == [0, 1, 1, 1]
     assert reduce("bool", "Min", *truths).tolist() == [0, 0, 0, 1]
@@ -395,8 +457,8 @@ def test_choice_of_variant() -> None:
 
 
 def test_unknown_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="no dtype has number 10"):
-        kernels.scale(10, 0, 0, 1.0, 0)
+    with pytest.raises(ValueError, match="no dtype has number 12"):
+        kernels.scale(12, 0, 0, 1.0, 0)
     with pytest.raises(ValueError, match="no dtype has number -1"):
         kernels.divide(-1, 0, 0, 1, 0)
     with pytest.raises(ValueError, match="no reduce operation has number 5"):

@@ -31,10 +31,10 @@ struct Bool {
   static constexpr bool is_float = false;
 };
 
-// In float32, rounded once.
+// Of 8 and 16 bits: in float32, rounded once.
 template <class Format>
 struct Half {
-  using Bits = uint16_t;
+  using Bits = typename Format::Bits;
   using Sum = Widened<Format, Add>;
   using Product = Widened<Format, Multiply>;
   using Min = FloatMin<Format>;
@@ -77,6 +77,7 @@ struct Wide {
 // 1 for an infinity or a NaN.
 template <class Stored>
 RINGDP_FUNCTOR inline unsigned is_not_finite(typename Stored::Bits x) {
+  if constexpr (std::is_same_v<Stored, Float8E4m3>) return is_nan<Stored>(x);
   return (x & Stored::infinity) == Stored::infinity;
 }
 
@@ -111,9 +112,11 @@ struct Cast<Half<Format>, Wide<WideFormat>> {
   DO(int16, Integer<int16_t>)       \
   DO(int32, Integer<int32_t>)       \
   DO(int64, Integer<int64_t>)
-#define RINGDP_HALF_ELEMENTS(DO) \
-  DO(float16, Half<Float16>)     \
-  DO(bfloat16, Half<Bfloat16>)
+#define RINGDP_HALF_ELEMENTS(DO)      \
+  DO(float16, Half<Float16>)          \
+  DO(bfloat16, Half<Bfloat16>)        \
+  DO(float8_e4m3fn, Half<Float8E4m3>) \
+  DO(float8_e5m2, Half<Float8E5m2>)
 #define RINGDP_WIDE_ELEMENTS(DO) \
   DO(float32, Wide<Float32>)     \
   DO(float64, Wide<Float64>)

@@ -46,6 +46,40 @@ def test_sums(dtype, shape):
     assert torch.equal(before, got)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_floats_of_8_bits(dtype):
+    """PyTorch compares, adds and joins none: zeros and ones, and their bits."""
+
+    def bits(values):
+        return torch.tensor([float(x) for x in values]).to(dtype).view(torch.uint8).tolist()
+
+    def of(rank):
+        return [(i + rank) % 2 for i in range(6)]
+
+    size, rank = hvd.size(), hvd.rank()
+    x = torch.tensor([float(i) for i in of(rank)]).to(dtype)
+    sums = [sum(of(r)[i] for r in range(size)) for i in range(6)]
+
+    def gives(got, wanted):
+        assert got.dtype == dtype and got.view(torch.uint8).tolist() == bits(wanted)
+
+    gives(hvd.allreduce(x, op=hvd.Sum), sums)
+    gives(hvd.allreduce(x, op=hvd.Max), [1] * 6)
+    gives(hvd.allreduce(x, op=hvd.Product), [0] * 6)
+    gives(hvd.allreduce(torch.full((3,), 2.0).to(dtype), op=hvd.Sum, prescale_factor=1 / 8), [size / 4] * 3)
+    gives(hvd.broadcast(x, root_rank=1), of(1))
+    gives(hvd.allgather(x[: rank + 1]), [i for r in range(size) for i in of(r)[: r + 1]])
+    gives(hvd.alltoall(x[:size]), [of(r)[rank] for r in range(size)])
+    gives(hvd.reducescatter(torch.stack([x.float()] * size).to(dtype), op=hvd.Sum)[0], sums)
+    assert hvd.allreduce_(x, op=hvd.Sum) is x
+    gives(x, sums)
+    if rank == 0:  # a rank that has joined changes nothing
+        y = torch.tensor([-3.0, 0.0, 3.0]).to(dtype)
+        for op in (hvd.Sum, hvd.Max, hvd.Min, hvd.Product):
+            gives(hvd.allreduce(y, op=op, name=f"alone {op}"), [-3, 0, 3])
+    hvd.join()
+
+
 def test_other_operations():
     size = hvd.size()
     x = values((4,), torch.float32)
