@@ -53,6 +53,7 @@ nb::dict about_nccl() {
 // A few bytes, in order with what the stream does.
 void upload(int ordinal, uint64_t stream, uintptr_t to, const nb::bytes& data) {
   Gpu& gpu = Gpu::of(ordinal);
+  gpu.refuse_capture(stream_at(stream));
   const auto pinned = gpu.pinned(data.size());
   std::memcpy(pinned->data(), data.data(), data.size());
   gpu.copy_to_gpu(pointer(to), pinned->data(), data.size(), stream_at(stream));

@@ -58,6 +58,7 @@ constexpr uintptr_t kLegacyStream = 1, kPerThreadStream = 2;
   FUNCTION(event_create, cuEventCreate, (Event * event, unsigned flags))                                              \
   FUNCTION(event_record, cuEventRecord, (Event event, Stream stream))                                                 \
   FUNCTION(event_query, cuEventQuery, (Event event))                                                                  \
+  FUNCTION(is_capturing, cuStreamIsCapturing, (Stream stream, int* status))                                           \
   FUNCTION(module_load, cuModuleLoadData, (Module * module, const void* image))                                       \
   FUNCTION(module_function, cuModuleGetFunction, (Function * function, Module module, const char* name))              \
   FUNCTION(launch, cuLaunchKernel,                                                                                    \

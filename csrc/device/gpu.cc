@@ -122,6 +122,16 @@ Gpu::Point Gpu::record(cuda::Stream stream) {
   return point;
 }
 
+void Gpu::refuse_capture(cuda::Stream stream) const {
+  const Current current(*this);
+  int status = 0;
+  check(driver_.is_capturing(stream, &status), "cuStreamIsCapturing");
+  if (status != 0)
+    fail(ErrorKind::usage, label(),
+         ": its current stream is captured in a CUDA graph, of which an exchange between ranks cannot be a part; ",
+         "capture the model alone (torch.cuda.make_graphed_callables), and exchange outside");
+}
+
 void Gpu::give_back(cuda::Event event) {
   std::lock_guard lock(events_mutex_);
   spare_events_.push_back(event);

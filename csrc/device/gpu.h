@@ -49,6 +49,8 @@ class Gpu {
   };
   using Point = std::shared_ptr<const Event>;
   Point record(cuda::Stream stream);
+  // Throws where what the stream is given becomes a part of a CUDA graph: other ranks would not be asked at its replays.
+  void refuse_capture(cuda::Stream stream) const;
 
   // Host memory that a GPU reads and writes by itself. Given back by its last owner; used again when `until` has passed.
   class Pinned {

@@ -62,7 +62,9 @@ namespace {
 // Where the caller's stream is now: what it has computed so far is what is exchanged.
 void note_stream(Submission& s) {
   s.on_gpu = s.place != nullptr;
-  if (s.on_gpu) s.place->ready = s.place->gpu.record(stream_at(s.place->stream));
+  if (!s.on_gpu) return;
+  s.place->gpu.refuse_capture(stream_at(s.place->stream));
+  s.place->ready = s.place->gpu.record(stream_at(s.place->stream));
 }
 
 }  // namespace

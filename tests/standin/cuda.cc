@@ -445,6 +445,15 @@ Result cuStreamSynchronize(Stream stream) {
   return kSuccess;
 }
 
+// Nothing is recorded: what asks is to refuse.
+Result cuStreamIsCapturing(Stream stream, int* status) {
+  BEGIN("cuStreamIsCapturing");
+  IN_CONTEXT;
+  if (at(stream) == nullptr) return kInvalidHandle;
+  *status = std::getenv("RINGDP_STANDIN_CAPTURING") != nullptr;
+  return kSuccess;
+}
+
 Result cuStreamWaitEvent(Stream stream, Event event, unsigned) {
   BEGIN("cuStreamWaitEvent");
   IN_CONTEXT;
