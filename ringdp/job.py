@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,15 @@ class Job(Protocol):
     def remove_set(self, number: int) -> None:
         """The engine of this rank, and of all others of the set, has forgotten it. Collective over its ranks."""
         ...
+
+
+def _wants_two_levels() -> bool:
+    return os.environ.get("RINGDP_GPU_TRANSPORT") == "two_level"
+
+
+def _numbers_of_levels(number: int) -> tuple[int, int]:
+    """Beside those of process sets: of what is made for a process set whose GPU tensors go in two levels."""
+    return -1 - 2 * number, -2 - 2 * number
 
 
 class MpiJob:
@@ -72,12 +82,15 @@ class MpiJob:
 
     def remove_set(self, number: int) -> None:
         """See `Job`."""
-        data, control = self._communicators.pop(number)
-        data.Barrier()  # nobody looks at this rank's mail any more
-        if number in self._mail:
-            self.neighbours.host.free_mail(self._mail.pop(number))
-        data.Free()
-        control.Free()
+        for one in (number, *_numbers_of_levels(number)):
+            if one not in self._communicators:
+                continue
+            data, control = self._communicators.pop(one)
+            data.Barrier()  # nobody looks at this rank's mail any more
+            if one in self._mail:
+                self.neighbours.host.free_mail(self._mail.pop(one))
+            data.Free()
+            control.Free()
 
     def free(self) -> None:
         """Give all communicators back. Collective; only where every engine has ended in peace."""
@@ -93,11 +106,32 @@ class MpiJob:
 
         self._communicators[number] = comm, comm.Dup()
         data, control = (int(self.MPI._handleof(c)) for c in self._communicators[number])
-        sharing_with = comm.allgather(min(found.members, default=self.rank))
+        told = comm.allgather((min(found.members, default=self.rank), _wants_two_levels()))
+        sharing_with = [first for first, _ in told]
         hosts = [self.hosts[rank] for rank in ranks]
-        return _core.Membership(
+        membership = _core.Membership(
             list(ranks), data, control, hosts, found.host, found.members, found.mail, sharing_with
         )
+        if all(wants for _, wants in told):
+            self._add_levels(membership, number, ranks, comm, sharing_with)
+        return membership
+
+    def _add_levels(
+        self, membership: Any, number: int, ranks: Sequence[int], comm: Any, sharing_with: list[int]
+    ) -> None:
+        """The sets of this rank's host and of its place on all hosts, if there are two levels. (They have none
+        themselves.)"""
+        from ringdp import _core
+
+        levels = _core.levels_of(sharing_with, comm.Get_rank())
+        if levels is None:
+            return
+        made = []
+        for level, members in zip(_numbers_of_levels(number), levels, strict=True):
+            theirs = [ranks[member] for member in members]
+            part = comm.Split(color=members[0], key=comm.Get_rank())
+            made.append(self._membership(level, theirs, part, self._neighbours_in(level, theirs, part)))
+        membership.add_levels(*made)
 
     def _neighbours_in(self, number: int, ranks: Sequence[int], comm: Any) -> sharing.Neighbourhood:
         """Those of this rank's neighbours that are in the set, with mail of their own."""

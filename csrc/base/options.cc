@@ -18,7 +18,9 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
       {"RINGDP_GPU_TRANSPORT", "auto",
-       "how GPU tensors are exchanged: nccl, host (by way of host memory), auto (NCCL where all ranks have it)"},
+       "how GPU tensors are exchanged: nccl, host (by way of host memory), two_level (NCCL inside hosts, messages "
+       "between), "
+       "auto (NCCL where all ranks have it)"},
       {"RINGDP_CUDA_LIBRARY", "libcuda.so.1", "the CUDA driver's library"},
       {"RINGDP_NCCL_LIBRARY", "libnccl.so.2", "NCCL's library, instead of the one that is loaded or installed"},
       {"RINGDP_DEPTH", "16", "segments that a rank receives ahead (*speed*)"},
@@ -57,7 +59,8 @@ GpuTransport gpu_transport() {
   if (name == "auto") return GpuTransport::automatic;
   if (name == "host") return GpuTransport::host;
   if (name == "nccl") return GpuTransport::nccl;
-  fail(ErrorKind::usage, "RINGDP_GPU_TRANSPORT=", name, " is not one of auto, nccl, host");
+  if (name == "two_level") return GpuTransport::two_level;
+  fail(ErrorKind::usage, "RINGDP_GPU_TRANSPORT=", name, " is not one of auto, nccl, host, two_level");
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 namespace ringdp {
 
 // How GPU tensors are exchanged.
-enum class GpuTransport : int32_t { automatic, host, nccl };
+enum class GpuTransport : int32_t { automatic, host, nccl, two_level };
 
 struct Options {
   double timeout = 600;               // seconds

@@ -255,8 +255,17 @@ Membership mpi_membership(std::vector<int> ranks, uint64_t data, uint64_t contro
           make_mpi_transport(control),
           placement_on(hosts),
           {std::move(host), std::move(neighbours), std::move(mail)},
-          std::move(sharing)};
+          std::move(sharing),
+          nullptr,
+          nullptr};
 }
+
+void add_levels(Membership& set, Membership& in_host, Membership& between_hosts) {
+  set.in_host = std::make_unique<Membership>(std::move(in_host));
+  set.between_hosts = std::make_unique<Membership>(std::move(between_hosts));
+}
+
+void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed);
 
 // Over the local transport, for tests: by rank of the set.
 std::vector<Membership> local_memberships(const std::vector<int>& ranks, uint64_t delay_seed,
@@ -267,8 +276,38 @@ std::vector<Membership> local_memberships(const std::vector<int>& ranks, uint64_
   for (int r = 0; r < size; ++r)
     all.push_back({ranks, make_local_transport(data, r), make_local_transport(control, r),
                    placement_on(hosts.empty() ? std::vector<int>(ranks.size()) : hosts), std::move(neighbourhoods[r]),
-                   hosts});
+                   hosts, nullptr, nullptr});
+  if (options_from_environment().gpu_transport == GpuTransport::two_level) add_local_levels(all, delay_seed);
   return all;
+}
+
+// The memberships of `members` in a level of a set, given those in the set; they share memory if all are on one host.
+std::vector<Membership> local_level(const std::vector<Membership>& set, const std::vector<int>& members,
+                                    uint64_t delay_seed, bool in_host) {
+  std::vector<int> ranks, hosts;
+  for (const int member : members)
+    ranks.push_back(set[member].ranks[member]), hosts.push_back(set[member].sharing[member]);
+  std::vector<Neighbourhood> neighbourhoods(members.size());
+  for (size_t m = 0; in_host && m < members.size(); ++m)
+    neighbourhoods[m] = {set[members[m]].neighbourhood.host, ranks, {}};
+  add_local_mail(neighbourhoods, ranks);
+  return local_memberships(ranks, delay_seed, hosts, std::move(neighbourhoods));
+}
+
+// Each host's first rank makes the level for all of the host, and the first host's ranks those between the hosts.
+void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed) {
+  for (size_t rank = 0; rank < set.size(); ++rank) {
+    const auto levels = levels_of(set[0].sharing, static_cast<int>(rank));
+    if (!levels) return;
+    const auto add = [&](const std::vector<int>& members, std::unique_ptr<Membership> Membership::* which,
+                         bool in_host) {
+      std::vector<Membership> level = local_level(set, members, delay_seed, in_host);
+      for (size_t m = 0; m < members.size(); ++m)
+        set[members[m]].*which = std::make_unique<Membership>(std::move(level[m]));
+    };
+    if (levels->me == 0) add(levels->mates, &Membership::in_host, true);
+    if (levels->host == 0) add(levels->ring, &Membership::between_hosts, false);
+  }
 }
 
 // The engines of `size` ranks in this process, for tests: they talk over the local transport, and those with the same
@@ -358,7 +397,9 @@ void bind_engine(nb::module_& m) {
   nb::class_<Membership>(m, "Membership", "A process set as one of its ranks sees it, to be used once.")
       .def(nb::new_(&mpi_membership), "ranks"_a, "data"_a, "control"_a, "hosts"_a, "host"_a.none(), "neighbours"_a,
            "mail"_a, "sharing"_a,
-           "data, control: handles of communicators of these ranks alone; hosts: of each rank, a number of its host.");
+           "data, control: handles of communicators of these ranks alone; hosts: of each rank, a number of its host.")
+      .def("add_levels", &add_levels, "in_host"_a, "between_hosts"_a,
+           "GPU tensors go in two levels: the sets in which this rank takes their steps, both used up.");
 
   nb::class_<Engine>(m, "Engine", "One rank's engine thread and its communicators.")
       .def_prop_ro("rank", &Engine::rank)
@@ -390,6 +431,8 @@ void bind_engine(nb::module_& m) {
             counted["by_nccl"] = c.by_nccl.load();
             counted["by_chunks"] = c.by_chunks.load();
             counted["by_host_memory"] = c.by_host_memory.load();
+            counted["by_two_levels"] = c.by_two_levels.load();
+            counted["overlapped"] = c.overlapped.load();
             return counted;
           },
           "What this rank has submitted and agreed on so far: see csrc/engine/counters.h.")
@@ -449,6 +492,15 @@ void bind_engine(nb::module_& m) {
         nb::set_leak_warnings(false);
       });
 
+  m.def(
+      "levels_of",
+      [](const std::vector<int>& sharing, int rank) -> nb::object {
+        const auto levels = levels_of(sharing, rank);
+        return levels ? nb::object(nb::make_tuple(levels->mates, levels->ring)) : nb::none();
+      },
+      "sharing"_a, "rank"_a,
+      "(the ranks that share memory with this one, those at its place on all hosts), or None where there are no two "
+      "levels. sharing: by rank, a number that ranks have in common which share memory.");
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
   m.def(
       "make_engine",

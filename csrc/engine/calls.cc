@@ -139,7 +139,7 @@ void Engine::add_process_set(int id, Membership membership) {
     const Chooser& chooser =
         known_.emplace(id, make_chooser(placement_of(membership), options_.algorithm, options_.profile)).first->second;
     arrivals_.push_back({});
-    arrivals_.back().new_set = new_set(id, std::move(membership), chooser);
+    arrivals_.back().new_sets = new_sets(id, std::move(membership), chooser);
     has_arrivals_ = true;
   }
   wake();
@@ -174,6 +174,7 @@ bool Engine::becomes_idle(ProcessSet& set) {
   agreeing_.for_each([&](uint64_t, Submission& submission) { busy |= submission.process_set == id; });
   for (const auto& [lane_id, lane] : set.lanes) busy |= !lane.votes.empty();
   for (const auto& [number, launch] : launches_) busy |= launch.set.id == id;
+  for (const auto& [number, levels] : in_levels_) busy |= levels.set.id == id;
   // What a GPU still does is over for its caller, who may not know that it goes on.
   const auto on_gpu = [this, id] {
     watch_gpus();
@@ -184,7 +185,7 @@ bool Engine::becomes_idle(ProcessSet& set) {
     sched_yield();
     if (deadline.passed() || broken_) return false;
   }
-  return !busy;
+  return !busy && (!set.in_host || (becomes_idle(*set.in_host) && becomes_idle(*set.between_hosts)));
 }
 
 bool Engine::remove_process_set(int id) {
@@ -201,15 +202,21 @@ bool Engine::remove_process_set(int id) {
     known_.insert(std::move(known));
     return false;
   }
-  const auto forget = [id](auto& by_set) {
-    for (auto entry = by_set.begin(); entry != by_set.end();)
-      entry = entry->first.first == id ? by_set.erase(entry) : std::next(entry);
-  };
-  forget(queued_);
-  forget(waiting_);
-  set->second->doubling.cancel();
-  sets_.erase(set);
+  const bool has_levels = set->second->in_host != nullptr;
+  forget(id);
+  if (has_levels) forget(ProcessSet::in_host_of(id)), forget(ProcessSet::between_hosts_of(id));
   return true;
+}
+
+void Engine::forget(int process_set) {
+  const auto leave_out = [process_set](auto& by_set) {
+    for (auto entry = by_set.begin(); entry != by_set.end();)
+      entry = entry->first.first == process_set ? by_set.erase(entry) : std::next(entry);
+  };
+  leave_out(queued_);
+  leave_out(waiting_);
+  this->process_set(process_set).doubling.cancel();
+  sets_.erase(process_set);
 }
 
 bool Engine::shutdown(double seconds) {

@@ -16,6 +16,8 @@ struct Counters {
 
   // Operations on GPU tensors, by who carries them out: see engine/launch.h.
   std::atomic<uint64_t> by_nccl{0}, by_chunks{0}, by_host_memory{0};
+  // Their steps are counted above, too; and here those in a host that began while a chunk of the same was between hosts.
+  std::atomic<uint64_t> by_two_levels{0}, overlapped{0};
 
   static void add(std::atomic<uint64_t>& counter) {  // one writer at a time: no read-modify-write is needed
     counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);

@@ -44,6 +44,7 @@ void Engine::check_deadlines() {
   });
   for (auto& [id, set] : sets_) check_votes(*set);
   check_launches();
+  check_levels();
   for (auto it = active_.begin(); it != active_.end();) {
     const auto here = it++;
     if (!here->overdue()) continue;
@@ -130,7 +131,9 @@ bool Engine::stuck() const { return still_ >= kStill && Clock::now() - last_move
 
 // All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
 bool Engine::everyone_left() const {
-  return left_ && ((active_.empty() && launches_.empty() && running_.empty() && !anything_waiting()) || stuck()) &&
+  return left_ &&
+         ((active_.empty() && launches_.empty() && in_levels_.empty() && running_.empty() && !anything_waiting()) ||
+          stuck()) &&
          std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->meetings().all_left(); });
 }
 
@@ -158,6 +161,7 @@ void Engine::break_down(const Error& error) {
       for (Vote& vote : lane.votes) vote.handle->fail(error);
   for (Operation& operation : active_) operation.submission().handle->fail(error);
   for (auto& [id, launch] : launches_) launch.submission.handle->fail(error);
+  for (auto& [id, levels] : in_levels_) levels.submission.handle->fail(error);
   for (auto& [id, set] : sets_)
     for (Gpus::Waiting& one : set->gpus ? std::exchange(set->gpus->waiting, {}) : std::deque<Gpus::Waiting>())
       one.submission.handle->fail(error);

@@ -27,7 +27,7 @@ Engine::Engine(Options options, uint32_t generation, Membership everybody)
                sysconf(_SC_NPROCESSORS_ONLN)),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
   known_.emplace(0, chooser_);
-  sets_[0] = new_set(0, std::move(everybody), chooser_);
+  keep(new_sets(0, std::move(everybody), chooser_));
   thread_ = std::thread([this] { main(); });
 }
 
@@ -56,6 +56,8 @@ bool Engine::look_at_everything(Submission* own) {
   }
   if (!active_.empty() || !waiting_.empty()) moved |= advance_operations();
   if (!launches_.empty()) moved |= advance_launches();
+  if (!in_levels_.empty()) moved |= advance_levels();
+  if (left_) leave_levels();
   if (moved) {
     still_ = 0;
     return true;
@@ -82,16 +84,12 @@ bool Engine::take_arrivals() {
   taken_.clear();
   left_ |= leaving;  // what has been agreed on or belongs to a plan still runs: other ranks may count on it
   for (auto& [id, set] : sets_)
-    if (left_) leave(*set);
+    if (left_ && !set->is_level()) leave(*set);
   return any;
 }
 
 void Engine::take(Arrival& arrival) {
-  if (arrival.new_set) {
-    const int id = arrival.new_set->id;
-    sets_[id] = std::move(arrival.new_set);
-    return;
-  }
+  if (!arrival.new_sets.empty()) return keep(std::move(arrival.new_sets));
   Submission& s = arrival.submission;
   ProcessSet& set = process_set(s.process_set);
   if (s.lane >= 0 && set.lanes.count(s.lane) == 0) {
@@ -241,7 +239,7 @@ void Engine::release_name(const Submission& s) {
 }
 
 bool Engine::anything_active() const {
-  if (!active_.empty() || !launches_.empty()) return true;
+  if (!active_.empty() || !launches_.empty() || !in_levels_.empty()) return true;
   for (const auto& [id, set] : sets_)
     for (const auto& [lane_id, lane] : set->lanes)
       if (!lane.votes.empty()) return true;

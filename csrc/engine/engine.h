@@ -19,6 +19,7 @@
 #include "base/options.h"
 #include "base/slots.h"
 #include "engine/counters.h"
+#include "engine/gpu_levels.h"
 #include "engine/launch.h"
 #include "engine/operation.h"
 #include "engine/timeline.h"
@@ -104,7 +105,7 @@ class Engine {
     Submission submission;
     std::vector<uint64_t> vote;
     bool is_vote = false;
-    std::unique_ptr<ProcessSet> new_set;
+    std::vector<std::unique_ptr<ProcessSet>> new_sets;
   };
 
   // How long who drives may sleep when a turn has moved nothing.
@@ -126,7 +127,10 @@ class Engine {
   void leave_off();
   Pause pause(bool moved, bool caller);
   std::unique_ptr<ProcessSet> new_set(int id, Membership membership, Chooser chooser);
+  std::vector<std::unique_ptr<ProcessSet>> new_sets(int id, Membership membership, Chooser chooser);
+  void keep(std::vector<std::unique_ptr<ProcessSet>> made);
   bool becomes_idle(ProcessSet& set);
+  void forget(int process_set);
   void check_open() const;
   const Chooser& known(int process_set) const;
   bool casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype) const;
@@ -153,17 +157,18 @@ class Engine {
   void look_for_dead();
   void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
              std::vector<Whereabouts> told = {});
-  // GPU tensors: gpus.cc, launches.cc.
+  // GPU tensors: gpus.cc, launches.cc, gpu_levels.cc.
   bool goes_by_gpu(Submission& submission, ProcessSet& set, uint64_t ticket);
   void ask(ProcessSet& set, Submission submission, const char* what);
   void tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count);
+  void look_for_way(ProcessSet& set, Gpu& gpu);
   void tell_card(ProcessSet& set);
   void tell_text(ProcessSet& set, Gpus::Way next, const char* what);
   bool find_way(ProcessSet& set);
   bool give_way_up(ProcessSet& set);
-  void fail_without_way(ProcessSet& set, const Submission& submission, uint64_t ticket);
   bool cards_are_here(ProcessSet& set);
   bool make_communicator(ProcessSet& set);
+  bool hosts_have_found_ways(ProcessSet& set);
   std::string complaint(ProcessSet& set) const;
   bool all_have_made_it(ProcessSet& set);
   void go_through_host(ProcessSet& set, const std::string& why);
@@ -182,7 +187,16 @@ class Engine {
   std::optional<uint64_t> next_launch() const;
   void launched(uint64_t id, Launch& launch);
   void fail_launch(uint64_t id, const Error& error);
+  void fail_agreed(ProcessSet& set, const Submission& submission, uint64_t ticket, const Error& error);
+  std::optional<Error> why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const;
   void check_launches();
+  void begin_levels(Submission submission, ProcessSet& set, uint64_t ticket);
+  void levels_met(uint64_t id, bool agreed, bool have_memory);
+  bool advance_levels();
+  bool take_steps(TwoLevels& levels, const TwoLevels::HandIn& hand_in);
+  void fail_levels(uint64_t id, const Error& error);
+  void check_levels();
+  void leave_levels();
   void watch_gpus();
   bool waits_for_gpus() const;
   void abort_communicators();
@@ -253,8 +267,9 @@ class Engine {
   std::map<std::pair<int, int>, std::deque<Start>> waiting_;  // by process set and lane: too many in flight
   std::map<std::pair<int, int>, uint64_t> broken_lanes_;      // the first sequence that has failed, just now
   std::list<Operation> active_;
-  std::list<Operation> parked_;          // failed with requests open: their memory must stay
-  std::map<uint64_t, Launch> launches_;  // that NCCL has not taken yet
+  std::list<Operation> parked_;              // failed with requests open: their memory must stay
+  std::map<uint64_t, Launch> launches_;      // that NCCL has not taken yet
+  std::map<uint64_t, TwoLevels> in_levels_;  // numbered with these
   uint64_t next_launch_ = 0;
   std::optional<uint64_t> calling_;  // the call is under way
   uint64_t gpu_clock_ = 0;           // see launches.cc

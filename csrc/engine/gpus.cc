@@ -40,13 +40,17 @@ bool takes_kernels(Gpu& gpu) {
 }
 
 // By which NCCL and kernels are checked together.
-bool has_maximum(const Gpus& gpus) { return gpus.kernels && gpus.found == Way::nccl; }
+bool has_maximum(const Gpus& gpus) { return gpus.kernels && gpus.found != Way::host; }
 
 // What stands against NCCL, on whichever rank; "" if nothing does.
-std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>& ranks) {
+std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>& ranks, int hosts) {
   const auto of = [&](size_t i) { return "rank " + std::to_string(ranks[i]); };
   for (size_t i = 0; i < cards.size(); ++i) {
     if (cards[i].wants == GpuTransport::host) return of(i) + " has RINGDP_GPU_TRANSPORT=host";
+    if (cards[i].wants == GpuTransport::two_level && hosts > 1)
+      return of(i) +
+             " has RINGDP_GPU_TRANSPORT=two_level, which needs hosts with equally many ranks that share memory, and " +
+             "more than one, and the option on all ranks";
     if (cards[i].nccl == 0) return of(i) + " has no NCCL (pip install 'ringdp[cuda12]' or 'ringdp[cuda13]')";
     if (cards[i].nccl != cards[0].nccl)
       return of(i) + " has NCCL " + std::to_string(cards[i].nccl) + ", " + of(0) + " " + std::to_string(cards[0].nccl);
@@ -69,18 +73,24 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
   if (!s.place || s.by_nccl || way_of(s, set, true) == By::host_memory) return false;
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
-  if (gpus.way == Way::host || s.handle == gpus.asked) return false;
-  if (gpus.way == Way::failed) {
-    fail_without_way(set, s, ticket);
+  const bool is_check = s.handle == gpus.asked;
+  if (is_check && gpus.found == Way::two_levels) {
+    begin_levels(std::move(s), set, ticket);
     return true;
   }
-  if (gpus.way == Way::unknown) {
-    gpus.gpu = &s.place->gpu;
-    gpus.until = Deadline::in(Seconds(options_.timeout));
-    tell_card(set);
+  if (gpus.way == Way::host || is_check) return false;
+  if (gpus.way == Way::failed) {
+    fail_agreed(set, s, ticket, gpus.asked->error());
+    return true;
   }
+  if (gpus.way == Way::unknown) look_for_way(set, s.place->gpu);
   if (!gpus.is_decided()) {
     gpus.waiting.push_back({std::move(s), ticket});
+    return true;
+  }
+  if (gpus.way == Way::two_levels) {
+    if (s.kind != OpKind::allreduce || s.half != Half::both) return false;
+    begin_levels(std::move(s), set, ticket);
     return true;
   }
   if (way_of(s, set, gpus.kernels) == By::host_memory) return false;
@@ -109,6 +119,13 @@ void Engine::tell_all(ProcessSet& set, const char* what, const void* bytes, size
   ask(set, std::move(s), what);
 }
 
+void Engine::look_for_way(ProcessSet& set, Gpu& gpu) {
+  if (!set.gpus) set.gpus = std::make_unique<Gpus>();
+  set.gpus->gpu = &gpu;
+  set.gpus->until = Deadline::in(Seconds(options_.timeout));
+  tell_card(set);
+}
+
 void Engine::tell_card(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   gpus.way = Way::telling;
@@ -116,7 +133,7 @@ void Engine::tell_card(ProcessSet& set) {
   gpus.card.wants = options_.gpu_transport;
   gpus.card.nccl = options_.gpu_transport == GpuTransport::host ? 0 : nccl_version();
   gpus.card.kernels = takes_kernels(*gpus.gpu);
-  if (gpus.card.nccl > 0 && set.rank() == 0) gpus.card.id = Communicator::new_id();
+  if (gpus.card.nccl > 0 && set.rank() == 0 && !set.in_host) gpus.card.id = Communicator::new_id();
   tell_all(set, "card", &gpus.card, sizeof gpus.card);
 }
 
@@ -135,7 +152,7 @@ bool Engine::find_way(ProcessSet& set) {
     case Way::telling:
       return gpus.asked->done() && cards_are_here(set);
     case Way::making:
-      return make_communicator(set);
+      return set.in_host ? hosts_have_found_ways(set) : make_communicator(set);
     case Way::made:
       return gpus.asked->done() && all_have_made_it(set);
     case Way::checking:
@@ -153,16 +170,9 @@ bool Engine::give_way_up(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   gpus.way = Way::failed;
   if (gpus.nccl) gpus.nccl->abort();
-  for (Gpus::Waiting& one : std::exchange(gpus.waiting, {})) fail_without_way(set, one.submission, one.ticket);
+  for (Gpus::Waiting& one : std::exchange(gpus.waiting, {}))
+    fail_agreed(set, one.submission, one.ticket, gpus.asked->error());
   return true;
-}
-
-void Engine::fail_without_way(ProcessSet& set, const Submission& submission, uint64_t ticket) {
-  const Error& why = set.gpus->asked->error();
-  has_failed(set, std::max(submission.lane, 0), Tickets::sequence_of(ticket));
-  ended(submission, set, ticket);
-  submission.handle->fail(why);
-  if (submission.group) fail_group(submission, why);
 }
 
 bool Engine::cards_are_here(ProcessSet& set) {
@@ -171,7 +181,8 @@ bool Engine::cards_are_here(ProcessSet& set) {
   std::vector<GpuCard> cards(set.ranks.size());
   RINGDP_CHECK(result.output_bytes == cards.size() * sizeof cards[0]);
   std::memcpy(cards.data(), result.output.get(), result.output_bytes);
-  const std::string why_not = objection(cards, set.ranks);
+  // In two levels nothing stands against NCCL but what the ranks of some host find.
+  const std::string why_not = set.in_host ? "" : objection(cards, set.ranks, set.chooser.placement.hosts);
   const bool insists =
       std::any_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.wants == GpuTransport::nccl; });
   if (!why_not.empty() && insists) fail(ErrorKind::gpu, "rank ", rank_, ": RINGDP_GPU_TRANSPORT=nccl, but ", why_not);
@@ -181,6 +192,7 @@ bool Engine::cards_are_here(ProcessSet& set) {
     return true;
   }
   gpus.way = Way::making;
+  if (set.in_host) return true;
   // Where it fails on one rank, the others wait in vain, and must be there in time to hear of it.
   gpus.until = Deadline::in(Seconds(std::min(options_.timeout / 2, kMostToConnect)));
   try {
@@ -223,7 +235,7 @@ bool Engine::all_have_made_it(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   const std::string why_not = complaint(set);
   if (why_not.empty()) {
-    begin_check(set, Way::nccl);
+    begin_check(set, set.in_host ? Way::two_levels : Way::nccl);
     return true;
   }
   gpus.nccl.reset();
@@ -324,7 +336,7 @@ void Engine::decide(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   gpus.way = gpus.found;
   gpus.asked.reset();
-  if (gpus.way == Way::host && set.rank() == 0 && gpus.card.wants != GpuTransport::host)
+  if (gpus.way == Way::host && !set.is_level() && set.rank() == 0 && gpus.card.wants != GpuTransport::host)
     std::fprintf(stderr, "ringdp: process set %d exchanges GPU tensors through host memory: %s\n", set.id,
                  gpus.why_host.c_str());
   for (Gpus::Waiting& one : std::exchange(gpus.waiting, {}))

@@ -25,6 +25,9 @@ enum class By { nccl, chunks, host_memory };
 // A pure function of what is the same on all ranks. `kernels`: all have ours.
 By way_of(const Submission& submission, const ProcessSet& set, bool kernels);
 
+// What must be the same on all ranks that come to a bucket.
+uint64_t bucket_signature(const Submission& bucket);
+
 class Launch {
  public:
   enum class Stage { meeting, ordering, ordered, calling, running };

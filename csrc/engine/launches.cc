@@ -18,6 +18,10 @@
 
 namespace ringdp {
 
+uint64_t bucket_signature(const Submission& bucket) {
+  return Digest().add(bucket.plan_digest).add(bucket.bucket).add(bucket.signature()).value();
+}
+
 // --- before the GPU ----------------------------------------------------------------------------------------------------
 
 // All ranks have come to a named operation; to a bucket they still have to.
@@ -49,7 +53,7 @@ void Engine::add_launch(Submission s, ProcessSet& set, uint64_t ticket, std::vec
   note.topic = Meetings::bucket;
   note.lane = static_cast<uint32_t>(launch.lane());
   note.key = launch.sequence();
-  note.signature = Digest().add(bucket.plan_digest).add(bucket.bucket).add(bucket.signature()).value();
+  note.signature = bucket_signature(bucket);
   set.meetings().come(note, nullptr, id);
 }
 
@@ -73,6 +77,7 @@ void Engine::launch_met(Meetings& meetings, Meetings::Meeting& meeting) {
   const uint64_t id = meeting.token;
   const std::vector<uint64_t> words = merged_words(meeting);
   meetings.close(meeting);
+  if (in_levels_.count(id) > 0) return levels_met(id, agreed, agreed && words.at(0) > 0);
   if (found == launches_.end()) return;  // given up here
   Launch& launch = found->second;
   if (!agreed) {
@@ -137,15 +142,27 @@ void Engine::launched(uint64_t id, Launch& launch) {
 // --- what goes wrong -------------------------------------------------------------------------------------------------------
 
 void Engine::fail_launch(uint64_t id, const Error& error) {
-  Launch& launch = launches_.at(id);
-  has_failed(launch.set, launch.lane(), launch.sequence());
-  const Submission s = std::move(launch.submission);
-  ProcessSet& set = launch.set;
-  const uint64_t ticket = launch.ticket;
-  launches_.erase(id);
+  const auto launch = launches_.extract(id);
+  fail_agreed(launch.mapped().set, launch.mapped().submission, launch.mapped().ticket, error);
+}
+
+// What has been agreed on, and has its ticket or its place in a lane.
+void Engine::fail_agreed(ProcessSet& set, const Submission& s, uint64_t ticket, const Error& error) {
+  has_failed(set, std::max(s.lane, 0), Tickets::sequence_of(ticket));
   ended(s, set, ticket);
   s.handle->fail(error);
   if (s.group) fail_group(s, error);
+}
+
+// It waits in vain, or has waited for too long.
+std::optional<Error> Engine::why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const {
+  const std::string what = "rank " + std::to_string(rank_) + ": " + label;
+  const int left = set.meetings().first_left();
+  if (left >= 0 && stuck())
+    return Error(ErrorKind::peer,
+                 what + " cannot complete: rank " + std::to_string(set.data->name_of(left)) + " has shut ringdp down");
+  if (!deadline.passed()) return std::nullopt;
+  return Error(ErrorKind::deadline, what + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
 }
 
 // A bucket that not all have come to is given up by itself. From the proposal on nothing depends on any caller, and other
@@ -158,15 +175,10 @@ void Engine::check_launches() {
            " has failed on its GPU, and what it exchanged with others is lost; its own message says why");
   std::vector<std::pair<uint64_t, Error>> overdue;
   for (const auto& [id, launch] : launches_) {
-    const int left = launch.set.meetings().first_left();
-    const bool cannot = left >= 0 && stuck();
-    if (!cannot && !launch.deadline.passed()) continue;
-    const std::string why =
-        cannot ? " cannot complete: rank " + std::to_string(launch.set.data->name_of(left)) + " has shut ringdp down"
-               : " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it";
-    const Error error(cannot ? ErrorKind::peer : ErrorKind::deadline, who + launch.label() + why);
-    if (launch.stage != Launch::Stage::meeting) throw Error(error);
-    overdue.emplace_back(id, error);
+    const auto why = why_it_ends(launch.set, launch.label(), launch.deadline);
+    if (!why) continue;
+    if (launch.stage != Launch::Stage::meeting) throw Error(*why);
+    overdue.emplace_back(id, *why);
   }
   for (const auto& [id, error] : overdue) fail_launch(id, error);
   watch_gpus();

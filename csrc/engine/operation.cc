@@ -58,7 +58,7 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       lane_(std::max(submission_.lane, 0)),
       deadline_(Deadline::in(Seconds(options.timeout))),
       chosen_(algorithm_of_half(submission_.half, choose(), set.size())),
-      divisor_(set.size()),
+      divisor_(submission_.divides_by > 0 ? submission_.divides_by : set.size()),
       told_(std::move(told)) {}
 
 Algorithm Operation::choose() const {

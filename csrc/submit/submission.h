@@ -64,6 +64,7 @@ struct Submission {
 
   ReduceOp op = ReduceOp::sum;
   double prescale = 1, postscale = 1;
+  int divides_by = 0;  // an average that is a step of one among so many ranks; 0: the process set's
   int root = -1;
   std::vector<uint64_t> splits;  // all-to-all: rows for each rank
   std::string text;              // open_plan: the plan as text, a line a parameter, compared between ranks

@@ -3,7 +3,8 @@
 // When the first is to be exchanged that NCCL could take, each rank tells all others which GPU it uses and whether it has
 // NCCL. Where all have one of their own, they make a communicator, tell each other whether that went well, all-reduce
 // known values by it, and tell each other whether the sums are right. Otherwise, and if RINGDP_GPU_TRANSPORT says so, all
-// take the way through host memory, which is checked as well. (engine/gpus.cc)
+// take the way through host memory, which is checked as well. (engine/gpus.cc) In two levels the ranks of each host find
+// their way first.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,7 @@ struct SelfCheck {
 };
 
 struct Gpus {
-  enum class Way { unknown, failed, telling, making, made, checking, checked, host, nccl };
+  enum class Way { unknown, failed, telling, making, made, checking, checked, host, nccl, two_levels };
 
   // Operations that came before the way was known, in order.
   struct Waiting {
@@ -55,7 +56,7 @@ struct Gpus {
   }
 
   bool nccl_is_in_use() const { return nccl != nullptr && way >= Way::checking; }
-  bool is_decided() const { return way == Way::failed || way == Way::host || way == Way::nccl; }
+  bool is_decided() const { return way == Way::failed || way >= Way::host; }
 
   Way way = Way::unknown;
   Gpu* gpu = nullptr;

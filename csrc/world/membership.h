@@ -25,6 +25,9 @@ struct Membership {
   Neighbourhood neighbourhood;
   std::vector<int>
       sharing;  // by rank of the set: a number that ranks have in common which share memory; empty: none do
+  // Where GPU tensors go in two levels: the sets in which this rank takes their steps (engine/gpu_levels.h); on all ranks
+  // or on none.
+  std::unique_ptr<Membership> in_host, between_hosts;
 };
 
 }  // namespace ringdp

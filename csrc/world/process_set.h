@@ -78,6 +78,12 @@ struct ProcessSet {
   bool draws_tickets() const { return rank() == (one_host() ? letters->drawer() : doubling.drawer()); }
   int name() const { return ranks[static_cast<size_t>(rank())]; }  // what users are told of this rank: that of the job
 
+  // Where GPU tensors go in two levels, each is exchanged in a set of its own, which no caller knows. All ranks of a level
+  // give it the same number, as they do the set that it belongs to.
+  bool is_level() const { return id < 0; }
+  static int in_host_of(int id) { return -1 - 2 * id; }
+  static int between_hosts_of(int id) { return -2 - 2 * id; }
+
   // All ranks share memory (or there is one alone): they meet by letters. Those of several hosts send messages.
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
   bool reduces_in_shared_memory() const { return one_host() && size() > 1 && !chooser.forces_messages(); }
@@ -109,13 +115,14 @@ struct ProcessSet {
   int with_memory = 0;           // operations that hold counts of progress, and perhaps an area
   std::optional<Levels> levels;  // where there are several hosts that share memory each
   std::map<int, Lane> lanes;
-  std::unique_ptr<struct Gpus> gpus;       // since the first tensor on one
-  Tickets tickets;                         // of the rank that draws them
-  uint64_t unnamed = 0;                    // calls without a name so far
-  std::bitset<kUnnamedSlots> slots_taken;  // by unnamed calls in flight
-  uint64_t since_join = 0;                 // named operations that this rank has submitted
-  bool divides_by_active = false;          // while this rank has joined: see Submission
-  bool left = false;                       // this rank has told the others that it submits nothing more
+  std::unique_ptr<struct Gpus> gpus;                        // since the first tensor on one
+  ProcessSet *in_host = nullptr, *between_hosts = nullptr;  // its levels, if it has any: both or none
+  Tickets tickets;                                          // of the rank that draws them
+  uint64_t unnamed = 0;                                     // calls without a name so far
+  std::bitset<kUnnamedSlots> slots_taken;                   // by unnamed calls in flight
+  uint64_t since_join = 0;                                  // named operations that this rank has submitted
+  bool divides_by_active = false;                           // while this rank has joined: see Submission
+  bool left = false;  // this rank has told the others that it submits nothing more
 
  private:
   void join_neighbours(const Neighbourhood& neighbourhood);

@@ -30,8 +30,8 @@ def pytest_addoption(parser):
 
     parser.addoption(
         "--gpu",
-        choices=["host", "nccl"],
-        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory or by NCCL",
+        choices=["host", "nccl", "two_level"],
+        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory, by NCCL, or in two levels",
     )
     parser.addoption(
         "--gpu-real",

@@ -50,7 +50,9 @@ def added_by(name, inputs, hosts=()):
     return result
 
 
-@pytest.mark.skipif(os.environ.get("RINGDP_GPU_TRANSPORT") == "nccl", reason="NCCL has an order of its own")
+@pytest.mark.skipif(
+    os.environ.get("RINGDP_GPU_TRANSPORT") in ("nccl", "two_level"), reason="NCCL has an order of its own"
+)
 @pytest.mark.parametrize("count", [LETTER, LARGE])
 def test_the_order_of_addition_is_that_of_the_algorithm(count, hosts):
     taken = world.current().engine.algorithm(4 * count, Dtype.float32)
