@@ -123,7 +123,7 @@ class MpiJob:
         themselves.)"""
         from ringdp import _core
 
-        levels = _core.levels_of(sharing_with, comm.Get_rank())
+        levels: Any = _core.levels_of(sharing_with, comm.Get_rank())
         if levels is None:
             return
         made = []

@@ -189,6 +189,7 @@ class Engine {
   void fail_launch(uint64_t id, const Error& error);
   void fail_agreed(ProcessSet& set, const Submission& submission, uint64_t ticket, const Error& error);
   std::optional<Error> why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const;
+  void check_failures() const;
   void check_launches();
   void begin_levels(Submission submission, ProcessSet& set, uint64_t ticket);
   void levels_met(uint64_t id, bool agreed, bool have_memory);

@@ -184,6 +184,7 @@ bool Engine::take_steps(TwoLevels& levels, const TwoLevels::HandIn& hand_in) {
   try {
     moved = levels.advance(hand_in);
   } catch (const Error& error) {
+    check_failures();  // of others come first: theirs is the cause
     fail(ErrorKind::gpu, "rank ", rank_, ": ", levels.label(), " failed in two levels: ", error.what());
   }
   if (!levels.done()) return moved;

@@ -165,14 +165,17 @@ std::optional<Error> Engine::why_it_ends(ProcessSet& set, const std::string& lab
   return Error(ErrorKind::deadline, what + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
 }
 
+void Engine::check_failures() const {
+  for (const auto& [id, set] : sets_)
+    if (const int failed = set->meetings().first_failed(); failed >= 0)
+      fail(ErrorKind::peer, "rank ", rank_, ": rank ", set->data->name_of(failed),
+           " has failed on its GPU, and what it exchanged with others is lost; its own message says why");
+}
+
 // A bucket that not all have come to is given up by itself. From the proposal on nothing depends on any caller, and other
 // ranks may have launched it: where that gets stuck, a rank is gone.
 void Engine::check_launches() {
-  const std::string who = "rank " + std::to_string(rank_) + ": ";
-  for (const auto& [id, set] : sets_)
-    if (const int failed = set->meetings().first_failed(); failed >= 0)
-      fail(ErrorKind::peer, who, "rank ", set->data->name_of(failed),
-           " has failed on its GPU, and what it exchanged with others is lost; its own message says why");
+  check_failures();
   std::vector<std::pair<uint64_t, Error>> overdue;
   for (const auto& [id, launch] : launches_) {
     const auto why = why_it_ends(launch.set, launch.label(), launch.deadline);

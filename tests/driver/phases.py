@@ -24,7 +24,13 @@ GPU_LOCAL_RANKS, GPU_MPI_RANKS = (1, 3), (2,)
 GPU_LOCAL_HOSTS = {
     "host": ((4, 2), (4, 1)),
     "nccl": ((4, 2),),
+    "two_level": ((4, 2),),
 }  # of one host: through the memory that its ranks share
+# In two levels: what has all-reduces of arrays; all else goes through host memory, as with --gpu=host.
+GPU_TWO_LEVEL_FILES = [
+    f"ranks/test_{name}.py"
+    for name in ("allreduce", "async", "errors", "halves", "join", "process_sets", "repeatable")
+]
 # Of PyTorch's tests: what GPUs are refused, or have nothing to do with; what goes through host memory without --all.
 NOT_OF_GPUS = ("compile", "c10d", "data", "random", "timeline")
 GPU_TORCH_ALSO_BY_HOST = ("gpu", "operations", "sharded", "training", "windows")
@@ -137,6 +143,10 @@ def gpu(selection: Selection) -> list[Command]:
         for n in selection.ranks or GPU_MPI_RANKS:
             command = under_mpirun(f"gpu {way} -n {n}", n, ["ranks"], selection, 240)
             commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
+    for n, hosts in () if selection.ranks else GPU_LOCAL_HOSTS["two_level"]:
+        options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--gpu=two_level"]
+        words = [sys.executable, *pytest_words(GPU_TWO_LEVEL_FILES, selection, 120), *options]
+        commands.append(Command(f"gpu two_level {n} ranks on {hosts} hosts", words, 120, ranks=1))
     files = [p.relative_to(TESTS) for p in sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))]
     for way in ("host", "nccl"):
         for file in files:

@@ -31,7 +31,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--gpu",
         choices=["host", "nccl", "two_level"],
-        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory, by NCCL, or in two levels",
+        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by this RINGDP_GPU_TRANSPORT",
     )
     parser.addoption(
         "--gpu-real",
