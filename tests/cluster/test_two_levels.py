@@ -3,12 +3,14 @@
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cluster import hosts as cluster_hosts
 from cluster.hosts import Hosts
 from cluster.training import Run
 
+TESTS = Path(__file__).resolve().parent.parent
 REASON = cluster_hosts.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
@@ -126,3 +128,47 @@ def test_every_way_inside_a_host_gives_the_same_bits(two: Hosts, run: Run, kind:
     assert {algorithm for _, algorithm, _ in found} == {"two_level"}, output
     assert len({digest for _, _, digest in found}) == 1, output
     assert re.search(r"rank 0: \d+ bytes of shared memory wanted, \d+ bytes free", output), output
+
+
+# Arrays on GPUs, those of the stand-in: NCCL inside a host, MPI between.
+ON_GPUS = """
+import numpy as np
+import standin
+standin.use(devices=2)
+import cupy
+import ringdp.cupy as rdp
+from ringdp import world
+
+def by():
+    return {name: n for name, n in world.current().engine.counters().items() if name.startswith('by_')}
+
+def sums(process_set, ranks):
+    for count in (1, 1000, 3_000_001):
+        x = np.arange(count, dtype=np.float32) % 1000
+        got = rdp.allreduce(cupy.array(x * (rdp.rank() + 1)), op=rdp.Sum, process_set=process_set).get()
+        assert (got == x * sum(rank + 1 for rank in ranks)).all(), count
+
+for _ in range(2):
+    rdp.init()
+    with cupy.cuda.Device(rdp.local_rank()), cupy.cuda.Stream():
+        sums(rdp.global_process_set, range(4))
+        again, alone = rdp.add_process_set(range(4)), rdp.add_process_set([0, 3])
+        before = by()
+        sums(again, range(4))
+        found = {name: n - before[name] for name, n in by().items()}
+        if alone.included():
+            sums(alone, [0, 3])
+        assert rdp.remove_process_set(again) and rdp.remove_process_set(alone)
+        sums(rdp.global_process_set, range(4))
+    rdp.shutdown()
+print(f"two levels: {found['by_two_levels']}, NCCL in the host: {found['by_nccl'] > 0}", flush=True)
+"""
+
+
+def test_arrays_on_gpus(two: Hosts, run: Run) -> None:
+    command, env = two.job([sys.executable, "-c", ON_GPUS], 2)
+    env = {**env, "RINGDP_GPU_TRANSPORT": "two_level", "RINGDP_TIMEOUT": "20", "PYTHONPATH": str(TESTS)}
+    code, output = run(command, env)
+    # Three, and the two with which the way is checked; none for the set that has one rank on each host.
+    assert code == 0 and output.count("two levels: 5, NCCL in the host: True") == 4, output
+    assert output.count("through host memory") == 2, output  # that set's, in each of the two jobs
