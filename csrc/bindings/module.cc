@@ -255,9 +255,7 @@ Membership mpi_membership(std::vector<int> ranks, uint64_t data, uint64_t contro
           make_mpi_transport(control),
           placement_on(hosts),
           {std::move(host), std::move(neighbours), std::move(mail)},
-          std::move(sharing),
-          nullptr,
-          nullptr};
+          std::move(sharing)};
 }
 
 void add_levels(Membership& set, Membership& in_host, Membership& between_hosts) {
@@ -276,7 +274,7 @@ std::vector<Membership> local_memberships(const std::vector<int>& ranks, uint64_
   for (int r = 0; r < size; ++r)
     all.push_back({ranks, make_local_transport(data, r), make_local_transport(control, r),
                    placement_on(hosts.empty() ? std::vector<int>(ranks.size()) : hosts), std::move(neighbourhoods[r]),
-                   hosts, nullptr, nullptr});
+                   hosts});
   if (options_from_environment().gpu_transport == GpuTransport::two_level) add_local_levels(all, delay_seed);
   return all;
 }

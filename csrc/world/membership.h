@@ -27,7 +27,7 @@ struct Membership {
       sharing;  // by rank of the set: a number that ranks have in common which share memory; empty: none do
   // Where GPU tensors go in two levels: the sets in which this rank takes their steps (engine/gpu_levels.h); on all ranks
   // or on none.
-  std::unique_ptr<Membership> in_host, between_hosts;
+  std::unique_ptr<Membership> in_host = nullptr, between_hosts = nullptr;
 };
 
 }  // namespace ringdp

@@ -241,10 +241,11 @@ def test_a_failure_in_one_host_ends_all_ranks(fault: str) -> None:
             except AssertionError:
                 pass
     on_two_hosts(lambda: each_raises(until_it_raises))
+    import re
     kinds = [kind for kind, _ in raised]
     assert len(raised) == 4 and "GpuError" in kinds, raised
     for kind, text in raised:
-        assert kind == "GpuError" or "has failed on its GPU" in text, raised
+        assert kind == "GpuError" or re.search("rank . has (failed on its GPU|shut ringdp down)", text), raised
     """
     works(body, limit=50, RINGDP_STANDIN_NCCL_FAIL=fault, RINGDP_TIMEOUT="1000")
 
