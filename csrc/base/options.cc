@@ -18,9 +18,8 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
       {"RINGDP_GPU_TRANSPORT", "auto",
-       "how GPU tensors are exchanged: nccl, host (by way of host memory), two_level (NCCL inside hosts, messages "
-       "between), "
-       "auto (NCCL where all ranks have it)"},
+       "how GPU tensors are exchanged: nccl, host (by way of host memory), "
+       "two_level (NCCL inside hosts, messages between), auto (NCCL where all ranks have it)"},
       {"RINGDP_CUDA_LIBRARY", "libcuda.so.1", "the CUDA driver's library"},
       {"RINGDP_NCCL_LIBRARY", "libnccl.so.2", "NCCL's library, instead of the one that is loaded or installed"},
       {"RINGDP_DEPTH", "16", "segments that a rank receives ahead (*speed*)"},

@@ -157,7 +157,7 @@ class Engine {
   void look_for_dead();
   void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
              std::vector<Whereabouts> told = {});
-  // GPU tensors: gpus.cc, launches.cc, gpu_levels.cc.
+  // GPU tensors: gpus.cc, launches.cc, in_levels.cc.
   bool goes_by_gpu(Submission& submission, ProcessSet& set, uint64_t ticket);
   void ask(ProcessSet& set, Submission submission, const char* what);
   void tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count);

@@ -49,8 +49,8 @@ std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>&
     if (cards[i].wants == GpuTransport::host) return of(i) + " has RINGDP_GPU_TRANSPORT=host";
     if (cards[i].wants == GpuTransport::two_level && hosts > 1)
       return of(i) +
-             " has RINGDP_GPU_TRANSPORT=two_level, which needs hosts with equally many ranks that share memory, and " +
-             "more than one, and the option on all ranks";
+             " has RINGDP_GPU_TRANSPORT=two_level, which all ranks must have, on hosts with equally many ranks " +
+             "each, two or more, that share memory";
     if (cards[i].nccl == 0) return of(i) + " has no NCCL (pip install 'ringdp[cuda12]' or 'ringdp[cuda13]')";
     if (cards[i].nccl != cards[0].nccl)
       return of(i) + " has NCCL " + std::to_string(cards[i].nccl) + ", " + of(0) + " " + std::to_string(cards[0].nccl);
