@@ -334,7 +334,7 @@ class Build(build_ext):
         ]
         objects = self.compile(sorted(Path(MPI_SOURCES).rglob("*.cc")), flags)
         folders = [f"-L{d}" for d in mpi.library_dirs]
-        self.link(target, objects, [*folders, *self.search_paths(mpi), *mpi.link_flags])
+        self.link(target, objects, [*folders, *self.search_paths(mpi), *mpi.link_flags, "-ldl"])
         self.write_record(target.with_name("_build.py"))
 
     def search_paths(self, mpi: Mpi) -> list[str]:

@@ -18,8 +18,10 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
       {"RINGDP_GPU_TRANSPORT", "auto",
-       "how GPU tensors are exchanged: nccl, host (by way of host memory), "
-       "two_level (NCCL inside hosts, messages between), auto (NCCL where all ranks have it)"},
+       "how GPU tensors are exchanged: nccl, mpi (from GPU to GPU by an MPI that can), host (by way of host memory), "
+       "two_level (NCCL inside hosts, messages between), auto (the first of nccl, mpi, host that all ranks have)"},
+      {"RINGDP_MPI_TAKES_GPU_MEMORY", "auto",
+       "whether the MPI takes memory of GPUs: yes, no, auto (what it says itself); a wrong yes may end in a crash"},
       {"RINGDP_CUDA_LIBRARY", "libcuda.so.1", "the CUDA driver's library"},
       {"RINGDP_NCCL_LIBRARY", "libnccl.so.2", "NCCL's library, instead of the one that is loaded or installed"},
       {"RINGDP_DEPTH", "16", "segments that a rank receives ahead (*speed*)"},
@@ -58,8 +60,18 @@ GpuTransport gpu_transport() {
   if (name == "auto") return GpuTransport::automatic;
   if (name == "host") return GpuTransport::host;
   if (name == "nccl") return GpuTransport::nccl;
+  if (name == "mpi") return GpuTransport::mpi;
   if (name == "two_level") return GpuTransport::two_level;
-  fail(ErrorKind::usage, "RINGDP_GPU_TRANSPORT=", name, " is not one of auto, nccl, host, two_level");
+  fail(ErrorKind::usage, "RINGDP_GPU_TRANSPORT=", name, " is not one of auto, nccl, mpi, host, two_level");
+}
+
+MpiTakesGpuMemory mpi_takes_gpu_memory() {
+  std::string name = "auto";
+  text("RINGDP_MPI_TAKES_GPU_MEMORY", name);
+  if (name == "auto") return MpiTakesGpuMemory::automatic;
+  if (name == "no") return MpiTakesGpuMemory::no;
+  if (name == "yes") return MpiTakesGpuMemory::yes;
+  fail(ErrorKind::usage, "RINGDP_MPI_TAKES_GPU_MEMORY=", name, " is not one of auto, yes, no");
 }
 
 }  // namespace
@@ -73,6 +85,7 @@ Options options_from_environment() {
   o.letter_bytes = static_cast<uint64_t>(number("RINGDP_LETTER_BYTES", 0, 32 << 10, double(o.letter_bytes)));
   o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
   o.gpu_transport = gpu_transport();
+  o.mpi_takes_gpu_memory = mpi_takes_gpu_memory();
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
   text("RINGDP_ALGORITHM", o.algorithm);

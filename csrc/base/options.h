@@ -8,7 +8,10 @@
 namespace ringdp {
 
 // How GPU tensors are exchanged.
-enum class GpuTransport : int32_t { automatic, host, nccl, two_level };
+enum class GpuTransport : int32_t { automatic, host, nccl, mpi, two_level };
+
+// Whether this MPI takes memory of GPUs: as it says itself, or as who knows better says.
+enum class MpiTakesGpuMemory : int32_t { automatic, no, yes };
 
 struct Options {
   double timeout = 600;               // seconds
@@ -17,6 +20,7 @@ struct Options {
   uint64_t letter_bytes = 16 << 10;
   int64_t depth = 16;
   GpuTransport gpu_transport = GpuTransport::automatic;
+  MpiTakesGpuMemory mpi_takes_gpu_memory = MpiTakesGpuMemory::automatic;
   double idle_looks = 20;  // per second
   double spin_us = 20;
   std::string algorithm = "auto";       // of all-reduces: "auto" or a name of collectives/algorithm.cc

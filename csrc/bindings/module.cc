@@ -1,6 +1,7 @@
 // The Python module ringdp._core: engines, handles, and what the tests look at. Thin: no logic of its own.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -428,6 +429,7 @@ void bind_engine(nb::module_& m) {
             counted["votes"] = c.votes.load();
             counted["by_nccl"] = c.by_nccl.load();
             counted["by_chunks"] = c.by_chunks.load();
+            counted["by_mpi"] = c.by_mpi.load();
             counted["by_host_memory"] = c.by_host_memory.load();
             counted["by_two_levels"] = c.by_two_levels.load();
             counted["overlapped"] = c.overlapped.load();
@@ -500,6 +502,15 @@ void bind_engine(nb::module_& m) {
       "(the ranks that share memory with this one, those at its place on all hosts), or None where there are no two "
       "levels. sharing: by rank, a number that ranks have in common which share memory.");
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
+  m.def(
+      "mpi_takes_gpu_memory",
+      []() -> std::optional<bool> {
+        const TakesGpuMemory said = mpi_takes_gpu_memory();
+        if (said == TakesGpuMemory::unknown) return std::nullopt;
+        return said == TakesGpuMemory::yes;
+      },
+      "Whether this MPI takes pointers to memory of CUDA, as it says itself; None: it does not say. After "
+      "load_mpi_unit.");
   m.def(
       "make_engine",
       [](uint32_t generation, Membership& everybody) {

@@ -13,13 +13,18 @@ namespace ringdp {
 
 Schedule pairwise_alltoall(int rank, const std::vector<uint64_t>& send_counts,
                            const std::vector<uint64_t>& receive_counts, Pipeline pipeline) {
-  const int ranks = static_cast<int>(send_counts.size());
+  return pairwise_alltoall(rank, chunks_of(send_counts), chunks_of(receive_counts), pipeline);
+}
+
+Schedule pairwise_alltoall(int rank, const std::vector<Chunk>& sends, const std::vector<Chunk>& receives,
+                           Pipeline pipeline) {
+  const int ranks = static_cast<int>(sends.size());
   check(pipeline);
   check(ranks, rank);
-  if (receive_counts.size() != send_counts.size() || send_counts[rank] != receive_counts[rank])
-    fail(ErrorKind::usage, "all-to-all: rank ", rank, " sends to ", ranks, " ranks and receives from ",
-         receive_counts.size(), "; to itself it sends ", send_counts[rank], " elements");
-  const std::vector<Chunk> sends = chunks_of(send_counts), receives = chunks_of(receive_counts);
+  const uint64_t own = sends[rank].end - sends[rank].begin;
+  if (receives.size() != sends.size() || own != receives[rank].end - receives[rank].begin)
+    fail(ErrorKind::usage, "all-to-all: rank ", rank, " sends to ", ranks, " ranks and receives from ", receives.size(),
+         "; to itself it sends ", own, " elements");
   Turns sent(pipeline.depth), received(pipeline.depth);
   Moves moves;
 

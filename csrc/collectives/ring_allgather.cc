@@ -6,10 +6,13 @@
 namespace ringdp {
 
 Schedule ring_allgather(int rank, const std::vector<uint64_t>& counts, Pipeline pipeline) {
-  const Ring ring{static_cast<int>(counts.size()), rank};
+  return ring_allgather(rank, chunks_of(counts), pipeline);
+}
+
+Schedule ring_allgather(int rank, const std::vector<Chunk>& chunks, Pipeline pipeline) {
+  const Ring ring{static_cast<int>(chunks.size()), rank};
   check(pipeline);
   check(ring.ranks, rank);
-  const std::vector<Chunk> chunks = chunks_of(counts);
   const Cut own(chunks[rank], pipeline.segment);
   Turns window(pipeline.depth);  // the last `depth` receives
   Moves moves;

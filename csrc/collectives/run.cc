@@ -47,6 +47,8 @@ void Run::find_channels(Neighbours neighbours, const std::vector<int>& partners)
     in[(rank + size - 1) % size];
   }
   for (const int peer : partners) out[peer], in[peer];
+  for (int peer = 0; neighbours == Neighbours::all && peer < size; ++peer)
+    if (peer != rank) out[peer], in[peer];
   for (size_t i = 0; i < schedule_.moves.size(); ++i) {
     const Move& move = schedule_.moves[i];
     if (move.kind == Kind::send) out[move.peer].moves.push_back(static_cast<int32_t>(i));
@@ -305,6 +307,8 @@ void Run::execute(const Move& move) {
     case Kind::copy:
       if (move.prescale)
         elements_.begin(to, from, move.count);
+      else if (memory_.copy)
+        memory_.copy(to, from, bytes_of(move));
       else if (to != from)
         kernels::copy(to, from, bytes_of(move));
       return;

@@ -34,6 +34,9 @@ namespace ringdp {
 struct Memory {
   const void* input = nullptr;
   void* output = nullptr;
+  // Of memory that the CPU must not touch, how a copy is asked for; nobody waits until it is done. Then the schedule
+  // sends, receives and copies, no more, and no move waits for a copy.
+  std::function<void(void* to, const void* from, size_t bytes)> copy = nullptr;
 };
 
 // What the ranks of a host have mapped of each other for one operation: outputs, areas, and counts of progress (signals),
@@ -57,6 +60,7 @@ enum class Neighbours {
   of_schedule,
   ring,    // each rank and the next: a rank with 0 elements among others with more must be found out too
   mutual,  // both ways where data go one way: who sends must hear that the other has no memory for it
+  all,     // each with each: where one gives up, all do, and none is left alone with the next part of the operation
 };
 
 class Run {

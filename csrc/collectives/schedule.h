@@ -150,6 +150,8 @@ Schedule ring_reduce_scatter(int rank, const std::vector<uint64_t>& counts, Pipe
 
 // All-gather by ring: rank i contributes counts[i] elements; output = all contributions in rank order.
 Schedule ring_allgather(int rank, const std::vector<uint64_t>& counts, Pipeline);
+// The same of chunks that lie anywhere in the output, by rank; the input is the own one.
+Schedule ring_allgather(int rank, const std::vector<Chunk>& chunks, Pipeline);
 
 // Broadcast by a pipelined binomial tree from root. input is read on root only; output is written on every rank
 // (on root too, by a copy, unless in_place).
@@ -162,5 +164,7 @@ Schedule swap(int peer, uint64_t count, Pipeline);
 // Pairwise: in round k exchange with rank + k and rank - k.
 Schedule pairwise_alltoall(int rank, const std::vector<uint64_t>& send_counts,
                            const std::vector<uint64_t>& receive_counts, Pipeline);
+// The same of chunks that lie anywhere: sends[i] of the input goes to rank i, receives[i] of the output comes from it.
+Schedule pairwise_alltoall(int rank, const std::vector<Chunk>& sends, const std::vector<Chunk>& receives, Pipeline);
 
 }  // namespace ringdp

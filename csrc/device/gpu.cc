@@ -151,41 +151,60 @@ void Gpu::Event::hold_up(cuda::Stream stream) const {
   gpu_.check(gpu_.driver_.stream_wait(stream, event_, 0), "cuStreamWaitEvent");
 }
 
-// --- pinned memory ------------------------------------------------------------------------------------------------------
+// --- memory that is lent ----------------------------------------------------------------------------------------------
 
 std::shared_ptr<Gpu::Pinned> Gpu::pinned(size_t bytes) {
-  std::unique_ptr<Pinned> block = spare_block(rounded(bytes));
+  return lend(pinned_, rounded(bytes), [this](size_t whole) { return new_pinned(whole); });
+}
+
+std::shared_ptr<Gpu::Lent> Gpu::room(size_t bytes) {
+  return lend(rooms_, rounded(bytes), [this](size_t whole) {
+    const std::shared_ptr<Block> block = allocate(whole);
+    block->is_lost = true;  // kept as long as the process
+    return block->data;
+  });
+}
+
+void* Gpu::new_pinned(size_t bytes) {
+  const Current current(*this);
+  void* data = nullptr;
+  const cuda::Result result = driver_.host_allocate(&data, bytes, cuda::kHostPortable);
+  if (result == cuda::kOutOfMemory) out_of_memory("pinned host memory", bytes);
+  check(result, "cuMemHostAlloc");
+  return data;
+}
+
+template <class Allocate>
+std::shared_ptr<Gpu::Lent> Gpu::lend(Pool& pool, size_t bytes, const Allocate& allocate) {
+  std::unique_ptr<Lent> block = spare_block(pool, bytes);
   if (!block) {
-    block.reset(new Pinned);
-    block->bytes_ = rounded(bytes);
-    const Current current(*this);
-    const cuda::Result result = driver_.host_allocate(&block->data_, block->bytes_, cuda::kHostPortable);
-    if (result == cuda::kOutOfMemory) out_of_memory("pinned host memory", block->bytes_);
-    check(result, "cuMemHostAlloc");
+    block.reset(new Lent);
+    block->bytes_ = bytes;
+    block->data_ = allocate(bytes);
   }
-  return {block.release(), [this](Pinned* last) { give_back(std::unique_ptr<Pinned>(last)); }};
+  return {block.release(), [&pool](Lent* last) { give_back(pool, std::unique_ptr<Lent>(last)); }};
 }
 
 // Of just these bytes, and no GPU uses it any more.
-std::unique_ptr<Gpu::Pinned> Gpu::spare_block(size_t bytes) {
-  std::lock_guard lock(blocks_mutex_);
-  const auto [first, last] = spare_blocks_.equal_range(bytes);
+std::unique_ptr<Gpu::Lent> Gpu::spare_block(Pool& pool, size_t bytes) {
+  std::lock_guard lock(pool.mutex);
+  const auto [first, last] = pool.spare.equal_range(bytes);
   for (auto block = first; block != last; ++block) {
     std::vector<Point>& until = block->second->until_;
     while (!until.empty() && until.back()->passed()) until.pop_back();
     if (!until.empty()) continue;
-    std::unique_ptr<Pinned> found = std::move(block->second);
-    spare_blocks_.erase(block);
+    std::unique_ptr<Lent> found = std::move(block->second);
+    pool.spare.erase(block);
     return found;
   }
   return nullptr;
 }
 
-void Gpu::give_back(std::unique_ptr<Pinned> block) {
+void Gpu::give_back(Pool& pool, std::unique_ptr<Lent> block) {
   if (block->is_lost_) return;
-  std::lock_guard lock(blocks_mutex_);
+  std::lock_guard lock(pool.mutex);
   const size_t bytes = block->bytes_;
-  spare_blocks_.emplace(bytes, std::move(block));
+  pool.spare.emplace(bytes, std::move(block));
 }
 
 std::shared_ptr<Gpu::Block> Gpu::allocate(size_t bytes) {

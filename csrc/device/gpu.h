@@ -52,8 +52,8 @@ class Gpu {
   // Throws where what the stream is given becomes a part of a CUDA graph: other ranks would not be asked at its replays.
   void refuse_capture(cuda::Stream stream) const;
 
-  // Host memory that a GPU reads and writes by itself. Given back by its last owner; used again when `until` has passed.
-  class Pinned {
+  // Memory that is lent: given back by its last owner, and used again when `until` has passed.
+  class Lent {
    public:
     void* data() const { return data_; }
     void keep_until(Point point) { until_.push_back(std::move(point)); }
@@ -66,7 +66,9 @@ class Gpu {
     bool is_lost_ = false;
     std::vector<Point> until_;
   };
-  std::shared_ptr<Pinned> pinned(size_t bytes);
+  using Pinned = Lent;
+  std::shared_ptr<Pinned> pinned(size_t bytes);  // host memory that a GPU reads and writes by itself
+  std::shared_ptr<Lent> room(size_t bytes);      // on the GPU, for what other ranks write while streams go on
 
   // Memory on the GPU, for what lives as long as the process set. Given back by its last owner, who must be sure that
   // nothing uses it any more, or says that it is lost.
@@ -96,10 +98,18 @@ class Gpu {
 
  private:
   explicit Gpu(int ordinal);
+  struct Pool {
+    std::mutex mutex;
+    std::multimap<size_t, std::unique_ptr<Lent>> spare;  // by bytes
+  };
+
   cuda::Stream new_stream();
   void give_back(cuda::Event event);
-  void give_back(std::unique_ptr<Pinned> block);
-  std::unique_ptr<Pinned> spare_block(size_t bytes);
+  void* new_pinned(size_t bytes);
+  template <class Allocate>
+  std::shared_ptr<Lent> lend(Pool& pool, size_t bytes, const Allocate& allocate);
+  static void give_back(Pool& pool, std::unique_ptr<Lent> block);
+  static std::unique_ptr<Lent> spare_block(Pool& pool, size_t bytes);
   [[noreturn]] void out_of_memory(const char* what, size_t bytes) const;
 
   const int ordinal_;
@@ -111,8 +121,7 @@ class Gpu {
 
   std::mutex events_mutex_;
   std::vector<cuda::Event> spare_events_;
-  std::mutex blocks_mutex_;
-  std::multimap<size_t, std::unique_ptr<Pinned>> spare_blocks_;  // by bytes
+  Pool pinned_, rooms_;
   std::mutex scratch_mutex_;
   // By bytes, powers of two: the greatest is given out. What still uses a smaller one may not have begun, so they stay;
   // together they are no larger.

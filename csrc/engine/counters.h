@@ -14,8 +14,8 @@ struct Counters {
   std::atomic<uint64_t> places{0};   // operations whose memory the ranks of the host had to tell each other by itself
   std::atomic<uint64_t> own{0};      // named operations that their caller took, instead of the engine's thread
 
-  // Operations on GPU tensors, by who carries them out: see engine/launch.h.
-  std::atomic<uint64_t> by_nccl{0}, by_chunks{0}, by_host_memory{0};
+  // Operations on GPU tensors, by who carries them out: see engine/launch.h, engine/direct.h.
+  std::atomic<uint64_t> by_nccl{0}, by_chunks{0}, by_mpi{0}, by_host_memory{0};
   // Their steps are counted above, too; and here those in a host that began while a chunk of the same was between hosts.
   std::atomic<uint64_t> by_two_levels{0}, overlapped{0};
 

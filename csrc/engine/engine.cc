@@ -45,6 +45,8 @@ Engine::~Engine() {
 
 // `own`: what the caller who takes this turn has just submitted.
 bool Engine::look_at_everything(Submission* own) {
+  std::optional<Gpu::Current> current;  // MPI may look for it, in whatever call it goes on with a message from a GPU
+  if (const Gpu* gpu = gpu_of_mpi()) current.emplace(*gpu);
   bool moved = has_arrivals_.load(std::memory_order_acquire) && take_arrivals();
   if (own) {
     take_named(std::move(*own), process_set(own->process_set));
@@ -153,7 +155,7 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe desc
   const uint64_t sequence = Tickets::sequence_of(ticket);
   Lane& lane = set.lanes[lane_id];
   auto& waiting = waiting_[{set.id, lane_id}];
-  if (!lane.may_start(sequence, set.window())) {
+  if (!lane.may_start(sequence, window_of(s, set))) {
     const auto later = [&](const Start& other) { return Tickets::sequence_of(other.ticket) > sequence; };
     const auto place = std::find_if(waiting.begin(), waiting.end(), later);
     waiting.insert(place, Start{std::move(s), ticket, describe, std::move(told)});
@@ -164,12 +166,21 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe desc
   active_.emplace_back(std::move(s), set, ticket, generation_, options_, describe, std::move(told), counters_);
 }
 
+// By MPI from GPU to GPU each has memory of its own on the GPU, as much as its tensor: few at a time.
+uint64_t Engine::window_of(const Submission& s, const ProcessSet& set) {
+  constexpr uint64_t kWindowOnGpu = 4;
+  return s.by_mpi ? std::min(set.window(), kWindowOnGpu) : set.window();
+}
+
 bool Engine::start_waiting() {
   bool moved = false;
   for (auto& [key, waiting] : waiting_) {
     ProcessSet& set = process_set(key.first);
     Lane& lane = set.lanes[key.second];
-    while (!waiting.empty() && lane.may_start(Tickets::sequence_of(waiting.front().ticket), set.window())) {
+    const auto may_start = [&](const Start& next) {
+      return lane.may_start(Tickets::sequence_of(next.ticket), window_of(next.submission, set));
+    };
+    while (!waiting.empty() && may_start(waiting.front())) {
       Start next = std::move(waiting.front());
       waiting.pop_front();
       start(std::move(next.submission), set, next.ticket, next.describe, std::move(next.told));

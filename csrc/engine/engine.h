@@ -157,7 +157,7 @@ class Engine {
   void look_for_dead();
   void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
              std::vector<Whereabouts> told = {});
-  // GPU tensors: gpus.cc, launches.cc, in_levels.cc.
+  // GPU tensors: gpus.cc, gpu_probe.cc, launches.cc, in_levels.cc.
   bool goes_by_gpu(Submission& submission, ProcessSet& set, uint64_t ticket);
   void ask(ProcessSet& set, Submission submission, const char* what);
   void tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count);
@@ -171,7 +171,13 @@ class Engine {
   bool hosts_have_found_ways(ProcessSet& set);
   std::string complaint(ProcessSet& set) const;
   bool all_have_made_it(ProcessSet& set);
-  void go_through_host(ProcessSet& set, const std::string& why);
+  void go_without_nccl(ProcessSet& set);
+  void go_through_host(ProcessSet& set);
+  TakesGpuMemory mpi_takes_gpu_memory(const ProcessSet& set) const;
+  void begin_probe(ProcessSet& set);
+  bool look_at_probe(ProcessSet& set);
+  bool all_have_probed(ProcessSet& set);
+  const Gpu* gpu_of_mpi() const;
   void begin_check(ProcessSet& set, Gpus::Way found);
   static Submission known_values(const Gpus& gpus, int first);
   bool check_values(ProcessSet& set);
@@ -228,6 +234,7 @@ class Engine {
   void take_receives_back();
   void wake();
   ProcessSet& process_set(int id);
+  static uint64_t window_of(const Submission& submission, const ProcessSet& set);
 
   const Options options_;
   const uint32_t generation_;

@@ -39,18 +39,45 @@ bool takes_kernels(Gpu& gpu) {
   return true;
 }
 
-// By which NCCL and kernels are checked together.
+// By which kernels are checked together with who moves chunks for them.
 bool has_maximum(const Gpus& gpus) { return gpus.kernels && gpus.found != Way::host; }
 
-// What stands against NCCL, on whichever rank; "" if nothing does.
-std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>& ranks, int hosts) {
-  const auto of = [&](size_t i) { return "rank " + std::to_string(ranks[i]); };
+const char* name_of(GpuTransport transport) {
+  constexpr const char* names[] = {"auto", "host", "nccl", "mpi", "two_level"};
+  return names[static_cast<int>(transport)];
+}
+
+// The first rank that wants something else; "" if there is none. In each host two levels want NCCL.
+std::string other_wish(const std::vector<GpuCard>& cards, const ProcessSet& set, GpuTransport wanted) {
   for (size_t i = 0; i < cards.size(); ++i) {
-    if (cards[i].wants == GpuTransport::host) return of(i) + " has RINGDP_GPU_TRANSPORT=host";
-    if (cards[i].wants == GpuTransport::two_level && hosts > 1)
-      return of(i) +
-             " has RINGDP_GPU_TRANSPORT=two_level, which all ranks must have, on hosts with equally many ranks " +
-             "each, two or more, that share memory";
+    const GpuTransport wish = cards[i].wants;
+    const bool is_level = wish == GpuTransport::two_level && wanted == GpuTransport::nccl;
+    if (wish == GpuTransport::automatic || wish == wanted || (is_level && set.chooser.placement.hosts == 1)) continue;
+    const std::string has = "rank " + std::to_string(set.ranks[i]) + " has RINGDP_GPU_TRANSPORT=" + name_of(wish);
+    if (wish != GpuTransport::two_level) return has;
+    return has + ", which all ranks must have, on hosts with equally many ranks each, two or more, that share memory";
+  }
+  return "";
+}
+
+// What stands against MPI, on whichever rank; "" if nothing does.
+std::string objection_to_mpi(const std::vector<GpuCard>& cards, const ProcessSet& set) {
+  if (std::string wish = other_wish(cards, set, GpuTransport::mpi); !wish.empty()) return wish;
+  for (size_t i = 0; i < cards.size(); ++i) {
+    const std::string who = "the MPI of rank " + std::to_string(set.ranks[i]);
+    if (cards[i].mpi == TakesGpuMemory::no) return who + " says that it takes no memory of GPUs";
+    if (cards[i].mpi == TakesGpuMemory::unknown)
+      return who + " does not say whether it takes memory of GPUs (RINGDP_MPI_TAKES_GPU_MEMORY=yes says so)";
+  }
+  return "";
+}
+
+// What stands against NCCL. In two levels: nothing but what the ranks of some host find.
+std::string objection_to_nccl(const std::vector<GpuCard>& cards, const ProcessSet& set) {
+  if (set.in_host) return "";
+  const auto of = [&](size_t i) { return "rank " + std::to_string(set.ranks[i]); };
+  if (std::string wish = other_wish(cards, set, GpuTransport::nccl); !wish.empty()) return wish;
+  for (size_t i = 0; i < cards.size(); ++i) {
     if (cards[i].nccl == 0) return of(i) + " has no NCCL (pip install 'ringdp[cuda12]' or 'ringdp[cuda13]')";
     if (cards[i].nccl != cards[0].nccl)
       return of(i) + " has NCCL " + std::to_string(cards[i].nccl) + ", " + of(0) + " " + std::to_string(cards[0].nccl);
@@ -63,14 +90,14 @@ std::string objection(const std::vector<GpuCard>& cards, const std::vector<int>&
 
 }  // namespace
 
-// Whether the operation is taken here: it waits until the way is known, or goes by NCCL. Otherwise it goes through host
-// memory, as everything does in which a rank that has joined takes part.
+// Whether the operation is taken here: it waits until the way is known, or goes by NCCL. Otherwise it goes by MPI, or
+// through host memory, as everything does in which a rank that has joined takes part.
 bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
   if (s.by_nccl && !s.first_may_differ()) {  // the self-check
     add_launch(std::move(s), set, ticket, {});
     return true;
   }
-  if (!s.place || s.by_nccl || way_of(s, set, true) == By::host_memory) return false;
+  if (!s.place || s.by_nccl || s.by_mpi || way_of(s, set, true) == By::host_memory) return false;
   if (!set.gpus) set.gpus = std::make_unique<Gpus>();
   Gpus& gpus = *set.gpus;
   const bool is_check = s.handle == gpus.asked;
@@ -92,6 +119,10 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
     if (s.kind != OpKind::allreduce || s.half != Half::both) return false;
     begin_levels(std::move(s), set, ticket);
     return true;
+  }
+  if (gpus.way == Way::mpi) {
+    s.by_mpi = gpus.kernels || !Direct::reduces(s);
+    return false;  // as an operation of messages
   }
   if (way_of(s, set, gpus.kernels) == By::host_memory) return false;
   begin_launch(std::move(s), set, ticket);
@@ -131,10 +162,25 @@ void Engine::tell_card(ProcessSet& set) {
   gpus.way = Way::telling;
   gpus.card.uuid = gpus.gpu->uuid();
   gpus.card.wants = options_.gpu_transport;
-  gpus.card.nccl = options_.gpu_transport == GpuTransport::host ? 0 : nccl_version();
+  const auto may_be = [this](GpuTransport way) {
+    return options_.gpu_transport == way || options_.gpu_transport == GpuTransport::automatic;
+  };
+  gpus.card.nccl = may_be(GpuTransport::nccl) || may_be(GpuTransport::two_level) ? nccl_version() : 0;
+  gpus.card.mpi = may_be(GpuTransport::mpi) ? mpi_takes_gpu_memory(set) : TakesGpuMemory::no;
   gpus.card.kernels = takes_kernels(*gpus.gpu);
   if (gpus.card.nccl > 0 && set.rank() == 0 && !set.in_host) gpus.card.id = Communicator::new_id();
   tell_all(set, "card", &gpus.card, sizeof gpus.card);
+}
+
+TakesGpuMemory Engine::mpi_takes_gpu_memory(const ProcessSet& set) const {
+  switch (options_.mpi_takes_gpu_memory) {
+    case MpiTakesGpuMemory::yes:
+      return TakesGpuMemory::yes;
+    case MpiTakesGpuMemory::no:
+      return TakesGpuMemory::no;
+    default:
+      return set.data->takes_gpu_memory();
+  }
 }
 
 // What went wrong here, or nothing.
@@ -155,6 +201,10 @@ bool Engine::find_way(ProcessSet& set) {
       return set.in_host ? hosts_have_found_ways(set) : make_communicator(set);
     case Way::made:
       return gpus.asked->done() && all_have_made_it(set);
+    case Way::probing:
+      return look_at_probe(set);
+    case Way::probed:
+      return gpus.asked->done() && all_have_probed(set);
     case Way::checking:
       return check_values(set);
     case Way::checked:
@@ -181,14 +231,18 @@ bool Engine::cards_are_here(ProcessSet& set) {
   std::vector<GpuCard> cards(set.ranks.size());
   RINGDP_CHECK(result.output_bytes == cards.size() * sizeof cards[0]);
   std::memcpy(cards.data(), result.output.get(), result.output_bytes);
-  // In two levels nothing stands against NCCL but what the ranks of some host find.
-  const std::string why_not = set.in_host ? "" : objection(cards, set.ranks, set.chooser.placement.hosts);
-  const bool insists =
-      std::any_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.wants == GpuTransport::nccl; });
-  if (!why_not.empty() && insists) fail(ErrorKind::gpu, "rank ", rank_, ": RINGDP_GPU_TRANSPORT=nccl, but ", why_not);
+  gpus.why_not_nccl = objection_to_nccl(cards, set);
+  gpus.why_not_mpi = objection_to_mpi(cards, set);
+  const auto insists_on = [&](GpuTransport way) {
+    return std::any_of(cards.begin(), cards.end(), [way](const GpuCard& card) { return card.wants == way; });
+  };
+  for (const auto& [way, why_not] :
+       {std::pair(GpuTransport::nccl, gpus.why_not_nccl), std::pair(GpuTransport::mpi, gpus.why_not_mpi)})
+    if (insists_on(way) && !why_not.empty())
+      fail(ErrorKind::gpu, "rank ", rank_, ": RINGDP_GPU_TRANSPORT=", name_of(way), ", but ", why_not);
   gpus.kernels = std::all_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.kernels; });
-  if (!why_not.empty()) {
-    go_through_host(set, why_not);
+  if (!gpus.why_not_nccl.empty()) {
+    go_without_nccl(set);
     return true;
   }
   gpus.way = Way::making;
@@ -240,19 +294,30 @@ bool Engine::all_have_made_it(ProcessSet& set) {
   }
   gpus.nccl.reset();
   if (gpus.card.wants == GpuTransport::nccl) fail(ErrorKind::gpu, "rank ", rank_, ": no NCCL: ", why_not);
-  go_through_host(set, why_not);
+  gpus.why_not_nccl = why_not;
+  go_without_nccl(set);
   return true;
 }
 
-void Engine::go_through_host(ProcessSet& set, const std::string& why) {
-  set.gpus->why_host = why;
+// An address on a GPU is a crash where MPI does not take it, which no probe notices in time: so only where every rank's MPI
+// itself says that it can.
+void Engine::go_without_nccl(ProcessSet& set) {
+  if (set.gpus->why_not_mpi.empty()) return begin_probe(set);
+  go_through_host(set);
+}
+
+void Engine::go_through_host(ProcessSet& set) {
+  Gpus& gpus = *set.gpus;
+  gpus.why_host = gpus.why_not_nccl;
+  const bool mpi_might_have = gpus.card.wants == GpuTransport::automatic && gpus.why_not_mpi != gpus.why_not_nccl;
+  if (mpi_might_have) gpus.why_host += ", and " + gpus.why_not_mpi;
   begin_check(set, Way::host);
 }
 
 // --- known values ---------------------------------------------------------------------------------------------------------
 
 // Small whole numbers, whose sums are exact in any order. NCCL's turn comes as for any operation: other process sets may
-// share the GPU.
+// share the GPU. By MPI without kernels of ours there are no sums.
 void Engine::begin_check(ProcessSet& set, Way found) {
   Gpus& gpus = *set.gpus;
   Gpu& gpu = *gpus.gpu;
@@ -280,6 +345,7 @@ Submission Engine::known_values(const Gpus& gpus, int first) {
   s.shape = {SelfCheck::kCount};
   s.on_gpu = true;
   s.by_nccl = gpus.found == Way::nccl;
+  s.by_mpi = gpus.found == Way::mpi && gpus.kernels;
   s.place = std::make_shared<OnGpu>(OnGpu{*gpus.gpu, 0, gpus.gpu->record(gpus.gpu->exchange()), nullptr});
   return s;
 }

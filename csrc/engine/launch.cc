@@ -4,8 +4,8 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "collectives/halves.h"
 #include "device/kernels.h"
+#include "engine/chunks.h"
 #include "engine/operation.h"
 #include "world/gpus.h"
 
@@ -45,25 +45,7 @@ bool are_equal(const std::vector<Chunk>& chunks) {
   return true;
 }
 
-uint64_t size_of(const Chunk& chunk) { return chunk.end - chunk.begin; }
-
 }  // namespace
-
-// Elements of each rank, between the halves of an all-reduce and in a reduce-scatter.
-std::vector<Chunk> chunks_of(const Submission& s, const ProcessSet& set) {
-  const uint64_t bytes = s.count() * size_of(s.dtype);
-  const Algorithm chosen = set.chooser.choose_in_one_level(bytes, s.dtype);
-  std::vector<Chunk> chunks;
-  for (int rank = 0; rank < set.size(); ++rank) {
-    if (s.kind == OpKind::reducescatter) {
-      const Chunk rows = chunk_of(s.shape[0], set.size(), rank);
-      chunks.push_back({rows.begin * s.row_count(), rows.end * s.row_count()});
-    } else {
-      chunks.push_back(own_chunk(chosen, std::nullopt, set.size(), rank, s.count()));
-    }
-  }
-  return chunks;
-}
 
 By way_of(const Submission& s, const ProcessSet& set, bool kernels) {
   switch (s.kind) {
@@ -193,7 +175,7 @@ bool Launch::go_on() {
     finish(is_whole ? output() : own_place(), is_whole ? s.count() : size_of(own()));
     return false;
   }
-  reduce_chunks();
+  reduce_chunks(gpu_, elements_of(s, set.size()), set.size(), own_place(), scratch_, size_of(own()));
   if (s.kind != OpKind::allreduce || s.half != Half::both) return false;
   gather(own_place(), chunks_);
   return true;
@@ -231,35 +213,11 @@ void Launch::exchange_chunks() {
   group.end();
 }
 
-// In the order of the ranks.
-void Launch::reduce_chunks() {
-  const Elements e = elements_of(submission, set.size());
-  const uint64_t count = size_of(own());
-  std::byte* chunk = scratch_;
-  const cuda::Stream stream = gpu_.exchange();
-  if (e.prescale != 1)
-    kernels().scale(e.dtype, chunk, chunk, e.prescale, count * static_cast<uint64_t>(set.size()), stream);
-  if (set.size() == 1) gpu_.copy_on_gpu(own_place(), chunk, count * item(), stream);
-  const void* sum = chunk;
-  for (int rank = 1; rank < set.size(); ++rank) {
-    chunk += count * item();
-    kernels().reduce(e.dtype, e.op, own_place(), sum, chunk, count, stream);
-    sum = own_place();
-  }
-  finish_as(e, own_place(), count);
-}
-
 // What NCCL has left to do.
 void Launch::finish(void* sums, uint64_t count) {
   Elements e = elements_of(submission, set.size());
   if (is_float(e.dtype)) e.divide = 1;
-  finish_as(e, sums, count);
-}
-
-void Launch::finish_as(const Elements& e, void* sums, uint64_t count) {
-  const cuda::Stream stream = gpu_.exchange();
-  if (e.divide != 1) kernels().divide(e.dtype, sums, sums, e.divide, count, stream);
-  if (e.postscale != 1) kernels().scale(e.dtype, sums, sums, e.postscale, count, stream);
+  finish_on_gpu(gpu_, e, sums, count);
 }
 
 Kernels& Launch::kernels() { return Kernels::of(gpu_); }

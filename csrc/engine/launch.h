@@ -61,9 +61,7 @@ class Launch {
   void begin_reduction();
   void reduce_by_nccl();
   void exchange_chunks();
-  void reduce_chunks();
   void finish(void* sums, uint64_t count);
-  void finish_as(const Elements& elements, void* sums, uint64_t count);
   Kernels& kernels();
   const Chunk& own() const;
   std::byte* own_place() const;

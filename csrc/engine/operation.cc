@@ -77,7 +77,7 @@ bool Operation::progress() {
   if (done_) return false;
   bool moved = !begun_;
   if (!begun_) begin();
-  if (waits_for_gpu_) moved |= arrive();
+  if (awaited_) moved |= arrive();
   if (meeting_ && meeting_->complete) met();
   if (run_) moved |= run_->progress();
   if (run_ && run_->done()) {
@@ -92,22 +92,15 @@ void Operation::begin() {
   begun_ = true;
   submission_.handle->enter(Stage::reduce);
   if (!submission_.place || submission_.by_nccl || describes()) return start();
+  if (submission_.by_mpi) return begin_direct();
   Counters::add(counters_.by_host_memory);
   try {
     staged_ = std::make_unique<Staged>(submission_, set_.rank(), set_.size());
   } catch (const Error& error) {
     return refuse(error.what());
   }
-  waits_for_gpu_ = !staged_->in_pieces();
-  if (!waits_for_gpu_) start();
-}
-
-// Of a whole tensor: its last byte is in host memory.
-bool Operation::arrive() {
-  if (!staged_->arrived()) return false;
-  waits_for_gpu_ = false;
+  if (staged_->arrival()) return wait_for(staged_->arrival(), &Operation::start);
   start();
-  return true;
 }
 
 void Operation::start() {
@@ -121,6 +114,7 @@ void Operation::start() {
     set_.lanes[result_.lane];
     return finish();
   }
+  if (direct_) return start_direct();
   if (submission_.op == ReduceOp::adasum && submission_.kind == OpKind::allreduce) return begin_adasum();
   if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
   const Elements e = elements();
@@ -246,7 +240,7 @@ bool Operation::all_choose_the_same() const {
 // ranks that may choose another algorithm, everybody who is a partner in any.
 std::vector<int> Operation::partners() const {
   std::vector<int> all;
-  if (describes() || submission_.kind != OpKind::allreduce) return all;
+  if (describes() || submission_.by_mpi || submission_.kind != OpKind::allreduce) return all;
   const auto may_choose = [&](Algorithm algorithm) { return !all_choose_the_same() || algorithm == chosen_; };
   for (const AlgorithmRow& row : algorithm_table()) {
     if (row.partners == nullptr || !may_choose(row.algorithm)) continue;
@@ -328,6 +322,7 @@ void Operation::run_variable_data() {
     rows_of_all += static_cast<uint64_t>(rows);
   }
   result_.output_bytes = total * size_of(e.dtype);
+  if (direct_) return start_direct_rows();
   const bool stages = staged_ && !describes();
   const bool fits = submission_.output != nullptr && !describes() && submission_.room == result_.output_bytes;
   void* staged = stages ? staged_->output_of(rows_of_all, result_.output_bytes) : nullptr;
@@ -343,25 +338,33 @@ void Operation::run_variable_data() {
     const uint64_t longest = *std::max_element(counts.begin(), counts.end());
     start_run(ring_allgather(set_.rank(), counts, pipeline(longest, e.dtype)), memory, e, 1);
   }
-  if (output == nullptr)
-    run_->poison("rank " + std::to_string(set_.name()) + " has no memory for " + std::to_string(result_.output_bytes) +
-                 " bytes of output");
+  if (output == nullptr) run_->poison(no_output());
+}
+
+std::string Operation::no_output() const {
+  return "rank " + std::to_string(set_.name()) + " has no memory for " + std::to_string(result_.output_bytes) +
+         " bytes of output";
+}
+
+Neighbours Operation::neighbours() const {
+  const Submission& s = submission_;
+  if (describes()) return Neighbours::ring;
+  if (s.kind == OpKind::broadcast) return Neighbours::of_schedule;
+  if (s.kind == OpKind::alltoall) return Neighbours::mutual;
+  return s.by_mpi && Direct::reduces(s) ? Neighbours::all : Neighbours::ring;
 }
 
 void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t part, Shared shared) {
   const OpKind kind = submission_.kind;
   const bool in_host = set_.one_host() && !shared.mates.empty();  // then there are no messages
-  const bool in_two_levels = kind == OpKind::allreduce && chosen_ == Algorithm::two_level && all_choose_the_same();
+  const bool in_two_levels =
+      kind == OpKind::allreduce && chosen_ == Algorithm::two_level && all_choose_the_same() && !submission_.by_mpi;
   const bool swaps = adasum_level_ >= 0;
-  const Neighbours neighbours = describes()                 ? Neighbours::ring
-                                : kind == OpKind::broadcast ? Neighbours::of_schedule
-                                : kind == OpKind::alltoall  ? Neighbours::mutual
-                                                            : Neighbours::ring;
   by_bell_ = in_host;
   std::unique_ptr<Pieces> pieces = pieces_of(schedule);
   run_ = std::make_unique<Run>(
       std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()), kLongestMessage,
-      in_host || in_two_levels || swaps ? Neighbours::of_schedule : neighbours,
+      in_host || in_two_levels || swaps ? Neighbours::of_schedule : neighbours(),
       in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(pieces));
 }
 
@@ -417,6 +420,7 @@ void Operation::run_finished() {
     return;
   }
   if (describes()) return described();
+  if (direct_) return direct_run_finished();
   if (adasum_level_ >= 0) return end_adasum_level();
   finish();
 }
@@ -455,6 +459,7 @@ void Operation::end_adasum_level() {
 void Operation::finish() {
   done_ = true;
   if (staged_) result_.completed = staged_->finish();
+  if (direct_) result_.completed = direct_->finish();
 }
 
 void Operation::deliver() {

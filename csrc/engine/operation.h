@@ -12,6 +12,7 @@
 #include "collectives/run.h"
 #include "engine/counters.h"
 #include "engine/cut.h"
+#include "engine/direct.h"
 #include "engine/staged.h"
 #include "engine/whereabouts.h"
 #include "submit/submission.h"
@@ -42,7 +43,7 @@ class Operation {
   int process_set() const { return set_.id; }
   uint64_t sequence() const { return Tickets::sequence_of(ticket_); }
   // Else whoever it waits for rings this rank's bell, which a GPU does not.
-  bool waits_for_messages() const { return (run_ && (!by_bell_ || staged_)) || waits_for_gpu_; }
+  bool waits_for_messages() const { return (run_ && (!by_bell_ || staged_)) || awaited_; }
   bool overdue() const { return deadline_.passed(); }
   Clock::time_point last_move() const { return last_move_; }
 
@@ -55,9 +56,20 @@ class Operation {
   std::string label() const;  // "allreduce 'x'" or "bucket 3 of plan 2"
 
  private:
+  using Next = void (Operation::*)();
+
   void begin();
-  bool arrive();
   void start();
+  // Of tensors on a GPU: by_mpi.cc.
+  void wait_for(Gpu::Point point, Next next);
+  bool arrive();
+  void begin_direct();
+  void start_direct();
+  void gather_direct();
+  void start_direct_rows();
+  void run_direct_rows();
+  void direct_run_finished();
+  Pipeline direct_pipeline(uint64_t chunk_elements) const;
   Algorithm choose() const;
   bool describes() const { return describe_ != Describe::no; }
   bool uses_shared_memory() const;
@@ -75,6 +87,7 @@ class Operation {
   void run_finished();
   void run_sizes();
   void run_variable_data();
+  std::string no_output() const;
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
   void finish();
   std::vector<std::string> descriptions() const;
@@ -87,6 +100,7 @@ class Operation {
   const AlgorithmRow& row() const;
   Pipeline pipeline_of(Algorithm algorithm) const;
   std::vector<int> partners() const;
+  Neighbours neighbours() const;
   Header header(const Elements& elements, uint32_t part) const;
   Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const {
     return cut_for_messages(chunk_elements, dtype, options_);
@@ -106,8 +120,11 @@ class Operation {
   const Deadline deadline_;
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
-  std::unique_ptr<Staged> staged_;  // of tensors on a GPU
-  bool waits_for_gpu_ = false;      // it is on its way to host memory
+  std::unique_ptr<Staged> staged_;  // of tensors on a GPU that go through host memory
+  std::unique_ptr<Direct> direct_;  // that MPI takes from there
+  bool reduced_ = false;            // the own chunk, by kernels
+  Gpu::Point awaited_;              // on the GPU: next_ comes when it has passed
+  Next next_ = nullptr;
   // All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
   Algorithm chosen_;
   int divisor_;                     // of averages

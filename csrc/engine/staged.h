@@ -19,7 +19,7 @@ class Staged {
   Staged& operator=(const Staged&) = delete;
 
   bool in_pieces() const { return in_pieces_; }
-  bool arrived() const { return in_pieces_ || !arrival_ || arrival_->passed(); }  // all of the input
+  const Gpu::Point& arrival() const { return arrival_; }  // of all of the input, where something must wait for it
   std::unique_ptr<Pieces> pieces(const Schedule& schedule, uint64_t segment) const;
 
   // Of all-gather and all-to-all: host memory for so many rows, whose place on the GPU the caller was asked for.

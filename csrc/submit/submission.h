@@ -60,6 +60,7 @@ struct Submission {
 
   bool on_gpu = false;           // the tensors are; the same on all ranks, or the operation fails
   bool by_nccl = false;          // that is settled; of all-gather and all-to-all, the rows still go through host memory
+  bool by_mpi = false;           // likewise: from GPU to GPU
   std::shared_ptr<OnGpu> place;  // where; none on a rank that has joined
 
   ReduceOp op = ReduceOp::sum;

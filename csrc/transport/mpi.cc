@@ -28,6 +28,7 @@ class MpiTransport final : public Transport {
   int rank() const override { return table->rank(channel_); }
   int size() const override { return table->size(channel_); }
   int max_tag() const override { return table->max_tag(channel_); }
+  TakesGpuMemory takes_gpu_memory() const override { return mpi_takes_gpu_memory(); }
 
   Request send(int peer, int tag, const void* data, size_t bytes) override {
     RINGDP_CHECK(bytes <= kMaxMessage);
@@ -86,6 +87,12 @@ std::string load_mpi_unit(const std::string& path) {
   table = entry();
   loaded = path;
   return table->made_for;
+}
+
+TakesGpuMemory mpi_takes_gpu_memory() {
+  if (table == nullptr) fail(ErrorKind::internal, "the MPI unit is not loaded");
+  const int said = table->takes_gpu_memory();
+  return said < 0 ? TakesGpuMemory::unknown : said > 0 ? TakesGpuMemory::yes : TakesGpuMemory::no;
 }
 
 std::unique_ptr<Transport> make_mpi_transport(uint64_t comm) {

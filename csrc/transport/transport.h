@@ -13,6 +13,9 @@
 
 namespace ringdp {
 
+// Whether a transport sends from memory of GPUs and receives into it, as far as it says itself.
+enum class TakesGpuMemory : int8_t { no, yes, unknown };
+
 struct Request {
   uint64_t handle = 0;  // the transport's own; 0: none
   bool pending() const { return handle != 0; }
@@ -24,6 +27,9 @@ class Transport {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual int max_tag() const = 0;
+
+  // What moves bytes by the CPU does not.
+  virtual TakesGpuMemory takes_gpu_memory() const { return TakesGpuMemory::no; }
 
   // What users are told of a rank: its number in the job, which is another one in a process set of fewer ranks.
   int name_of(int rank) const { return names_.empty() ? rank : names_[static_cast<size_t>(rank)]; }

@@ -1,10 +1,11 @@
 // What the ranks of a process set know of each other's GPUs, and so how tensors there are exchanged.
 //
-// When the first is to be exchanged that NCCL could take, each rank tells all others which GPU it uses and whether it has
-// NCCL. Where all have one of their own, they make a communicator, tell each other whether that went well, all-reduce
-// known values by it, and tell each other whether the sums are right. Otherwise, and if RINGDP_GPU_TRANSPORT says so, all
-// take the way through host memory, which is checked as well. (engine/gpus.cc) In two levels the ranks of each host find
-// their way first.
+// When the first is to be exchanged that NCCL could take, each rank tells all others which GPU it uses, whether it has NCCL,
+// and whether its MPI takes memory of GPUs. Where all have a GPU of their own and NCCL, they make a communicator, tell each
+// other whether that went well, all-reduce known values by it, and tell each other whether the sums are right. Otherwise,
+// where every MPI says that it can, known values go by MPI from GPU to GPU (engine/gpu_probe.cc); then, too, all tell each
+// other whether they came out right. Otherwise, and if RINGDP_GPU_TRANSPORT says so, all take the way through host memory,
+// which is checked as well. (engine/gpus.cc) In two levels the ranks of each host find their way first.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include "base/options.h"
 #include "device/communicator.h"
 #include "submit/submission.h"
+#include "transport/transport.h"
 
 namespace ringdp {
 
@@ -25,12 +27,13 @@ struct GpuCard {
   cuda::Uuid uuid{};
   int32_t nccl = 0;  // its version; 0: none
   GpuTransport wants = GpuTransport::automatic;
+  TakesGpuMemory mpi = TakesGpuMemory::no;
   bool kernels = false;  // it has ours, and its GPU takes them
   nccl::UniqueId id{};   // of the communicator to be; the first rank's counts
 };
 
 // What is exchanged to see whether the numbers come out right: numbers that a kernel of ours has scaled are summed, with
-// factors before and after; then, by NCCL, a maximum, for which it only moves chunks. Without kernels the sum alone.
+// factors before and after; then, by NCCL or MPI, a maximum, for which chunks are only moved. Without kernels the sum alone.
 struct SelfCheck {
   static constexpr int kCount = 1000;  // of each
   std::shared_ptr<Gpu::Pinned> values;
@@ -40,7 +43,7 @@ struct SelfCheck {
 };
 
 struct Gpus {
-  enum class Way { unknown, failed, telling, making, made, checking, checked, host, nccl, two_levels };
+  enum class Way { unknown, failed, telling, making, made, probing, probed, checking, checked, host, nccl, mpi, two_levels };
 
   // Operations that came before the way was known, in order.
   struct Waiting {
@@ -57,6 +60,7 @@ struct Gpus {
 
   bool nccl_is_in_use() const { return nccl != nullptr && way >= Way::checking; }
   bool is_decided() const { return way == Way::failed || way >= Way::host; }
+  bool mpi_is_in_use() const { return way == Way::probing || found == Way::mpi; }
 
   Way way = Way::unknown;
   Gpu* gpu = nullptr;
@@ -65,6 +69,7 @@ struct Gpus {
   std::shared_ptr<class Handle> asked;  // what this rank has told, and what comes back
   Way found = Way::unknown;             // what is being checked
   std::string why_host;
+  std::string why_not_nccl, why_not_mpi;  // "": all ranks could
   std::unique_ptr<Communicator> nccl;
   bool kernels = false;  // all ranks have ours
   SelfCheck check;

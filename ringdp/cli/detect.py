@@ -101,7 +101,10 @@ def _mpi(environ: Mapping[str, str]) -> dict[str, Any]:
         mpirun = str(mpiruns.find_mpirun(environ))
     except mpiruns.LaunchError as error:
         mpirun = f"none: {error}"
-    return {"used": used, "built_for": built, "fits": verdict(used, built), "mpirun": mpirun}
+    fits = verdict(used, built)
+    # Ours asks it, which a unit made for another MPI cannot.
+    gpus = probe("gpu_memory", environ) if fits == "fits" else {"error": "not asked"}
+    return {"used": used, "built_for": built, "fits": fits, "mpirun": mpirun, "gpu_memory": gpus}
 
 
 def cuda_kernels(record: str) -> str:

@@ -43,7 +43,21 @@ def _mpi_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("thread level", used["thread_level"]),
         ]
     made_for = f"{built.get('version') or built.get('family')}: " if built else ""
-    return [*lines, ("built for", f"{made_for}{found['fits']}"), ("mpirun", found["mpirun"])]
+    lines += [("built for", f"{made_for}{found['fits']}"), ("mpirun", found["mpirun"])]
+    return [*lines, ("GPUs by MPI", taken(found["gpu_memory"]))]
+
+
+def taken(answer: Mapping[str, Any]) -> str:
+    """What an MPI says of the memory of GPUs, in words."""
+    if "error" in answer:
+        return f"cannot be told: {answer['error']}"
+    if answer["taken"] is None:
+        return "it does not say whether it takes their memory (RINGDP_MPI_TAKES_GPU_MEMORY)"
+    return (
+        "it says that it takes their memory"
+        if answer["taken"]
+        else "it says that it takes none of their memory"
+    )
 
 
 def _gpu_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -44,6 +44,14 @@ def mpi() -> dict[str, Any]:
     }
 
 
+def gpu_memory() -> dict[str, Any]:
+    """Whether this MPI takes pointers to memory of CUDA, as it says itself."""
+    from ringdp import _core, mpi
+
+    mpi.load()
+    return {"taken": _core.mpi_takes_gpu_memory()}
+
+
 def core() -> dict[str, Any]:
     from ringdp import _core
 
@@ -91,7 +99,7 @@ def nccl() -> dict[str, Any]:
     return {"missing": "no libnccl.so.2, neither on the loader's path nor from a wheel"}
 
 
-PROBES: dict[str, Callable[[], dict[str, Any]]] = {f.__name__: f for f in (mpi, core, cuda, nccl)}
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {f.__name__: f for f in (mpi, gpu_memory, core, cuda, nccl)}
 
 if __name__ == "__main__":
     print("\n" + json.dumps(PROBES[sys.argv[1]]()))

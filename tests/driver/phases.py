@@ -20,10 +20,11 @@ FRAMEWORK_RANKS = (2, 3)
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
 MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --all
 
-GPU_LOCAL_RANKS, GPU_MPI_RANKS = (1, 3), (2,)
+GPU_LOCAL_RANKS, GPU_MPI_RANKS = {"host": (1, 3), "nccl": (1, 3), "mpi": (3,)}, (2,)
 GPU_LOCAL_HOSTS = {
     "host": ((4, 2), (4, 1)),
     "nccl": ((4, 2),),
+    "mpi": (),
     "two_level": ((4, 2),),
 }  # of one host: through the memory that its ranks share
 # In two levels: what has all-reduces of arrays; all else goes through host memory, as with --gpu=host.
@@ -31,9 +32,10 @@ GPU_TWO_LEVEL_FILES = [
     f"ranks/test_{name}.py"
     for name in ("allreduce", "async", "errors", "halves", "join", "process_sets", "repeatable")
 ]
-# Of PyTorch's tests: what GPUs are refused, or have nothing to do with; what goes through host memory without --all.
+# Of PyTorch's tests: what GPUs are refused, or have nothing to do with; what goes through host memory without --all
+# (by MPI only with it).
 NOT_OF_GPUS = ("compile", "c10d", "data", "random", "timeline")
-GPU_TORCH_ALSO_BY_HOST = ("gpu", "operations", "sharded", "training", "windows")
+GPU_TORCH_FEW = ("gpu", "operations", "sharded", "training", "windows")
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,11 @@ def algorithms(selection: Selection) -> list[Command]:
 
 
 def gpu(selection: Selection) -> list[Command]:
-    """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, and by NCCL."""
+    """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, by NCCL, and by MPI."""
     limit = 600 if selection.everything else 300
     commands = [plain("gpu", "gpu", selection, limit)] if not selection.ranks else []
-    for way in ("host", "nccl"):
-        for n in selection.ranks or GPU_LOCAL_RANKS:
+    for way, numbers in GPU_LOCAL_RANKS.items():
+        for n in selection.ranks or numbers:
             options = [f"--local-ranks={n}", f"--gpu={way}"]
             commands.append(plain(f"gpu {way} local {n}", "ranks", selection, 180, options))
         for n, hosts in () if selection.ranks else GPU_LOCAL_HOSTS[way]:
@@ -148,11 +150,11 @@ def gpu(selection: Selection) -> list[Command]:
         words = [sys.executable, *pytest_words(GPU_TWO_LEVEL_FILES, selection, 120), *options]
         commands.append(Command(f"gpu two_level {n} ranks on {hosts} hosts", words, 120, ranks=1))
     files = [p.relative_to(TESTS) for p in sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))]
-    for way in ("host", "nccl"):
+    for way in ("host", "nccl", "mpi") if selection.everything else ("host", "nccl"):
         for file in files:
             about = file.stem.removeprefix("ranks_")
-            left_out = way == "host" and not selection.everything and about not in GPU_TORCH_ALSO_BY_HOST
-            if left_out or about.split("_")[0] in NOT_OF_GPUS:
+            few = way == "mpi" or (way == "host" and not selection.everything)
+            if (few and about not in GPU_TORCH_FEW) or about.split("_")[0] in NOT_OF_GPUS:
                 continue
             # A command for each: PyTorch loses the stand-in's dispatch mode now and then in a long process.
             for n in selection.ranks or GPU_MPI_RANKS:

@@ -88,6 +88,7 @@ _CUDA = {
     "standin_write": (c_ulonglong, c_void_p, c_size_t),
     "standin_hold": (c_void_p,),
     "standin_fail": (c_char_p, c_int, c_int),
+    "standin_events_pass": (c_int,),
 }
 _BUFFERS = (c_void_p, c_void_p, c_size_t, c_int)
 _NCCL = {

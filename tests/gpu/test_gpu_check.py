@@ -82,9 +82,10 @@ def program(file: Path, text: str) -> None:
 def test_every_part_runs(whole: Ended) -> None:
     assert whole.code == 0, whole.said
     states = {part["name"]: part["state"] for part in whole.report["parts"]}
-    torch = states.pop("torch")
+    torch, mpi = states.pop("torch"), states.pop("mpi")
     assert torch == "skipped" or has_cuda()
-    assert states == {name: "ok" for name in PARTS if name != "torch"}
+    assert mpi == "skipped"  # on a machine without a GPU it says no
+    assert states == {name: "ok" for name in PARTS if name not in ("torch", "mpi")}
     assert whole.report["machine"]["gpu 1"]["name"] == "stand-in"
     assert "Disabled" in whole.report["machine"]["nvidia-smi"][1]
     for name in PARTS:
@@ -141,6 +142,20 @@ def test_what_else_is_not_green(whole: Ended) -> None:
         (bad,) = (p for p in good["parts"] if p["name"] == name)
         broken = {**bad, "results": [*bad["results"], {**bad["results"][0], "state": "failed"}]}
         assert report.not_green({**good, "parts": [*without, broken]}) == [f"{name}: 1 failed"]
+
+
+def test_by_an_mpi_that_takes_memory_of_gpus(tmp_path: Path) -> None:
+    yes = {"RINGDP_MPI_TAKES_GPU_MEMORY": "yes", "RINGDP_STANDIN_OPEN": "1"}
+    ended = check(tmp_path, "--only", "mpi", gpus=2, **yes)
+    assert ended.code == 0 and ended.part("mpi")["state"] == "ok", ended.said
+    assert ended.result("mpi", "two ranks")["figures"]["passed"][0] > 30
+    assert ended.result("mpi", "two ranks")["what"].startswith("the rank suite, 2 ranks on 2 GPUs")
+    assert ended.result("mpi", "all-reduce by MPI")["figures"]["4 MiB"][0] > 0
+
+
+def test_an_mpi_that_says_no_is_named(whole: Ended) -> None:
+    (only,) = whole.part("mpi")["results"]
+    assert only["state"] == "skipped" and "it says that it takes none of their memory" in only["why"], only
 
 
 # ---- What is wrong is reported ---------------------------------------------------------------------------------------

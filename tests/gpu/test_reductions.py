@@ -1,4 +1,4 @@
-"""What NCCL and our kernels do together: the bits of the CPU's exchange, with nothing of it through host memory."""
+"""What NCCL or MPI and our kernels do together: the bits of the CPU's exchange, nothing of it through host memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ringdp import _core
 if not _core.gpu.kernels.built():
     pytest.skip("there was no nvcc when ringdp was built (RINGDP_NVCC names one)", allow_module_level=True)
 
+WAYS = [pytest.param(way, id=f"by_{way}") for way in ("nccl", "mpi")]
+SIZES = [("nccl", 1), ("nccl", 2), ("nccl", 3), ("mpi", 1), ("mpi", 3)]
+each_size = pytest.mark.parametrize(("way", "size"), SIZES, ids=[f"by_{way}-{size}" for way, size in SIZES])
 BEGIN = """
 import ctypes
 from ranks.inputs import DTYPES, small, values
@@ -60,20 +63,21 @@ def compare(function, shapes):
 """
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_allreduce(size: int) -> None:
+@each_size
+def test_allreduce(way: str, size: int) -> None:
     body = f"on_ranks(lambda: compare('allreduce', [(0,), (1,), (5,), (9001,)]), size={size})"
-    works(BEGIN + body, limit=240, RINGDP_GPU_TRANSPORT="nccl")
+    works(BEGIN + body, limit=240, RINGDP_GPU_TRANSPORT=way)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_reducescatter(size: int) -> None:
+@each_size
+def test_reducescatter(way: str, size: int) -> None:
     """Rows that the ranks divide evenly, and others; fewer than there are ranks; rows without elements."""
     body = f"on_ranks(lambda: compare('reducescatter', [(1, 5), (2, 700), (6, 7), (7, 411), (4, 0)]), size={size})"
-    works(BEGIN + body, limit=240, RINGDP_GPU_TRANSPORT="nccl")
+    works(BEGIN + body, limit=240, RINGDP_GPU_TRANSPORT=way)
 
 
-def test_in_place_and_in_other_process_sets() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_in_place_and_in_other_process_sets(way: str) -> None:
     """Sets that overlap share a stream, and what lies between in it."""
     body = """
     def overlap():
@@ -95,7 +99,7 @@ def test_in_place_and_in_other_process_sets() -> None:
                 assert (x.get() == (3 * sum(s.ranks) + 2 * k) // 2).all()
     on_ranks(overlap, size=3)
     """
-    works(BEGIN + textwrap.dedent(body), limit=120, RINGDP_GPU_TRANSPORT="nccl")
+    works(BEGIN + textwrap.dedent(body), limit=120, RINGDP_GPU_TRANSPORT=way)
 
 
 def test_one_gpu_that_takes_no_kernels_is_enough_for_all_to_go_through_host_memory() -> None:
@@ -120,8 +124,9 @@ def test_the_way_through_host_memory_is_checked_as_well() -> None:
     works(body, RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_NO_KERNEL="ringdp_scale_float32")
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kernel", ["scale_float32", "reduce_float32_max", "none"])
-def test_a_kernel_that_is_wrong_by_one_element_raises_on_all_ranks(kernel: str) -> None:
+def test_a_kernel_that_is_wrong_by_one_element_raises_on_all_ranks(kernel: str, way: str) -> None:
     body = """
     raised = []
     def first():
@@ -132,7 +137,7 @@ def test_a_kernel_that_is_wrong_by_one_element_raises_on_all_ranks(kernel: str) 
     on_ranks(first, size=3)
     print(len(raised), all(raised))
     """
-    said = works(body, RINGDP_GPU_TRANSPORT="nccl", RINGDP_STANDIN_WRONG_KERNEL=f"ringdp_{kernel}")
+    said = works(body, RINGDP_GPU_TRANSPORT=way, RINGDP_STANDIN_WRONG_KERNEL=f"ringdp_{kernel}")
     assert said.split() == ["0" if kernel == "none" else "3", "True"]
 
 

@@ -388,3 +388,30 @@ with on(0):
 """
     done = process(body, RINGDP_STANDIN_FAIL="cuEventRecord:2:700")
     assert done.stdout == "[0, 700, 700, 700, 700, 700, 0]", done
+
+
+def test_events_that_pass_too_early_on_purpose() -> None:
+    one = stream()
+    held = cuda().standin_hold(one)
+    marker = mark(one)
+    assert not passed(marker)
+    cuda().standin_events_pass(1)
+    assert passed(marker)
+    cuda().standin_events_pass(0)
+    assert not passed(marker)
+    cuda().standin_release(held)
+    finish(one)
+
+
+def test_memory_that_the_host_may_touch_or_finds_elsewhere() -> None:
+    body = """
+with on(0):
+    there = put(np.arange(5, dtype=np.uint8))
+    found = list(ctypes.string_at(there, 5))
+    ctypes.memset(there, 7, 5)
+    print(found, get(there, 5).tolist())
+"""
+    assert process(body).returncode == -11  # SIGSEGV
+    assert process(body, RINGDP_STANDIN_OPEN="1").stdout.split("\n")[0] == "[0, 1, 2, 3, 4] [7, 7, 7, 7, 7]"
+    done = process(body, RINGDP_STANDIN_OPEN="elsewhere")
+    assert done.stdout.split("\n")[0] == "[0, 0, 0, 0, 0] [0, 1, 2, 3, 4]", done.stderr

@@ -54,7 +54,7 @@ def measure(nbytes: int) -> dict[str, float]:
 
 def carried_out() -> dict[str, int]:
     counters = ringdp.world.current().engine.counters()
-    return {name: counters[name] for name in ("by_nccl", "by_chunks", "by_host_memory")}
+    return {name: counters[name] for name in ("by_nccl", "by_chunks", "by_mpi", "by_host_memory")}
 
 
 def body(arguments: list[str]) -> dict[str, object]:

@@ -25,9 +25,10 @@ def ranks_words(ranks: int) -> list[str]:
 
 
 def environ(way: str) -> dict[str, str]:
-    """Of ranks. Through host memory they share one GPU, as is usual where there is one; by NCCL each has its own."""
+    """Of ranks. Through host memory they share one GPU, as is usual where there is one; by NCCL each has its own, and
+    by MPI if there are as many."""
     env = {**os.environ, "RINGDP_GPU_TRANSPORT": way, "RINGDP_TIMEOUT": "30"}
-    if way != "nccl":
+    if way not in ("nccl", "mpi"):
         env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         if "RINGDP_STANDIN_DEVICES" in env:
             env["RINGDP_STANDIN_DEVICES"] = "1"

@@ -22,7 +22,8 @@ SPARE = 10.0  # seconds for what comes after
 def run_suite(results: Results, name: str, ranks: int, way: str, share: float = 1.0) -> None:
     """`way`: RINGDP_GPU_TRANSPORT; `share`: of the time that is left."""
     limit = max(share * (results.seconds_left() - SPARE), LEAST)
-    where = "on one GPU" if way == "host" and ranks > 1 else f"on {ranks} GPUs" if ranks > 1 else "on a GPU"
+    own = way != "host" and (way == "nccl" or gpus() >= ranks)
+    where = "on a GPU" if ranks == 1 else f"on {ranks} GPUs" if own else "on one GPU"
     with (
         results.check(
             name, f"the rank suite, {ranks} rank{'s' * (ranks > 1)} {where}, each result exact"

@@ -19,7 +19,7 @@ from gpu_check.parts import Part
 from gpu_check.results import FAILED, OK, SKIPPED, Result
 
 # What says where libraries are, and what the stand-ins do; other options of ringdp are not to decide what is found.
-KEPT = ("RINGDP_CUDA_LIBRARY", "RINGDP_NCCL_LIBRARY", "RINGDP_STANDIN_")
+KEPT = ("RINGDP_CUDA_LIBRARY", "RINGDP_NCCL_LIBRARY", "RINGDP_MPI_TAKES_GPU_MEMORY", "RINGDP_STANDIN_")
 
 
 @dataclass

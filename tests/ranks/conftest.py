@@ -30,7 +30,7 @@ def pytest_addoption(parser):
 
     parser.addoption(
         "--gpu",
-        choices=["host", "nccl", "two_level"],
+        choices=["host", "nccl", "mpi", "two_level"],
         help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by this RINGDP_GPU_TRANSPORT",
     )
     parser.addoption(
@@ -62,6 +62,8 @@ def pytest_configure(config):
         os.environ["RINGDP_GPU_TRANSPORT"] = config.getoption("--gpu")
         if not config.getoption("--gpu-real"):
             standin.use(devices=max(1, config.getoption("--local-ranks")))
+            if config.getoption("--gpu") == "mpi":
+                standin.let_mpi_in()
         on_gpu.replace_functions(many=config.getoption("--local-ranks") > 0)
         config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
     if config.getoption("--local-ranks"):

@@ -26,3 +26,9 @@ def use(devices: int = 1, delay_us: int = 50) -> None:
     os.environ.setdefault("RINGDP_STANDIN_DELAY_US", str(delay_us))
     if str(MODULES) not in sys.path:
         sys.path.insert(0, str(MODULES))
+
+
+def let_mpi_in() -> None:
+    """As with an MPI that takes memory of GPUs: the host can touch that of the stand-in, and MPI is said to take it."""
+    os.environ["RINGDP_STANDIN_OPEN"] = "1"
+    os.environ["RINGDP_MPI_TAKES_GPU_MEMORY"] = "yes"

@@ -23,6 +23,12 @@ const char* setting(const char* name) {
   return text != nullptr && *text != '\0' ? text : nullptr;
 }
 
+// The host finds memory at the addresses of a device that is not the device's: what it writes there is lost.
+bool is_elsewhere() {
+  const char* open = setting("RINGDP_STANDIN_OPEN");
+  return open != nullptr && std::strcmp(open, "elsewhere") == 0;
+}
+
 size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 size_t gap(size_t bytes) { return rounded(bytes) + kAlignment - bytes; }  // behind an allocation of so many
 
@@ -42,6 +48,8 @@ Memory::Memory() {
   if (file < 0 || ftruncate(file, kReserved) != 0) misuse("no memory for devices");
   const int access = setting("RINGDP_STANDIN_OPEN") ? PROT_READ | PROT_WRITE : PROT_NONE;
   void* device = mmap(nullptr, kReserved, access, MAP_SHARED | MAP_NORESERVE, file, 0);
+  if (is_elsewhere())
+    device = mmap(device, kReserved, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   void* alias = mmap(nullptr, kReserved, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
   if (device == MAP_FAILED || alias == MAP_FAILED) misuse("no addresses for devices");
   close(file);

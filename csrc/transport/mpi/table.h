@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RINGDP_MPI_TABLE_VERSION 1u
+#define RINGDP_MPI_TABLE_VERSION 2u
 #define RINGDP_MPI_TABLE_SYMBOL "ringdp_mpi_table"
 
 struct ringdp_mpi_table {
@@ -28,4 +28,5 @@ struct ringdp_mpi_table {
   int (*cancel)(void*, uint64_t* request);
   void (*abort)(int code);
   const char* (*error_text)(void);
+  int (*takes_gpu_memory)(void); /* as the MPI says: 1 it takes pointers to memory of CUDA, 0 it does not, -1 no word */
 };

@@ -2,9 +2,11 @@
 //
 // Receives are tested before sends, and each request on its own: a receive and a send in one MPI_Waitall abort the
 // survivors of a killed rank under Open MPI, whatever the error handler (measured: a quarter to two thirds of runs).
+#include <dlfcn.h>
 #include <mpi.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -107,6 +109,43 @@ int cancel(void*, uint64_t* bits) {
 void abort_job(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
 const char* error_text() { return error; }
 
+// --- memory of GPUs -------------------------------------------------------------------------------------------------
+
+// A function that only some builds of an MPI have. It is looked for in the library that is loaded, which may be another
+// build than the one this was compiled with; not in the whole process, where another library may have one of that name.
+template <class Function>
+Function* extension(const char* name) {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&MPI_Isend), &info) == 0 || info.dli_fname == nullptr) return nullptr;
+  void* library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return nullptr;
+  auto* found = reinterpret_cast<Function*>(dlsym(library, name));
+  dlclose(library);  // it stays: the unit itself needs it
+  return found;
+}
+
+// Cray's takes memory of GPUs only where this is set, and crashes otherwise, whatever it was built with.
+bool is_cray_without_gpus() {
+  char version[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(version, &length);
+  if (std::strstr(version, "CRAY MPICH") == nullptr) return false;
+  const char* enabled = std::getenv("MPICH_GPU_SUPPORT_ENABLED");
+  return enabled == nullptr || std::strcmp(enabled, "1") != 0;
+}
+
+// MPICH and what is made of it, where MPIR_CVAR_ENABLE_GPU counts, too; then Open MPI, and others that have its function.
+int takes_gpu_memory() {
+  constexpr int kCuda = 0;  // MPIX_GPU_SUPPORT_CUDA
+  if (is_cray_without_gpus()) return 0;
+  if (auto* query = extension<int(int, int*)>("MPIX_GPU_query_support")) {
+    int answer = 0;
+    return query(kCuda, &answer) == MPI_SUCCESS && answer != 0;
+  }
+  if (auto* query = extension<int()>("MPIX_Query_cuda_support")) return query() == 1;
+  return -1;
+}
+
 #if defined(OPEN_MPI)
 #define STRING2(x) #x
 #define STRING(x) STRING2(x)
@@ -132,6 +171,7 @@ const ringdp_mpi_table table = {
     cancel,
     abort_job,
     error_text,
+    takes_gpu_memory,
 };
 
 }  // namespace

@@ -16,8 +16,9 @@ from ringdp import _core, world
 def pytest_addoption(parser):
     parser.addoption(
         "--gpu",
-        choices=["host", "nccl"],
-        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory or by NCCL",
+        choices=["host", "nccl", "mpi"],
+        help="tensors lie on GPUs, those of the stand-in (tests/standin), and go by way of host memory, by NCCL, or by "
+        "MPI from GPU to GPU",
     )
 
 
@@ -31,6 +32,8 @@ def pytest_configure(config):
         os.environ["RINGDP_STANDIN_OPEN"] = "1"  # PyTorch computes in the memory of the GPU
         os.environ["RINGDP_STANDIN_MEMORY"] = str(4 << 30)
         standin.use()
+        if config.getoption("--gpu") == "mpi":
+            standin.let_mpi_in()
         from standin import torch_on_gpu
 
         torch_on_gpu.use()
@@ -44,7 +47,7 @@ def pytest_collection_modifyitems(config, items):
         if on_gpu and item.get_closest_marker("host_only"):
             item.add_marker(pytest.mark.skip(reason="is about tensors in host memory"))
         if not on_gpu and item.get_closest_marker("mixed"):
-            item.add_marker(pytest.mark.skip(reason="needs --gpu=host or --gpu=nccl"))
+            item.add_marker(pytest.mark.skip(reason="needs --gpu"))
 
 
 @pytest.fixture(autouse=True)
