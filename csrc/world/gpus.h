@@ -43,7 +43,21 @@ struct SelfCheck {
 };
 
 struct Gpus {
-  enum class Way { unknown, failed, telling, making, made, probing, probed, checking, checked, host, nccl, mpi, two_levels };
+  enum class Way {
+    unknown,
+    failed,
+    telling,
+    making,
+    made,
+    probing,
+    probed,
+    checking,
+    checked,
+    host,
+    nccl,
+    mpi,
+    two_levels
+  };
 
   // Operations that came before the way was known, in order.
   struct Waiting {
