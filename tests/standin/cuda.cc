@@ -346,9 +346,17 @@ Result cuMemFree_v2(Address address) {
   return kSuccess;
 }
 
+// Whether the host has so little memory for this device (RINGDP_STANDIN_LITTLE_PINNED=device:most bytes at a time).
+static bool is_too_much_pinned(size_t bytes) {
+  const char* text = setting("RINGDP_STANDIN_LITTLE_PINNED");
+  if (text == nullptr || std::atoi(text) != current.back()) return false;
+  return bytes > std::strtoul(std::strchr(text, ':') + 1, nullptr, 10);
+}
+
 Result cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
   BEGIN("cuMemHostAlloc");
   IN_CONTEXT;
+  if (is_too_much_pinned(bytes)) return kOutOfMemory;
   *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (*memory == nullptr) return kOutOfMemory;
   std::memset(*memory, 0xCD, bytes);
