@@ -7,27 +7,10 @@
 
 #include "agree/digest.h"
 #include "base/check.h"
-#include "collectives/adasum.h"
 #include "collectives/halves.h"
-#include "collectives/neutral.h"
 #include "collectives/ring.h"
-#include "submit/differences.h"
 
 namespace ringdp {
-
-namespace {
-
-// What a rank that has joined tells: averages are divided by the number of all ranks, or of those that have not.
-const std::string kAbsent = "joined", kAbsentNotCounted = "joined, not counted";
-
-// Not of the form of either: it begins with the length of a name.
-std::string description_of(const Submission& s, Describe describe) {
-  if (describe == Describe::no) return "";
-  if (s.absent) return s.divides_by_active ? kAbsentNotCounted : kAbsent;
-  return describe == Describe::difference ? s.description() : s.encoded();
-}
-
-}  // namespace
 
 Elements elements_of(const Submission& s, int ranks) {
   Elements e;
@@ -119,110 +102,6 @@ void Operation::start() {
   if (uses_shared_memory()) return way_of(told_) == InHost::messages ? meet() : run_in_host();
   const Elements e = elements();
   start_run(fixed_schedule(e), {submission_.input, submission_.output}, e, 1);
-}
-
-// The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
-// letters show it.
-bool Operation::uses_shared_memory() const {
-  if (submission_.kind != OpKind::allreduce || submission_.op == ReduceOp::adasum) return false;
-  if (set_.one_host() || set_.chooser.forces_messages()) return set_.reduces_in_shared_memory();
-  return set_.levels && (chosen_ == Algorithm::two_level || !all_choose_the_same());
-}
-
-// The ranks of the host have not told each other all that is needed, when they agreed on a name: now they do.
-void Operation::meet() {
-  const Submission& s = submission_;
-  const bool has_told = !told_.empty();
-  told_.resize(set_.letters->members().size());
-  Whereabouts& mine = told_[set_.letters->me()];
-  take_memory(mine, set_, s, options_, has_told || lane_ > 0);
-  Note note;
-  note.topic = Meetings::place;
-  note.lane = static_cast<uint32_t>(lane_);
-  note.key = sequence();
-  note.bytes = sizeof mine;
-  note.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
-  if (!refusal_.empty()) note.flags |= Note::kPoison;
-  Counters::add(counters_.places);
-  meeting_ = &set_.letters->come(note, &mine, 0);
-}
-
-void Operation::met() {
-  const bool agreed = meeting_->agreed;
-  if (agreed) told_ = told_in(*meeting_);
-  set_.letters->close(*meeting_);
-  meeting_ = nullptr;
-  if (agreed) return run_in_host();
-  const std::string why =
-      refusal_.empty() ? "another rank of this host means another operation, or has given up" : refusal_;
-  if (!set_.one_host()) return poison(why);  // the other hosts must hear of it
-  done_ = true;
-  error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + why);
-  leave_memory();
-}
-
-// This rank cannot carry it out: the others hear of it where they wait for it, in a meeting or in the exchange.
-void Operation::refuse(const std::string& why) {
-  refusal_ = why;
-  if (!uses_shared_memory()) return poison(why);
-  if (way_of(told_) == InHost::messages) return meet();
-  run_in_host();
-  run_->poison(why);
-}
-
-void Operation::poison(const std::string& why) {
-  start_run({}, {}, elements(), 1);
-  run_->poison(why);
-}
-
-// Where some rank has no shared memory left, all of the host see it, and take messages, which give the same bits.
-void Operation::run_in_host() {
-  const Elements e = elements();
-  const Memory memory{submission_.input, submission_.output};
-  const InHost way = set_.one_host() || chosen_ == Algorithm::two_level ? way_of(told_) : InHost::messages;
-  Schedule schedule = in_host_schedule(way, {e.prescale != 1, e.divide != 1 || e.postscale != 1});
-  start_run(std::move(schedule), memory, e, 1, way == InHost::messages ? Shared{} : shared());
-}
-
-Schedule Operation::in_host_schedule(InHost way, Arithmetic arithmetic) const {
-  const uint64_t count = submission_.count();
-  const Dtype dtype = submission_.dtype;
-  const Half half = submission_.half;
-  if (set_.one_host()) {
-    const Pipeline cut = cut_for_shared_memory(dtype, options_);
-    if (way == InHost::direct) return shared_allreduce_direct(set_.size(), set_.rank(), count, cut, arithmetic, half);
-    if (way == InHost::staged) return shared_allreduce_staged(set_.size(), set_.rank(), count, cut, arithmetic, half);
-  } else if (chosen_ == Algorithm::two_level) {
-    const Pipeline cut = cut_for_two_levels(*set_.levels, count, dtype, options_);
-    if (way == InHost::direct) return two_level_direct(*set_.levels, count, cut, arithmetic, half);
-    if (way == InHost::staged) return two_level_staged(*set_.levels, count, cut, arithmetic, half);
-    return two_level_messages(*set_.levels, count, cut, arithmetic, half);
-  }
-  return fixed_schedule(elements());
-}
-
-Shared Operation::shared() const {
-  const Letters& letters = *set_.letters;
-  const Host& host = *letters.host();
-  Shared shared;
-  shared.me = static_cast<size_t>(letters.me());
-  for (size_t member = 0; member < told_.size(); ++member) {
-    const int rank = letters.members()[member], place = letters.places()[member];
-    const auto mapped = [&](uint64_t offset) { return offset == Heap::kNowhere ? nullptr : host.at(place, offset); };
-    const Whereabouts& told = told_[member];
-    shared.mates.push_back({rank, mapped(told.output), mapped(told.area), &Counts::at(mapped(told.counts)), told.base});
-  }
-  shared.ring = [&letters] { letters.ring(); };
-  return shared;
-}
-
-// Nobody reads or writes this rank's memory any more. After a failure the counts keep the mark of it for those who have
-// still to see it: they are not used again.
-void Operation::leave_memory() {
-  if (told_.empty()) return;
-  const bool has_failed = run_ && !run_->error().empty();
-  give_back(told_[set_.letters->me()], set_, !has_failed);
-  told_.clear();
 }
 
 // Of messages alone: what shared memory cannot do, for lack of it, the ring does, and gives the same bits.
@@ -368,6 +247,12 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
       in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(pieces));
 }
 
+// The others must hear that this rank cannot.
+void Operation::poison(const std::string& why) {
+  start_run({}, {}, elements(), 1);
+  run_->poison(why);
+}
+
 // In pieces of about a segment: casts then overlap with transfers, and the caches hold what is cast.
 std::unique_ptr<Pieces> Operation::pieces_of(const Schedule& schedule) const {
   const Submission& s = submission_;
@@ -425,37 +310,6 @@ void Operation::run_finished() {
   finish();
 }
 
-// In exchange k a rank and the one whose number differs in bit k swap what they have, and both form the same Adasum of the
-// two. The whole tensor is needed for its products, so nothing is pipelined but the swap.
-void Operation::begin_adasum() {
-  const Submission& s = submission_;
-  elements().begin(s.output, s.input, s.count());
-  theirs_.resize(s.count() * size_of(s.dtype));
-  begin_adasum_level(0);
-}
-
-void Operation::begin_adasum_level(int level) {
-  const Submission& s = submission_;
-  if (1 << level >= set_.size()) {
-    elements().finish(s.output, s.output, s.count());
-    return finish();
-  }
-  adasum_level_ = level;
-  Elements e;
-  e.dtype = s.dtype;
-  start_run(swap(set_.rank() ^ 1 << level, s.count(), pipeline(s.count(), s.dtype)), {s.output, theirs_.data()}, e,
-            static_cast<uint32_t>(1 + level));
-}
-
-void Operation::end_adasum_level() {
-  const Submission& s = submission_;
-  const bool mine_first = !(set_.rank() >> adasum_level_ & 1);
-  const void *mine = s.output, *theirs = theirs_.data();
-  adasum(s.dtype, s.output, mine_first ? mine : theirs, mine_first ? theirs : mine, s.count());
-  run_.reset();
-  begin_adasum_level(adasum_level_ + 1);
-}
-
 void Operation::finish() {
   done_ = true;
   if (staged_) result_.completed = staged_->finish();
@@ -474,81 +328,6 @@ void Operation::give_up(const Error& error) {
   done_ = true;
   error_ = error;
   submission_.handle->give_up_memory();
-}
-
-// What every rank has told of its submission.
-std::vector<std::string> Operation::descriptions() const {
-  const char* text = reinterpret_cast<const char*>(result_.output.get());
-  std::vector<std::string> descriptions;
-  for (const uint64_t length : result_.rows) {
-    descriptions.emplace_back(text, length);
-    text += length;
-  }
-  return descriptions;
-}
-
-std::string Operation::disagreement(const std::vector<std::string>& descriptions) const {
-  return "rank " + std::to_string(set_.name()) + ": '" + submission_.name +
-         "' differs between ranks; nothing was exchanged:" + differences(descriptions, set_.ranks);
-}
-
-// Ranks that have joined have told nothing but that.
-void Operation::described() {
-  const std::vector<std::string> all = descriptions();
-  const Describe why = std::exchange(describe_, Describe::no);
-  result_ = {};
-  if (why == Describe::difference) {
-    done_ = true;
-    error_ = Error(ErrorKind::mismatch, disagreement(all));
-    return;
-  }
-  int active = 0;
-  bool divides_by_active = false;
-  const std::string* encoded = nullptr;
-  for (const std::string& one : all) {
-    divides_by_active |= one == kAbsentNotCounted;
-    if (one == kAbsent || one == kAbsentNotCounted) continue;
-    ++active;
-    encoded = &one;
-  }
-  RINGDP_CHECK(encoded != nullptr);
-  if (divides_by_active) divisor_ = active;
-  if (submission_.absent) take_part(*encoded);
-  const Submission& s = submission_;
-  const auto is_absent = [&](int rank) { return all[rank] == kAbsent || all[rank] == kAbsentNotCounted; };
-  const bool lacks_root = s.kind == OpKind::broadcast && is_absent(s.root);
-  if (lacks_root || s.kind == OpKind::alltoall || s.kind == OpKind::open_plan) {
-    int rank = lacks_root ? s.root : 0;
-    while (!is_absent(rank)) ++rank;
-    done_ = true;
-    error_ =
-        Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " cannot complete: rank " +
-                                   std::to_string(set_.ranks[rank]) + " has joined, and has nothing to contribute");
-    return;
-  }
-  run_.reset();
-  sizes_known_ = false;
-  part_ = 2;
-  begin();
-}
-
-// As one that has submitted it, too, with what changes nothing.
-void Operation::take_part(const std::string& encoded) {
-  Submission mine = Submission::decoded(encoded);
-  mine.process_set = submission_.process_set;
-  mine.key = submission_.key;
-  mine.absent = true;
-  mine.handle = submission_.handle;
-  submission_ = std::move(mine);
-  Submission& s = submission_;
-  if (s.first_may_differ()) s.shape[0] = 0;
-  chosen_ = choose();
-  const uint64_t bytes = s.count() * size_of(s.dtype);
-  scratch_.resize(s.kind == OpKind::reducescatter ? 2 * bytes : bytes);
-  s.input = s.output = scratch_.data();
-  if (s.kind == OpKind::reducescatter) s.output = scratch_.data() + bytes;
-  if (s.kind == OpKind::allreduce || s.kind == OpKind::reducescatter)
-    fill_neutral(scratch_.data(), s.count(), s.dtype, s.op);
 }
 
 }  // namespace ringdp

@@ -26,6 +26,8 @@ Elements elements_of(const Submission& submission, int ranks);
 // Why the ranks tell each other first what the operation is: they mean different things, and it fails with a table of them;
 // or some rank has joined, and takes part in what the others have submitted.
 enum class Describe { no, difference, to_joined };
+// What this rank tells then.
+std::string description_of(const Submission& submission, Describe describe);
 
 class Operation {
  public:
@@ -60,39 +62,15 @@ class Operation {
 
   void begin();
   void start();
-  // Of tensors on a GPU: by_mpi.cc.
-  void wait_for(Gpu::Point point, Next next);
-  bool arrive();
-  void begin_direct();
-  void start_direct();
-  void gather_direct();
-  void start_direct_rows();
-  void run_direct_rows();
-  void direct_run_finished();
-  Pipeline direct_pipeline(uint64_t chunk_elements) const;
   Algorithm choose() const;
   bool describes() const { return describe_ != Describe::no; }
-  bool uses_shared_memory() const;
-  void begin_adasum();
-  void begin_adasum_level(int level);
-  void end_adasum_level();
-  void meet();
-  void met();
-  void refuse(const std::string& why);
-  void poison(const std::string& why);
-  void run_in_host();
-  void leave_memory();
-  Shared shared() const;
-  Schedule in_host_schedule(InHost way, Arithmetic arithmetic) const;
   void run_finished();
   void run_sizes();
   void run_variable_data();
   std::string no_output() const;
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
+  void poison(const std::string& why);
   void finish();
-  std::vector<std::string> descriptions() const;
-  void described();
-  void take_part(const std::string& encoded);
   Elements elements() const { return elements_of(submission_, divisor_); }
   std::unique_ptr<Pieces> pieces_of(const Schedule& schedule) const;
   Schedule fixed_schedule(const Elements& elements) const;
@@ -106,7 +84,38 @@ class Operation {
     return cut_for_messages(chunk_elements, dtype, options_);
   }
   uint64_t row_count() const;
+
+  // In shared memory: in_host.cc.
+  bool uses_shared_memory() const;
+  void meet();
+  void met();
+  void refuse(const std::string& why);
+  void run_in_host();
+  void leave_memory();
+  Shared shared() const;
+  Schedule in_host_schedule(InHost way, Arithmetic arithmetic) const;
+
+  // adasum_exchange.cc
+  void begin_adasum();
+  void begin_adasum_level(int level);
+  void end_adasum_level();
+
+  // When the ranks have told what they mean: described.cc.
+  std::vector<std::string> descriptions() const;
   std::string disagreement(const std::vector<std::string>& descriptions) const;
+  void described();
+  void take_part(const std::string& encoded);
+
+  // Of tensors on a GPU: by_mpi.cc.
+  void wait_for(Gpu::Point point, Next next);
+  bool arrive();
+  void begin_direct();
+  void start_direct();
+  void gather_direct();
+  void start_direct_rows();
+  void run_direct_rows();
+  void direct_run_finished();
+  Pipeline direct_pipeline(uint64_t chunk_elements) const;
 
   Submission submission_;
   ProcessSet& set_;
