@@ -273,6 +273,87 @@ def test_without_that_wait_the_numbers_are_wrong() -> None:
     works(HELD.replace("assert not early", "pass") + textwrap.dedent(body), **MPI)
 
 
+def test_messages_wait_for_the_place_of_what_comes() -> None:
+    """The stream has still to write where an output lies, which it had given to another array before."""
+    body = """
+    def gathered():
+        n, rank = ringdp.size(), ringdp.rank()
+        x = cupy.array(np.arange(5000, dtype=np.float32) + rank)
+        before = cupy.empty(5000 * n, np.float32)
+        x.get()
+        rdp.allgather(cupy.array(np.ones(3)))  # finds the way
+        if rank > 0:
+            rdp.barrier()
+        handle = rdp.allgather_async(x, name="x")
+        if rank == 0:  # the others come when all is held up here
+            with inside(x.device.id):
+                hold = library.standin_hold(cupy.cuda.get_current_stream().ptr)
+            address = before.data.ptr
+            del before  # and poisoned, in the stream
+            rdp.barrier()
+            time.sleep(0.3)
+            library.standin_release(hold)
+        got = rdp.synchronize(handle)
+        assert rank > 0 or got.data.ptr == address
+        assert (got.get() == np.concatenate([np.arange(5000) + r for r in range(n)])).all()
+    on_ranks(gathered, size=3)
+    """
+    works(HELD + textwrap.dedent(body), **MPI)
+
+
+@needs_kernels
+def test_memory_in_between_is_not_written_while_kernels_read_it() -> None:
+    """A reduce-scatter is over for the host when its kernels are launched, and the next one's messages come at once."""
+    body = """
+    def many():
+        n, rank = ringdp.size(), ringdp.rank()
+        sums(100)
+        xs = [cupy.array(np.full(30_000, 10 * i + rank, np.float32)) for i in range(24)]
+        for x in xs:
+            x.get()
+        rdp.barrier()
+        handles = [rdp.reducescatter_async(x, op=rdp.Sum, name=f"x{i}") for i, x in enumerate(xs)]
+        for i, handle in enumerate(handles):
+            assert (rdp.synchronize(handle).get() == 10 * i * n + n * (n - 1) // 2).all(), i
+    on_ranks(many, size=3)
+    """
+    works(body, **MPI, RINGDP_STANDIN_DELAY_US="4000")
+
+
+@needs_kernels
+def test_the_gpu_copies_what_a_rank_sends_to_itself() -> None:
+    """The host of a GPU could not: only the stand-in's can."""
+    body = """
+    import ctypes
+    library = ctypes.CDLL(os.environ["RINGDP_CUDA_LIBRARY"])
+    copies = lambda: library.standin_calls(b"cuMemcpyDtoDAsync_v2")
+    def each():
+        sums(100)
+        x = cupy.array(np.ones(6, np.float32))
+        calls = {
+            "all-gather": lambda: rdp.allgather(x),
+            "all-to-all": lambda: rdp.alltoall(x, splits=np.array([3, 3])),
+            "reduce-scatter": lambda: rdp.reducescatter(x),
+            "all-reduce": lambda: rdp.allreduce(x),
+        }
+        for name, call in calls.items():
+            rdp.barrier()
+            before = copies()
+            rdp.barrier()
+            call()
+            rdp.barrier()
+            assert copies() - before == 2, (name, copies() - before)
+        rdp.barrier()
+        before = copies()
+        rdp.barrier()
+        rdp.broadcast(x, 1)
+        rdp.barrier()
+        assert copies() - before == 1
+    on_ranks(each)
+    """
+    works(body, **MPI)
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
