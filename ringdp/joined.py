@@ -7,6 +7,7 @@ on with empty windows, until in a window's vote all ranks have joined.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from typing import Protocol
@@ -33,6 +34,10 @@ class Member(Protocol):
 
     def join_window(self, divide_by_active: bool) -> bool:
         """Take part in one window with nothing to contribute; True if all ranks did. Waits for the others."""
+        ...
+
+    def like_this_thread(self) -> contextlib.AbstractContextManager[object]:
+        """For another thread, to call `join_window` inside: GPUs are asked where the calling thread would ask them."""
         ...
 
 
@@ -91,11 +96,13 @@ def _take_part(members: list[Member], divide_by_active: bool, here: world.World)
         except BaseException as failure:
             failures.append(failure)
 
-    def in_thread(member: Member) -> None:
-        with world.use(here):
+    def in_thread(member: Member, like_caller: contextlib.AbstractContextManager[object]) -> None:
+        with world.use(here), like_caller:
             go_on(member)
 
-    threads = [threading.Thread(target=in_thread, args=(member,)) for member in members[1:]]
+    threads = [
+        threading.Thread(target=in_thread, args=(member, member.like_this_thread())) for member in members[1:]
+    ]
     for thread in threads:
         thread.start()
     for member in members[:1]:

@@ -6,7 +6,7 @@ Nothing else asks PyTorch about devices and streams.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,20 @@ def current_stream(gpu: int) -> int:
 def in_stream(gpu: int, stream: int) -> contextlib.AbstractContextManager[object]:
     """Inside, that stream is this thread's current one."""
     return torch.cuda.stream(_stream(gpu, stream))
+
+
+def like_this_thread(gpus: Iterable[int]) -> contextlib.AbstractContextManager[object]:
+    """For another thread: inside, this thread's current streams on these GPUs are its current ones."""
+    streams = [(gpu, current_stream(gpu)) for gpu in gpus]
+
+    @contextlib.contextmanager
+    def like_it() -> Iterator[None]:
+        with contextlib.ExitStack() as entered:
+            for gpu, stream in streams:
+                entered.enter_context(in_stream(gpu, stream))
+            yield
+
+    return like_it()
 
 
 def follow(gpu: int, streams: Iterable[int]) -> None:

@@ -35,7 +35,7 @@ from ringdp.errors import UsageError
 from ringdp.ops import Handle
 from ringdp.process_sets import global_process_set
 from ringdp.requests import awaiting_joined_ranks
-from ringdp.torch import hooks
+from ringdp.torch import device, hooks
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import CommHook
 from ringdp.torch.finite import is_finite, partial_gradients_are_finite, show, show_where
@@ -199,6 +199,11 @@ class Exchange:
             self._steps = 0  # on every rank: they have taken different numbers of steps
             self.when_all_joined()
         return all_joined
+
+    def like_this_thread(self) -> contextlib.AbstractContextManager[object]:
+        """For another thread: inside, the calling thread's streams are its current ones."""
+        params = [slot.param for slot in self._slots]
+        return device.like_this_thread({device.gpu_of(p) for p in params if device.is_on_gpu(p)})
 
     def _drop_gradients(self) -> None:
         for slot in self._slots:

@@ -10,6 +10,7 @@ What this cannot show: that PyTorch's kernels run behind the host, that its back
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -17,7 +18,7 @@ import weakref
 
 import cupy
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ringdp.torch import device, ops
@@ -50,6 +51,18 @@ def current_stream(gpu=0):
 
 def in_stream(gpu, stream):
     return cupy.cuda.ExternalStream(stream)
+
+
+def like_this_thread(gpus, original=device.like_this_thread):
+    """Modes of PyTorch are of one thread, too."""
+    streams, mode = original(gpus), _get_current_dispatch_mode()
+
+    @contextlib.contextmanager
+    def like_it():
+        with streams, contextlib.nullcontext() if mode is None else OnGpu(mode.everything):
+            yield
+
+    return like_it()
 
 
 def follow(gpu, streams):
@@ -167,6 +180,7 @@ def use():
         gpu_of,
         current_stream,
         in_stream,
+        like_this_thread,
         follow,
         read_in_current_stream,
         move_beside,

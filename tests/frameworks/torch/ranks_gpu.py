@@ -257,6 +257,28 @@ def test_gradients_of_other_streams_are_waited_for(monkeypatch):
     assert followed == [{other.ptr}]
 
 
+def test_each_optimizer_of_a_rank_that_has_joined_works_in_its_stream(monkeypatch):
+    """One of them has the caller's thread, the other a thread of its own, where other streams are current."""
+    from standin import torch_on_gpu
+
+    used, place_of = set(), device.place_of
+    monkeypatch.setattr(
+        device, "place_of", lambda tensor: used.add(device.current_stream(0)) or place_of(tensor)
+    )
+    all_params = [to_gpu(parameters(sizes)) for sizes in [(3, 5), (4,)]]
+    optimizers = [
+        wrap(params, op=hvd.Max) for params in all_params
+    ]  # for which overflows are looked for, too
+    for _ in range(1 + 2 * hvd.rank()):
+        for params, optimizer in zip(all_params, optimizers, strict=True):
+            optimizer.zero_grad()
+            backward(params)
+            optimizer.step()
+            assert all(p.grad.tolist() == gradient(p, hvd.size() - 1).tolist() for p in params)
+    hvd.join()
+    assert used == {torch_on_gpu.stream().ptr}
+
+
 def test_several_gpus_in_one_model(monkeypatch):
     params = to_gpu(parameters((3, 5)))
     monkeypatch.setattr(device, "gpu_of", lambda tensor: tensor.numel() % 2 + (tensor.numel() == 3))
