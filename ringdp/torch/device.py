@@ -21,6 +21,11 @@ def is_on_gpu(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda and torch.version.hip is None
 
 
+def kind_of(tensor: torch.Tensor) -> str:
+    """Its dtype and kind of memory, in names of operations: what has them in common goes together."""
+    return f"{tensor.dtype}{'.gpu' if is_on_gpu(tensor) else ''}"
+
+
 def gpu_of(tensor: torch.Tensor) -> int:
     """The number of its GPU in this process."""
     return tensor.get_device()

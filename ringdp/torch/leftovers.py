@@ -55,8 +55,8 @@ def exchange_leftovers(
     divisors = _divisors(wire, weights) if weights is not None and beside else None
     _exchange_sparse(wire, [slot for slot in beside if slot.sparse_dim], divisors)
     dense = [slot for slot in beside if not slot.sparse_dim]
-    for part in dict.fromkeys(map(_part_of, dense)):
-        _exchange_flat(wire, [slot for slot in dense if _part_of(slot) == part], divisors)
+    for kind in dict.fromkeys(map(_kind_of, dense)):
+        _exchange_flat(wire, kind, [slot for slot in dense if _kind_of(slot) == kind], divisors)
     for slot in slots:
         if slot.late:
             slot.forget()  # it came late, and was dropped by module.zero_grad()
@@ -88,15 +88,15 @@ def _divisors(wire: Wire, weights: Weights) -> tuple[int, int]:
     return max(total, 1), max(late or total, 1)
 
 
-def _part_of(slot: Slot) -> tuple[torch.dtype, bool]:
-    return slot.param.dtype, device.is_on_gpu(slot.param)
+def _kind_of(slot: Slot) -> str:
+    return device.kind_of(slot.param)
 
 
-def _exchange_flat(wire: Wire, beside: list[Slot], divisors: tuple[int, int] | None) -> None:
+def _exchange_flat(wire: Wire, kind: str, beside: list[Slot], divisors: tuple[int, int] | None) -> None:
     """Of one dtype, and in one kind of memory."""
     counts = [slot.param.numel() for slot in beside]
-    dtype, on_gpu = _part_of(beside[0])
-    flat = beside[0].param.new_zeros(sum(counts), dtype=wire.options.compression.on_wire(dtype))
+    first = beside[0].param
+    flat = first.new_zeros(sum(counts), dtype=wire.options.compression.on_wire(first.dtype))
     parts = [
         part.view(slot.param.shape) for slot, part in zip(beside, flat.split(counts), strict=True)
     ]  # zeros where this rank has nothing
@@ -104,7 +104,7 @@ def _exchange_flat(wire: Wire, beside: list[Slot], divisors: tuple[int, int] | N
         for slot, part in zip(beside, parts, strict=True):
             if has_new_gradient(slot):
                 part.copy_(slot.param.grad)
-        wire.reduce_(flat, f"leftovers.{dtype}{'.gpu' if on_gpu else ''}", Sum if divisors else None)
+        wire.reduce_(flat, f"leftovers.{kind}", Sum if divisors else None)
         for slot, part in zip(beside, parts, strict=True):
             if divisors:
                 part.div_(divisors[_is_late(slot)])

@@ -69,8 +69,7 @@ class Buffers:
         self.is_due = False
         parts: dict[str, list[torch.Tensor]] = {}
         for buffer in model.buffers():
-            kind = f"{buffer.dtype}{'.gpu' if device.is_on_gpu(buffer) else ''}"
-            parts.setdefault(kind, []).append(buffer)
+            parts.setdefault(device.kind_of(buffer), []).append(buffer)
         with torch.no_grad():
             for kind, buffers in parts.items():
                 self._broadcast(kind, buffers)

@@ -176,7 +176,7 @@ class Wire:
 
     def max_(self, marks: torch.Tensor, what: str) -> None:
         """The greatest mark of all ranks, in place."""
-        operations.allreduce_(marks, name=f"{self.name}.{what}", op=Max, process_set=self.options.process_set)
+        self.start_max(marks, what).wait()
 
     def start_max(self, marks: torch.Tensor, what: str) -> Handle[torch.Tensor]:
         """As `max_`, started."""

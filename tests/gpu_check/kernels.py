@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cupy
 import numpy as np
@@ -142,30 +143,26 @@ def check_elementwise(
 
 def check_scale(gpu: Gpu, dtype: str) -> None:
     for factor in gpu.scope.factors:
-
-        def launch(to: Room, from_: Room, count: int, factor: float = factor) -> None:
-            gpu(k.scale, NUMBER[dtype], to.address, from_.address, factor, count)
-
-        def wanted(a: np.ndarray, factor: float = factor) -> np.ndarray:
-            expected = references.scale(dtype, a, factor)
-            assert_same_bits(dtype, cpu.scale(dtype, a, factor), expected, a)
-            return expected
-
-        check_elementwise(gpu, dtype, launch, wanted)
+        check_by_number(gpu, dtype, k.scale, cpu.scale, references.scale, factor)
 
 
 def check_divide(gpu: Gpu, dtype: str) -> None:
     for ranks in gpu.scope.ranks:
+        check_by_number(gpu, dtype, k.divide, cpu.divide, references.divide, ranks)
 
-        def launch(to: Room, from_: Room, count: int, ranks: int = ranks) -> None:
-            gpu(k.divide, NUMBER[dtype], to.address, from_.address, ranks, count)
 
-        def wanted(a: np.ndarray, ranks: int = ranks) -> np.ndarray:
-            expected = references.divide(dtype, a, ranks)
-            assert_same_bits(dtype, cpu.divide(dtype, a, ranks), expected, a)
-            return expected
+def check_by_number(gpu: Gpu, dtype: str, kernel: Any, on_cpu: Any, reference: Any, number: float) -> None:
+    """What multiplies or divides each element by one number: three times the same, `number` their last argument."""
 
-        check_elementwise(gpu, dtype, launch, wanted)
+    def launch(to: Room, from_: Room, count: int) -> None:
+        gpu(kernel, NUMBER[dtype], to.address, from_.address, number, count)
+
+    def wanted(a: np.ndarray) -> np.ndarray:
+        expected = reference(dtype, a, number)
+        assert_same_bits(dtype, on_cpu(dtype, a, number), expected, a)
+        return expected
+
+    check_elementwise(gpu, dtype, launch, wanted)
 
 
 # --- the flag ---------------------------------------------------------------------------------------------------------

@@ -47,9 +47,7 @@ class Parameters:
         sent = []
         for owner, params in self._by_owner():
             flat = torch.cat([param.detach().reshape(-1) for param in params])
-            name = (
-                f"{self.wire.name}.parameters.{owner}.{flat.dtype}{'.gpu' if device.is_on_gpu(flat) else ''}"
-            )
+            name = f"{self.wire.name}.parameters.{owner}.{device.kind_of(flat)}"
             handle = operations.broadcast_async_(flat, self._root(owner), name, self._set())
             sent.append((owner, params, flat, handle))
         for owner, params, flat, handle in sent:
@@ -62,11 +60,11 @@ class Parameters:
 
     def _by_owner(self) -> list[tuple[int, list[torch.Tensor]]]:
         """Those of one dtype and kind of memory together; without the empty ones."""
-        found: dict[tuple[int, torch.dtype, bool], list[torch.Tensor]] = {}
+        found: dict[tuple[int, str], list[torch.Tensor]] = {}
         for param, owner in self._owners.items():
             if param.numel() > 0:
-                found.setdefault((owner, param.dtype, device.is_on_gpu(param)), []).append(param)
-        return [(owner, params) for (owner, _, _), params in found.items()]
+                found.setdefault((owner, device.kind_of(param)), []).append(param)
+        return [(owner, params) for (owner, _), params in found.items()]
 
     # --- state ---
 
