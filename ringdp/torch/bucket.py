@@ -59,7 +59,7 @@ class Bucket:
             device.follow(self.gpu, {slot.stream for slot in elsewhere})
         for slot in elsewhere:
             if slot.param.grad is not None:
-                device.read_in_current_stream(slot.param.grad)
+                device.used_in_current_stream(slot.param.grad)
 
     def fill_with_nothing(self, op: ReduceOp) -> None:
         """What changes nothing in the other ranks' gradients."""

@@ -6,7 +6,7 @@ Nothing else asks PyTorch about devices and streams.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,41 @@ def follow(gpu: int, streams: Iterable[int]) -> None:
         current.wait_stream(_stream(gpu, stream))
 
 
-def read_in_current_stream(tensor: torch.Tensor) -> None:
+def used_in_current_stream(tensor: torch.Tensor) -> None:
     """Its memory, which belongs to another stream, is given out again only behind what the current one does now."""
     tensor.record_stream(torch.cuda.current_stream(tensor.get_device()))
+
+
+class Mark:
+    """All that the current stream of a GPU has been given until now."""
+
+    def __init__(self, gpu: int) -> None:
+        self._gpu = gpu
+        self._event = torch.cuda.current_stream(gpu).record_event()
+
+    def order(self) -> None:
+        """What this thread's current stream does from now on comes after it."""
+        torch.cuda.current_stream(self._gpu).wait_event(self._event)
+
+    def passed(self) -> bool:
+        """The GPU has done it."""
+        return bool(self._event.query())
+
+
+def stream_beside(gpu: int) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """A new stream, for threads of ours: inside what is returned, it is the current one."""
+    stream = torch.cuda.Stream(gpu)
+    return lambda: torch.cuda.stream(stream)
+
+
+def of_future(gpu: int) -> list[torch.device]:
+    """What a future of tensors on this GPU is to be told, so that PyTorch orders streams behind it."""
+    return [torch.device("cuda", gpu)]
+
+
+def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy there. Waits for the GPU."""
+    return tensor.cpu()
 
 
 def _stream(gpu: int, stream: int) -> torch.cuda.Stream:

@@ -32,10 +32,19 @@ GPU_TWO_LEVEL_FILES = [
     f"ranks/test_{name}.py"
     for name in ("allreduce", "async", "errors", "halves", "join", "process_sets", "repeatable")
 ]
-# Of PyTorch's tests: what GPUs are refused, or have nothing to do with; what goes through host memory without --all
-# (by MPI only with it).
-NOT_OF_GPUS = ("compile", "c10d", "data", "random", "timeline")
-GPU_TORCH_FEW = ("gpu", "operations", "sharded", "training", "windows")
+# Of PyTorch's tests: what the stand-in does not carry, or has nothing to do with GPUs; what goes through host memory
+# without --all (by MPI only with it).
+NOT_OF_GPUS = ("c10d_compile", "c10d_sharded", "data", "random", "timeline")
+GPU_TORCH_FEW = (
+    "c10d_collectives",
+    "c10d_gpu",
+    "gpu",
+    "join",
+    "operations",
+    "sharded",
+    "training",
+    "windows",
+)
 
 
 @dataclass(frozen=True)
@@ -149,18 +158,23 @@ def gpu(selection: Selection) -> list[Command]:
         options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--gpu=two_level"]
         words = [sys.executable, *pytest_words(GPU_TWO_LEVEL_FILES, selection, 120), *options]
         commands.append(Command(f"gpu two_level {n} ranks on {hosts} hosts", words, 120, ranks=1))
-    files = [p.relative_to(TESTS) for p in sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))]
     for way in ("host", "nccl", "mpi") if selection.everything else ("host", "nccl"):
-        for file in files:
-            about = file.stem.removeprefix("ranks_")
-            few = way == "mpi" or (way == "host" and not selection.everything)
-            if (few and about not in GPU_TORCH_FEW) or about.split("_")[0] in NOT_OF_GPUS:
-                continue
-            # A command for each: PyTorch loses the stand-in's dispatch mode now and then in a long process.
+        few = way == "mpi" or (way == "host" and not selection.everything)
+        for part, files in torch_on_gpus(few).items():
             for n in selection.ranks or GPU_MPI_RANKS:
-                command = under_mpirun(f"gpu {way} {about} -n {n}", n, [str(file)], selection, 150)
+                command = under_mpirun(f"gpu {way} {part} -n {n}", n, files, selection, 480)
                 commands.append(replace(command, words=[*command.words, f"--gpu={way}"]))
     return commands
+
+
+def torch_on_gpus(few: bool) -> dict[str, list[str]]:
+    """Files of PyTorch's rank suite, in two parts that take about as long."""
+    parts: dict[str, list[str]] = {"torch": [], "torch more": []}
+    for file in sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py")):
+        about = file.stem.removeprefix("ranks_")
+        if about not in NOT_OF_GPUS and (not few or about in GPU_TORCH_FEW):
+            parts["torch" if about < "d" else "torch more"].append(str(file.relative_to(TESTS)))
+    return parts
 
 
 def frameworks(selection: Selection) -> list[Command]:

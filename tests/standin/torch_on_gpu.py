@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import sys
 import weakref
 
 import cupy
@@ -22,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ringdp.torch import device, ops
+from ringdp.torch.distributed.futures import Future
+from standin.made_by import is_of_ringdp
 
 # Of what is on the CPU and what is not, PyTorch copies both ways, and takes indices.
 MIXED = {"_foreach_copy_", "_to_copy", "copy_", "index", "index_put_", "index_select"}
@@ -30,6 +31,7 @@ READING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item"}
 host_waits = []  # of ringdp's own
 STEP = 512  # what memory is given out in, so that most of it is used again
 _blocks = {}  # address: bytes, of memory on the GPU
+_users = {}  # address: streams that use it beside the one that it is of
 
 
 def is_on_gpu(tensor):
@@ -59,20 +61,55 @@ def like_this_thread(gpus, original=device.like_this_thread):
 
     @contextlib.contextmanager
     def like_it():
-        with streams, contextlib.nullcontext() if mode is None else OnGpu(mode.everything):
+        with streams, contextlib.nullcontext() if mode is None else OnGpu(mode.everything, mode.strictly):
             yield
 
     return like_it()
 
 
 def follow(gpu, streams):
-    """The tensors' own operations do not run in streams: there is nothing to be ordered but what the core does."""
     for stream in streams:
-        wait_for(stream)
+        with in_stream(gpu, stream):
+            mark = Mark(gpu)
+        mark.order()
 
 
-def read_in_current_stream(tensor):
-    """Who waits for a stream (above) is done with what it reads."""
+def used_in_current_stream(tensor):
+    _users.setdefault(tensor.untyped_storage().data_ptr(), set()).add(current_stream())
+
+
+class Mark:
+    def __init__(self, gpu):
+        self._event = cupy.cuda.Event()
+        self._event.record()
+
+    def order(self):
+        cupy.cuda.get_current_stream().wait_event(self._event)
+
+    def passed(self):
+        return self._event.query()
+
+
+def stream_beside(gpu):
+    made, mode = stream("beside"), _get_current_dispatch_mode()
+
+    @contextlib.contextmanager
+    def inside():
+        with made, contextlib.nullcontext() if mode is None else OnGpu(mode.everything, mode.strictly):
+            yield
+
+    return inside
+
+
+def of_future(gpu):
+    """PyTorch orders no streams of the stand-in: a future is completed when the GPU is done (`use`)."""
+    return []
+
+
+def in_host_memory(tensor):
+    wait_for(current_stream())
+    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
+        return tensor.clone()
 
 
 def move_beside(value, like):
@@ -95,13 +132,19 @@ def storage(nbytes):
     block = cupy.empty(-(-size // STEP) * STEP, "uint8")
     array = (ctypes.c_char * size).from_address(block.data.ptr)
     _blocks[block.data.ptr] = nbytes
-    weakref.finalize(array, _gone, block.data.ptr, block).atexit = False
+    weakref.finalize(array, _gone, block.data.ptr, block, current_stream()).atexit = False
     wait_for(current_stream())  # what has freed it before may still write there
     return torch.frombuffer(array, dtype=torch.uint8).untyped_storage()
 
 
-def _gone(address, block):
-    del _blocks[address], block
+def _gone(address, block, stream):
+    """As PyTorch's allocator does it, whoever gets the memory next comes after its users."""
+    del _blocks[address]
+    for user in _users.pop(address, ()):
+        with in_stream(0, user):
+            mark = Mark(0)
+        with in_stream(0, stream):
+            mark.order()
 
 
 def on_gpu(tensor):
@@ -119,40 +162,55 @@ def on_gpu(tensor):
     )
 
 
-def _of_ringdp():
-    """It is ringdp that makes a tensor, by itself."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "standin.")):
-        frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__", "").startswith("ringdp.")
+def _kernel_of(operator):
+    from ringdp.torch import operators
+
+    return getattr(operators, f"_{operator.overloadpacket.__name__}")
 
 
 class OnGpu(TorchDispatchMode):
-    """While it is on: what is computed from tensors on the GPU is there too. `everything`: and all that tests make."""
+    """While it is on: what is computed from tensors on the GPU is there too. `everything`: and all that tests make.
 
-    def __init__(self, everything=False):
+    `strictly`: refuse tensors there and here together also then, as PyTorch does. (What was made before the test, or
+    read from a file, is on the CPU.)
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, everything=False, strictly=False):
         super().__init__()
-        self.everything = everything
+        self.everything, self.strictly = everything, strictly or not everything
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if isinstance(func, torch._ops.HigherOrderOperator):  # with_effects, which calls one of ours
+            with self:
+                return func.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd](*args, **kwargs)
         given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         here = [is_on_gpu(x) for x in given]
         if any(here):
-            wait_for(current_stream())
-            if func.overloadpacket.__name__ in READING and _of_ringdp():
+            if not func.is_view:  # which looks at no element
+                wait_for(current_stream())
+            if func.overloadpacket.__name__ in READING and is_of_ringdp():
                 host_waits.append(func)
-            if (
-                not self.everything
-            ):  # else what was made before the test, or read from a file, may be on the CPU
+            if self.strictly:
                 self._refuse_mixture(func, given, here)
-        made = func(*args, **kwargs)
-        if any(here) or (self.everything and not _of_ringdp()):
+        if func.namespace == "ringdp" and any(here):  # an operator of ours, which makes tensors
+            with self:
+                made = _kernel_of(func)(*args, **kwargs)
+        else:
+            made = func(*args, **kwargs)
+        if any(here) or (self.everything and not is_of_ringdp()):
             known = {x.untyped_storage().data_ptr() for x in given if x.layout is torch.strided}
             if func is torch.ops.aten.lift_fresh.default:  # of torch.tensor
                 known = set()
             made = tree_map(lambda x: self._moved(x, known), made)
         return made
+
+    @classmethod
+    def ignore_compile_internals(cls):
+        """Graphs are made without the mode, and run in it: else PyTorch would compile nothing."""
+        return True
 
     @staticmethod
     def _moved(made, known):
@@ -182,8 +240,12 @@ def use():
         in_stream,
         like_this_thread,
         follow,
-        read_in_current_stream,
+        used_in_current_stream,
         move_beside,
+        Mark,
+        stream_beside,
+        of_future,
+        in_host_memory,
     ):
         setattr(device, function.__name__, function)
     device.Place.empty = empty
@@ -191,15 +253,24 @@ def use():
     for name in ("tolist", "numpy", "__reduce_ex__"):  # which read memory without asking the dispatcher
         setattr(torch.Tensor, name, _after_waiting(getattr(torch.Tensor, name)))
     torch.Tensor.cpu = _fetched
+    Future.set_result = _when_done(Future.set_result)
 
 
 def _after_waiting(method):
     def call(tensor, *args, **kwargs):
         if is_on_gpu(tensor):
             wait_for(current_stream())
-            if _of_ringdp():
+            if is_of_ringdp():
                 host_waits.append(method)
         return method(tensor, *args, **kwargs)
+
+    return call
+
+
+def _when_done(complete):
+    def call(future, result):
+        wait_for(current_stream())
+        complete(future, result)
 
     return call
 
@@ -207,11 +278,31 @@ def _after_waiting(method):
 def _fetched(tensor):
     if not is_on_gpu(tensor):
         return tensor
-    wait_for(current_stream())
-    if _of_ringdp():
+    if is_of_ringdp():
         host_waits.append("cpu")
-    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
-        return tensor.clone()
+    return in_host_memory(tensor)
+
+
+@functools.cache
+def _much():
+    return cupy.empty(64 << 20, "uint8"), cupy.empty(64 << 20, "uint8")
+
+
+def keep_busy(times=10):
+    """The current stream has something to do, for a tenth of a second or so."""
+    to, source = _much()
+    for _ in range(times):
+        to[...] = source
+
+
+def write_late(tensor, values):
+    """The current stream writes these values into a dense tensor, but has other things to do first."""
+    source = cupy.array(values.numpy())
+    keep_busy()
+    runtime = cupy.cuda.runtime
+    runtime.memcpyAsync(
+        tensor.data_ptr(), source.data.ptr, source.nbytes, runtime.memcpyDeviceToDevice, current_stream()
+    )
 
 
 @functools.cache

@@ -23,7 +23,7 @@ __all__ = ["MpiStore", "ProcessGroup"]
 def _register() -> None:
     if hasattr(torch.distributed.Backend, NAME.upper()):
         return
-    torch.distributed.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
+    torch.distributed.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu", "cuda"])
     rendezvous.register()
 
 

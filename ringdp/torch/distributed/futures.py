@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,11 +97,14 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
     Args:
         number: of the call that it belongs to.
         settle: waits until it is completed.
+        devices: where tensors in its result may lie beside the host's memory: torch orders streams behind those.
     """
 
-    def __init__(self, number: Number, settle: Callable[[], object]) -> None:
-        super().__init__()
-        self._number, self._settle = number, settle
+    def __init__(
+        self, number: Number, settle: Callable[[], object], devices: Sequence[torch.device] = ()
+    ) -> None:
+        super().__init__(devices=list(devices))
+        self._number, self._settle, self._devices = number, settle, devices
         self._callbacks = itertools.count(1)
 
     def wait(self) -> Any:
@@ -130,7 +133,7 @@ class Future(torch.futures.Future):  # type: ignore[type-arg]
     def then(self, callback: Callable[[Any], Any]) -> Future:
         """As torch's: a future of what the callback makes of this one."""
         number = self._next()
-        following = Future(number, self._settle)
+        following = Future(number, self._settle, self._devices)
 
         def act(_: Any) -> None:
             try:

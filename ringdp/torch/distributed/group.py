@@ -18,13 +18,14 @@ from ringdp import world
 from ringdp.constants import Average, Sum
 from ringdp.errors import UsageError
 from ringdp.job import MpiJob
+from ringdp.torch import device
 from ringdp.torch.distributed import pieces
 from ringdp.torch.distributed.futures import Number, Numbers
 from ringdp.torch.distributed.messages import Message, Messages, MessageWork
 from ringdp.torch.distributed.pieces import Piece
 from ringdp.torch.distributed.sets import Places
 from ringdp.torch.distributed.waiter import InOrder, Waiters
-from ringdp.torch.distributed.work import Collective, Operation, Work
+from ringdp.torch.distributed.work import Beside, Collective, Operation, Work
 from ringdp.torch.ops import operations
 from ringdp.torch.sparse import sparse_allreduce_async
 
@@ -80,6 +81,7 @@ class ProcessGroup(dist.ProcessGroup):
         self._numbers = Numbers(self._label)
         self._waiter: InOrder | None = None
         self._lock = threading.Lock()
+        self._besides: dict[int, Beside] = {}  # by GPU: streams of its own
         self._name = self._description = name
         self._messages: Messages | None = None
         if isinstance(here.job, MpiJob):
@@ -138,7 +140,8 @@ class ProcessGroup(dist.ProcessGroup):
                     started.wait()
                 )  # (a detached sparse tensor would not share what is replaced here)
 
-        collective = Collective(started.handles, [lambda _: None, after], list(tensors))
+        gpu = device.gpu_of(tensor) if device.is_on_gpu(tensor) else None
+        collective = Collective(started.handles, [lambda _: None, after], list(tensors), gpu)
         return self._work("all_reduce", number, collective, opts)
 
     # --- movements --------------------------------------------------------------------------------------------
@@ -253,7 +256,8 @@ class ProcessGroup(dist.ProcessGroup):
             raise UsageError(f"{call}: only a job over MPI has messages from rank to rank")
         message = start(self._messages)
         waiters = world.current().service(Waiters)
-        work = MessageWork(message, self._describes(call), self._timeout)
+        beside = None if message.gpu is None else self._beside(message.gpu)
+        work = MessageWork(message, self._describes(call), self._timeout, beside)
         if not message.poll():
             waiters.polling().add(work)
         return work
@@ -267,7 +271,9 @@ class ProcessGroup(dist.ProcessGroup):
             handles = [operations.submit(requests[0], name, self._set)]
         else:
             handles = list(operations.submit_group(requests, name, self._set).handles)
-        collective = Collective(handles, [piece.after for piece in found], list(results))
+        places = [request.place for request in requests if request.place is not None]
+        gpu = places[0].gpu if places else None
+        collective = Collective(handles, [piece.after for piece in found], list(results), gpu)
         return self._work(call, number, collective, opts)
 
     def _name_of(self, number: Number) -> str:
@@ -287,7 +293,15 @@ class ProcessGroup(dist.ProcessGroup):
         with self._lock:
             if self._waiter is None:
                 self._waiter = world.current().service(Waiters).in_order(self._label)
+        if work.gpu is not None:
+            work.beside = self._beside(work.gpu)
         self._waiter.add(work)
+
+    def _beside(self, gpu: int) -> Beside:
+        with self._lock:
+            if gpu not in self._besides:
+                self._besides[gpu] = device.stream_beside(gpu)
+            return self._besides[gpu]
 
     # --- about the group --------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Messages from one rank of a group to another: `torch.distributed.send`, `recv` and their kin.
 
 They go over MPI itself, on a communicator that the groups of the same ranks share; their MPI tags say which group's
-they are. Two groups of them that are 256 apart share tags, and their messages are told apart by order alone.
+they are. Two groups of them that are 256 apart share tags, and their messages are told apart by order alone. What lies
+on a GPU goes through host memory: the call to send waits for the GPU.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 
 from ringdp import world
 from ringdp.errors import NotInitializedError, TransportError, UsageError
+from ringdp.torch import device
 from ringdp.torch.distributed.futures import Number
 from ringdp.torch.distributed.pieces import flat, store
 from ringdp.torch.distributed.store import AGAIN
-from ringdp.torch.distributed.work import Work
+from ringdp.torch.distributed.work import Beside, Work
 
 GROUPS = 256
 _given_up: list[tuple[Any, torch.Tensor]] = []
@@ -43,12 +45,16 @@ class Messages:
         """Start to send to a rank of the group."""
         self._check_open()
         row = flat(tensor)
+        if device.is_on_gpu(row):
+            row = device.in_host_memory(row)
         return Message(self, self._comm.Isend(self._buffer(row), rank, self._tag(tag)), row, None)
 
     def receive(self, tensor: torch.Tensor, rank: int | None, tag: int) -> Message:
         """Start to receive from a rank of the group; None: from any."""
         self._check_open()
         row = flat(tensor)
+        if device.is_on_gpu(row):
+            row = torch.empty(row.shape, dtype=row.dtype, device="cpu")
         source = self._MPI.ANY_SOURCE if rank is None else rank
         return Message(self, self._comm.Irecv(self._buffer(row), source, self._tag(tag)), row, tensor)
 
@@ -84,6 +90,8 @@ class Message:
         self, messages: Messages, request: Any, row: torch.Tensor, target: torch.Tensor | None
     ) -> None:
         self._messages, self._request, self._row, self._target = messages, request, row, target
+        self.gpu = device.gpu_of(target) if target is not None and device.is_on_gpu(target) else None
+        self._before = None if self.gpu is None else device.Mark(self.gpu)  # what still uses the target
         self._failure: TransportError | None = None
         self._ended = False
         self._lock = threading.Lock()  # MPI takes a request from one thread at a time
@@ -113,6 +121,8 @@ class Message:
             raise self._failure
         if self._target is None:
             return []
+        if self._before is not None:
+            self._before.order()
         store(self._target, self._row)
         return [self._target]
 
@@ -150,10 +160,14 @@ class MessageWork(Work):
         message: under way.
         what: see `Work`.
         timeout: seconds until it must have ended.
+        beside: see `Work.settle_if_over`.
     """
 
-    def __init__(self, message: Message, what: Callable[[], str], timeout: float) -> None:
+    def __init__(
+        self, message: Message, what: Callable[[], str], timeout: float, beside: Beside | None = None
+    ) -> None:
         super().__init__(message, Number((), ""), what, timeout, Work.is_completed)  # which settles it
+        self.beside = beside
         self._message = message
 
     def source_rank(self) -> int:

@@ -16,6 +16,7 @@ from ringdp.constants import OpKind, ReduceOp
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet
 from ringdp.requests import Request
+from ringdp.torch import device
 from ringdp.torch.adapter import DTYPES, note_write, refuse_unsupported
 from ringdp.torch.distributed.reductions import Reduction, reduction
 from ringdp.torch.ops import operations
@@ -38,7 +39,7 @@ def flat(tensor: torch.Tensor, reduced: bool = False) -> torch.Tensor:
     """The elements as a row that the core can read: the tensor's own memory if it is dense, else a copy.
 
     Args:
-        tensor: any shape and strides, on the CPU.
+        tensor: any shape and strides.
         reduced: the elements must stay numbers, and not become bytes.
 
     Raises:
@@ -73,8 +74,16 @@ def store(tensor: torch.Tensor, row: torch.Tensor) -> None:
         if own.dtype in DTYPES:
             raise TypeError(f"a result of {row.dtype} does not go into a tensor of {own.dtype}")
         row = torch.view_as_complex(row.view(-1, 2)) if _is_pairs(row, own) else row.view(own.dtype)
+    _used_here(row, own)
     with torch.inference_mode(own.is_inference()), torch.no_grad():
         own.copy_(row.view(own.shape))
+
+
+def _used_here(*tensors: torch.Tensor) -> None:
+    """They were made in the stream of the call, and it may be another one in which the result is brought home."""
+    for tensor in tensors:
+        if device.is_on_gpu(tensor):
+            device.used_in_current_stream(tensor)
 
 
 def _is_pairs(row: torch.Tensor, tensor: torch.Tensor) -> bool:
@@ -129,6 +138,7 @@ def _gather_and_combine(row: torch.Tensor, target: torch.Tensor | None, how: Red
         if target is None or row.numel() == 0:
             return
         assert how.bitwise is not None
+        _used_here(result)
         total, *others = result.view(-1, row.numel()).unbind()
         for other in others:
             total = how.bitwise(total, other)
@@ -167,9 +177,9 @@ def reduce_scatter(
             store(target, whole[start : start + sizes[rank]])
 
         return Piece(piece.request, after)
-    output = torch.empty(0) if not target.is_contiguous() else flat(target, reduced=True)
+    output = row.new_empty(0) if not target.is_contiguous() else flat(target, reduced=True)
     if output.numel() != sizes[rank]:
-        output = torch.empty(sizes[rank], dtype=row.dtype)
+        output = row.new_empty(sizes[rank])
     request = Request(
         OpKind.reducescatter, row, output, lambda _: output, ReduceOp(how.op), (how.prescale, 1.0)
     )

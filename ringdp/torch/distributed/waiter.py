@@ -20,7 +20,7 @@ class Pending(Protocol):
 
     def sleep(self, seconds: float) -> bool: ...
 
-    def is_completed(self) -> bool: ...
+    def settle_if_over(self) -> bool: ...
 
     def is_late(self) -> bool: ...
 
@@ -69,7 +69,7 @@ class _Thread:
 
     def _give_up(self, pending: list[Pending]) -> None:
         for work in pending:
-            if not work.is_completed():
+            if not work.settle_if_over():
                 work.expire(NotInitializedError("ringdp was shut down before this operation had ended"))
 
     def look(self, pending: list[Pending]) -> list[Pending]:
@@ -105,7 +105,7 @@ class Polling(_Thread):
 
 
 def _has_ended(work: Pending) -> bool:
-    if work.is_completed():
+    if work.settle_if_over():
         return True
     if work.is_late():
         work.expire()

@@ -2,10 +2,15 @@
 
 Whoever notices first that the operation has ended, a caller that waits or the waiter's thread, settles the work: brings
 the result where it belongs, once, and then completes the future.
+
+On a GPU an operation has ended, for this, when the GPU has been told all there is to do. Results are brought home in
+the settling thread's current stream; that of the waiter's thread is one of the group's own, so that the caller's goes
+on with what it has to compute. Whoever waits lets its own current stream come after that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +22,19 @@ import torch.distributed as dist
 
 from ringdp.errors import DeadlineError
 from ringdp.ops import Handle
+from ringdp.torch import device
 from ringdp.torch.distributed.futures import Future, Number, again
+
+Beside = Callable[[], contextlib.AbstractContextManager[object]]  # see `device.stream_beside`
 
 
 class Operation(Protocol):
     """Something under way."""
+
+    @property
+    def gpu(self) -> int | None:
+        """Where its tensors lie; None: in host memory."""
+        ...
 
     def poll(self) -> bool:
         """Whether it has ended. Does not block."""
@@ -47,6 +60,7 @@ class Collective:
         handles: of the core.
         after: one for each, called with its result when all have ended well.
         results: what the work's `result()` and its future give.
+        gpu: where they lie; None: in host memory.
     """
 
     def __init__(
@@ -54,7 +68,9 @@ class Collective:
         handles: Sequence[Handle[Any]],
         after: Sequence[Callable[[Any], None]],
         results: list[torch.Tensor],
+        gpu: int | None = None,
     ) -> None:
+        self.gpu = gpu
         self._handles, self._after, self._results = handles, after, results
 
     def poll(self) -> bool:
@@ -109,11 +125,14 @@ class Work(dist.Work):
         self._result: list[torch.Tensor] = []
         self._error: Exception | None = None
         self._future: Future | None = None
+        self.gpu = operation.gpu
+        self.beside: Beside | None = None  # where the waiter's thread brings results home
+        self._mark: device.Mark | None = None  # in the stream where they were
 
     # --- for torch --------------------------------------------------------------------------------------------
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        """Sleep until the operation is done.
+        """Sleep until the operation is done; on a GPU, let this thread's current stream wait until it is.
 
         Args:
             timeout: at most so long, counted from now; 0: until the group's timeout, counted from the call.
@@ -129,14 +148,15 @@ class Work(dist.Work):
             self._settle_in_time()
         if self._error is not None:
             raise again(self._error)
+        self._order()
         return True
 
     def is_completed(self) -> bool:
-        """Whether it has ended, well or not. Does not block."""
+        """Whether it has ended, well or not, on the GPU as well. Does not block."""
         operation = self._operation
         if operation is not None and operation.poll():
             self.settle()
-        return self._operation is None
+        return self._operation is None and (self._mark is None or self._mark.passed())
 
     def is_success(self) -> bool:
         """Whether it has ended well."""
@@ -159,7 +179,8 @@ class Work(dist.Work):
         with self._lock:
             future = self._future
             if future is None:
-                future = self._future = Future(self.number, self._settle_in_time)
+                devices = [] if self.gpu is None else device.of_future(self.gpu)
+                future = self._future = Future(self.number, self._settle_in_time, devices)
                 ended = self._operation is None
             else:
                 return future
@@ -176,6 +197,14 @@ class Work(dist.Work):
         operation = self._operation
         return operation is None or operation.sleep(seconds, helping=False)
 
+    def settle_if_over(self) -> bool:
+        """For a thread of ours: whether it has ended."""
+        if not self.sleep(0):
+            return False
+        with self.beside() if self.beside is not None else contextlib.nullcontext():
+            self.settle()
+        return True
+
     def settle(self) -> None:
         """The operation has ended."""
         with self._lock:
@@ -184,6 +213,7 @@ class Work(dist.Work):
                 return
             try:
                 self._result = operation.finish()
+                self._mark = None if self.gpu is None else device.Mark(self.gpu)
             except Exception as error:
                 self._error = error.with_traceback(None)
             self._operation = None
@@ -206,6 +236,10 @@ class Work(dist.Work):
             future = self._future
         if future is not None:
             self._complete(future)
+
+    def _order(self) -> None:
+        if self._mark is not None:
+            self._mark.order()
 
     def _settle_in_time(self) -> None:
         try:

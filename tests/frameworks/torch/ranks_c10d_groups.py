@@ -1,5 +1,6 @@
 """Groups of some of the ranks, several of the same ranks, deadlines, and groups of another backend beside ringdp's."""
 
+import re
 import threading
 import time
 from datetime import timedelta
@@ -156,7 +157,7 @@ def test_different_calls_are_shown_on_all_ranks():
         else:
             dist.broadcast(tensor, 0)
     assert "rank 0: allreduce of float32[3]" in str(caught.value)
-    assert "broadcast of float32[3], root_rank 0" in str(caught.value)
+    assert re.search(r"broadcast of float32\[3\]( on a GPU)?, root_rank 0", str(caught.value))
     dist.all_reduce(tensor)
     assert (tensor == dist.get_world_size()).all()
 
@@ -243,7 +244,7 @@ def test_calls_in_done_callbacks_have_numbers_of_their_own(c10d):
         time.sleep(0.2 * c10d.get_rank())
         x = torch.ones(3)
         c10d.all_reduce(x)
-        results.append(x)
+        results.append(x.tolist())  # here, as on a GPU no other thread's stream waits for it
 
     future.add_done_callback(after)
     time.sleep(0.2 * (c10d.get_rank() == 0))
@@ -254,4 +255,4 @@ def test_calls_in_done_callbacks_have_numbers_of_their_own(c10d):
     while not results and time.monotonic() < deadline:
         time.sleep(0.01)
     size = c10d.get_world_size()
-    assert y.tolist() == [size] * 5 and results[0].tolist() == [size] * 3
+    assert y.tolist() == [size] * 5 and results[0] == [size] * 3

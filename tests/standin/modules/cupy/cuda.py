@@ -5,7 +5,7 @@ import threading
 from types import SimpleNamespace
 
 from . import runtime
-from .driver import call, inside
+from .driver import call, call_or_not_ready, inside
 
 __all__ = [
     "Device",
@@ -93,6 +93,11 @@ class Event:
 
     def synchronize(self):
         call("cuEventSynchronize", self.handle)
+
+    def query(self):
+        """It has come so far."""
+        with inside(current_device()):
+            return call_or_not_ready("cuEventQuery", self.handle)
 
 
 def get_elapsed_time(start_event, end_event):

@@ -14,6 +14,14 @@ def call(name, *arguments):
         raise RuntimeError(f"{name} gave {status}")
 
 
+def call_or_not_ready(name, *arguments):
+    """False: CUDA_ERROR_NOT_READY."""
+    status = getattr(_driver, name)(*arguments)
+    if status not in (0, 600):
+        raise RuntimeError(f"{name} gave {status}")
+    return status == 0
+
+
 @contextlib.contextmanager
 def inside(device):
     """The device's primary context is current."""
