@@ -5,6 +5,7 @@ import torch
 from frameworks.torch.helpers import average, loss, parameters, same_on_all_ranks
 
 import ringdp.torch as hvd
+from ringdp.torch import device
 
 
 def mine(rank, dtype=torch.float32, sparse_dim=1):
@@ -147,3 +148,25 @@ def test_dense_ones_beside():
         optimizer.step()
         assert all(torch.equal(p.grad, average(p)) for p in params)
         assert table.weight.grad._nnz() == hvd.size()
+
+
+@pytest.mark.parametrize("before", ["default", "warn", "error"])
+def test_values_are_added_up_in_one_order(before, monkeypatch):
+    """On a GPU, PyTorch must be told to; and what the user has told it stands afterwards."""
+    modes, add = [], torch.Tensor.index_add_
+
+    def noted(*arguments):
+        modes.append(torch.get_deterministic_debug_mode())
+        return add(*arguments)
+
+    monkeypatch.setattr(torch.Tensor, "index_add_", noted)
+    tensor = mine(hvd.rank())
+    number = {"default": 0, "warn": 1, "error": 2}[before]
+    torch.set_deterministic_debug_mode(before)
+    try:
+        hvd.synchronize(hvd.sparse_allreduce_async(tensor, op=hvd.Sum))
+        assert torch.get_deterministic_debug_mode() == number
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    on_gpu = device.is_on_gpu(tensor)
+    assert modes and set(modes) == {(number or 2) if on_gpu else number}
