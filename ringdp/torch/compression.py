@@ -139,7 +139,7 @@ def wire_for(tensor: Any, compression: Any, process_set: ProcessSet) -> torch.Te
 def _narrow(tensor: torch.Tensor, wire: torch.dtype) -> tuple[torch.Tensor, Any]:
     if not isinstance(tensor, torch.Tensor) or tensor.dtype not in WIDE:
         return tensor, None
-    if not device.is_in_host_memory(tensor) or wanted(tensor) or is_compiling():
+    if is_compiling() or not device.is_in_host_memory(tensor) or wanted(tensor):
         return tensor.to(wire), tensor.dtype
     return passing(tensor, wire).copy_(tensor), tensor.dtype
 

@@ -87,7 +87,8 @@ broadcast = _define(
 alltoall = _define(
     "alltoall(Tensor x, Tensor? splits, int ranks, str? name, int members) -> (Tensor, Tensor)",
     _alltoall,
-    lambda x, _, ranks, *__: (_rows_unknown(x), x.new_empty((ranks,), dtype=torch.int32)),
+    # The rows are in host memory, wherever x is.
+    lambda x, _, ranks, *__: (_rows_unknown(x), torch.empty((ranks,), dtype=torch.int32, device="cpu")),
 )
 reducescatter = _define(  # rows: of this rank's result
     f"reducescatter(Tensor x, SymInt rows, str? name, {HOW}) -> Tensor",

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import ringdp.torch as hvd
 from ringdp import world
@@ -198,7 +200,7 @@ class Noted:
         return call
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "inductor"])
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("inductor", marks=pytest.mark.host_only)])
 def test_equal_calls_unused_results_and_order(backend, monkeypatch):
     """Each is carried out as often as it is written, in the order in which it is written, though the results are used
     in another, and though ranks have graphs of their own: here the numbers of rows differ."""
@@ -233,6 +235,7 @@ def test_backward_after_another_graph_has_run(backend):
     assert torch.equal(x.grad, 2 * hvd.size() * values((3,)))
 
 
+@pytest.mark.host_only  # the stand-in does not see that it is ringdp that makes numbers of rows in a graph
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rank_that_does_not_compile_meets_those_that_do(backend):
     def act(x):
@@ -350,3 +353,22 @@ def test_a_release_of_torch_without_what_keeps_the_order(monkeypatch):
     got = torch.compile(act, backend="eager")(x)
     got.sum().backward()
     assert torch.equal(got, act(x)) and torch.equal(x.grad, torch.full((3,), 2.0 * hvd.size()))
+
+
+def test_what_graphs_are_told_of_gpus():
+    """Results are beside the tensors, but for numbers of rows. PyTorch needs no GPU to stand in for a tensor on one."""
+    scale = 1.0, 1.0, 0
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        x = torch.empty(4, 3, device="cuda")
+        made = [
+            operators.allreduce(x, None, 1, *scale),
+            operators.allgather(x, None, 0),
+            operators.broadcast(x, 0, None, 0),
+            operators.reducescatter(x, 2, None, 1, *scale),
+            *operators.grouped_allreduce([x, x], None, 1, *scale),
+            *operators.grouped_allgather([x, x], None, 0),
+            *operators.grouped_reducescatter([x, x], [2, 2], None, 1, *scale),
+        ]
+        exchanged, rows = operators.alltoall(x, None, 2, None, 0)
+    assert {tensor.device.type for tensor in [*made, exchanged]} == {"cuda"}
+    assert rows.device.type == "cpu"
