@@ -70,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     for name, text in (("compute-sanitizer", SANITIZER), ("nvidia-smi", SMI)):
         program(folder / "bin" / name, text)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return check(folder / "reports", gpus=2, limit=200, PATH=path)
+    return check(folder / "reports", gpus=2, limit=300, PATH=path)
 
 
 def program(file: Path, text: str) -> None:
@@ -82,18 +82,23 @@ def program(file: Path, text: str) -> None:
 def test_every_part_runs(whole: Ended) -> None:
     assert whole.code == 0, whole.said
     states = {part["name"]: part["state"] for part in whole.report["parts"]}
-    torch, mpi = states.pop("torch"), states.pop("mpi")
+    torch, suite, mpi = (states.pop(name) for name in ("torch", "torch suite", "mpi"))
     assert torch == "skipped" or has_cuda()
+    assert suite == ("ok" if has_torch() else "skipped")
     assert mpi == "skipped"  # on a machine without a GPU it says no
-    assert states == {name: "ok" for name in PARTS if name not in ("torch", "mpi")}
+    assert states == {name: "ok" for name in PARTS if name != "mpi" and not name.startswith("torch")}
     assert whole.report["machine"]["gpu 1"]["name"] == "stand-in"
     assert "Disabled" in whole.report["machine"]["nvidia-smi"][1]
     for name in PARTS:
         assert f"-- {name}: " in whole.said
 
 
+def has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
 def has_cuda() -> bool:
-    return importlib.util.find_spec("torch") is not None and "+cpu" not in __import__("torch").__version__
+    return has_torch() and "+cpu" not in __import__("torch").__version__
 
 
 def test_what_the_parts_find(whole: Ended) -> None:
@@ -102,6 +107,9 @@ def test_what_the_parts_find(whole: Ended) -> None:
     assert whole.result("staged", "no transport named")["state"] == "ok"
     for name in ("one rank", "a rank for each GPU"):
         assert whole.result("nccl", name)["figures"]["passed"][0] > 30
+    if has_torch():
+        for name in ("two ranks on one GPU", "a rank for each GPU"):
+            assert whole.result("torch suite", name)["figures"]["passed"][0] > 80
     for label in ("all-reduce through the host, 4 MiB", "all-reduce by NCCL, 4 MiB"):
         figures = whole.result("bandwidth", label)["figures"]
         assert figures["by that of the copy"][0] > 0 and figures["bandwidth"][1] == "GB/s"

@@ -34,5 +34,6 @@ PARTS = {
         "by_mpi", "the rank suite by MPI from GPU to GPU, if it says that it can", 120, required=False
     ),
     "torch": Part("torch_training", "two ranks train on one GPU with PyTorch", 120, required=False),
+    "torch suite": Part("torch_suite", "PyTorch's rank suite, with tensors on GPUs", 150, required=False),
     "sanitizer": Part("sanitizer", "the kernels under compute-sanitizer", 200, required=False),
 }

@@ -30,9 +30,13 @@ def run(results: Results) -> None:
             result.figures["furthest from one process"] = (found["distance"], "")
 
 
-def need_torch() -> None:
+def need_installed() -> None:
     if importlib.util.find_spec("torch") is None:
         raise Skip("PyTorch is not installed: make gpu-check TORCH=torch")
+
+
+def need_torch() -> None:
+    need_installed()
     import torch
 
     if not torch.cuda.is_available():

@@ -69,7 +69,7 @@ def in_views(optimizer):
 def same_on_all_ranks(params):
     """Bit for bit."""
     digest = hashlib.sha256(
-        b"".join(p.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for p in params)
+        b"".join(p.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes() for p in params)
     )
     return len(set(hvd.allgather_object(digest.hexdigest()))) == 1
 
