@@ -142,7 +142,7 @@ def algorithms(selection: Selection) -> list[Command]:
 
 def gpu(selection: Selection) -> list[Command]:
     """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, by NCCL, and by MPI."""
-    limit = 600 if selection.everything else 300
+    limit = 600 if selection.everything else 450
     commands = [plain("gpu", "gpu", selection, limit)] if not selection.ranks else []
     for way, numbers in GPU_LOCAL_RANKS.items():
         for n in selection.ranks or numbers:
