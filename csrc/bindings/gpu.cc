@@ -10,6 +10,7 @@
 
 #include "bindings/gpu_kernels.h"
 #include "bindings/numbers.h"
+#include "device/captured_graph.h"
 #include "device/gpu.h"
 #include "device/libraries.h"
 
@@ -53,11 +54,25 @@ nb::dict about_nccl() {
 // A few bytes, in order with what the stream does.
 void upload(int ordinal, uint64_t stream, uintptr_t to, const nb::bytes& data) {
   Gpu& gpu = Gpu::of(ordinal);
-  gpu.refuse_capture(stream_at(stream));
   const auto pinned = gpu.pinned(data.size());
   std::memcpy(pinned->data(), data.data(), data.size());
   gpu.copy_to_gpu(pointer(to), pinned->data(), data.size(), stream_at(stream));
   pinned->keep_until(gpu.record(stream_at(stream)));
+}
+
+bool is_captured(int ordinal, uint64_t stream) {
+  Gpu& gpu = Gpu::of(ordinal);
+  const Gpu::Current current(gpu);
+  int status = 0;
+  gpu.check(gpu.driver().is_capturing(stream_at(stream), &status), "cuStreamIsCapturing");
+  return status != cuda::kCaptureNone;
+}
+
+uintptr_t constant_in_graph(int ordinal, uint64_t stream, const nb::bytes& data) {
+  const auto graph = CapturedGraph::of(Gpu::of(ordinal), stream_at(stream));
+  if (!graph) fail(ErrorKind::internal, "no CUDA graph is captured in this stream");
+  nb::gil_scoped_release release;
+  return reinterpret_cast<uintptr_t>(graph->constant(data.data(), data.size()));
 }
 
 }  // namespace
@@ -77,5 +92,9 @@ void bind_gpu(nb::module_& m) {
       "Its number and name. GpuError where there is none.");
   g.def("upload", &upload, "gpu"_a, "stream"_a, "to"_a, "data"_a,
         "Copy bytes to the GPU's memory, in order with what the stream does. Nothing waits.");
+  g.def("is_captured", &is_captured, "gpu"_a, "stream"_a,
+        "Whether what this stream is given becomes a part of a CUDA graph.");
+  g.def("constant_in_graph", &constant_in_graph, "gpu"_a, "stream"_a, "data"_a,
+        "The address of a copy on the GPU, which is there as long as the graph that the stream is captured in. Waits.");
   bind_gpu_kernels(g);
 }

@@ -103,37 +103,38 @@ nccl::Operation Communicator::scaled_sum(Dtype dtype, double factor) {
 
 bool Communicator::knows(Dtype dtype) { return type_of(dtype) != kUnknown; }
 
-void Communicator::all_reduce(const void* from, void* to, uint64_t count, Dtype dtype, ReduceOp op, double prescale) {
+void Communicator::all_reduce(const void* from, void* to, uint64_t count, Dtype dtype, ReduceOp op, double prescale,
+                              cuda::Stream stream) {
   const Gpu::Current current(gpu_);
   const nccl::Operation operation = prescale == 1 ? operation_of(dtype, op) : scaled_sum(dtype, prescale);
-  check(nccl_.all_reduce(from, to, count, type_of(dtype), operation, communicator_, stream()), "ncclAllReduce");
+  check(nccl_.all_reduce(from, to, count, type_of(dtype), operation, communicator_, stream), "ncclAllReduce");
 }
 
-void Communicator::reduce_scatter(const void* from, void* to, uint64_t each, Dtype dtype, ReduceOp op,
-                                  double prescale) {
+void Communicator::reduce_scatter(const void* from, void* to, uint64_t each, Dtype dtype, ReduceOp op, double prescale,
+                                  cuda::Stream stream) {
   const Gpu::Current current(gpu_);
   const nccl::Operation operation = prescale == 1 ? operation_of(dtype, op) : scaled_sum(dtype, prescale);
-  check(nccl_.reduce_scatter(from, to, each, type_of(dtype), operation, communicator_, stream()), "ncclReduceScatter");
+  check(nccl_.reduce_scatter(from, to, each, type_of(dtype), operation, communicator_, stream), "ncclReduceScatter");
 }
 
-void Communicator::all_gather(const void* from, void* to, uint64_t bytes_of_each) {
+void Communicator::all_gather(const void* from, void* to, uint64_t bytes_of_each, cuda::Stream stream) {
   const Gpu::Current current(gpu_);
-  check(nccl_.all_gather(from, to, bytes_of_each, nccl::kUint8, communicator_, stream()), "ncclAllGather");
+  check(nccl_.all_gather(from, to, bytes_of_each, nccl::kUint8, communicator_, stream), "ncclAllGather");
 }
 
-void Communicator::broadcast(const void* from, void* to, uint64_t bytes, int root) {
+void Communicator::broadcast(const void* from, void* to, uint64_t bytes, int root, cuda::Stream stream) {
   const Gpu::Current current(gpu_);
-  check(nccl_.broadcast(from, to, bytes, nccl::kUint8, root, communicator_, stream()), "ncclBroadcast");
+  check(nccl_.broadcast(from, to, bytes, nccl::kUint8, root, communicator_, stream), "ncclBroadcast");
 }
 
-void Communicator::send(const void* from, uint64_t bytes, int peer) {
+void Communicator::send(const void* from, uint64_t bytes, int peer, cuda::Stream stream) {
   const Gpu::Current current(gpu_);
-  check(nccl_.send(from, bytes, nccl::kUint8, peer, communicator_, stream()), "ncclSend");
+  check(nccl_.send(from, bytes, nccl::kUint8, peer, communicator_, stream), "ncclSend");
 }
 
-void Communicator::receive(void* to, uint64_t bytes, int peer) {
+void Communicator::receive(void* to, uint64_t bytes, int peer, cuda::Stream stream) {
   const Gpu::Current current(gpu_);
-  check(nccl_.receive(to, bytes, nccl::kUint8, peer, communicator_, stream()), "ncclRecv");
+  check(nccl_.receive(to, bytes, nccl::kUint8, peer, communicator_, stream), "ncclRecv");
 }
 
 Communicator::Group::Group(Communicator& communicator) : communicator_(communicator) {

@@ -27,14 +27,16 @@ class Communicator {
   // Whether the last call is no longer under way. Throws ErrorKind::gpu for what went wrong in it, or since.
   bool settled();
 
-  // In the exchange stream of the GPU, in place or not. op: average, sum, min, max, product; prescale: of sums of floats, the
+  // In a stream of the GPU, in place or not. op: average, sum, min, max, product; prescale: of sums of floats, the
   // factor of the inputs.
-  void all_reduce(const void* from, void* to, uint64_t count, Dtype dtype, ReduceOp op, double prescale);
-  void reduce_scatter(const void* from, void* to, uint64_t each, Dtype dtype, ReduceOp op, double prescale);
-  void all_gather(const void* from, void* to, uint64_t bytes_of_each);
-  void broadcast(const void* from, void* to, uint64_t bytes, int root);
-  void send(const void* from, uint64_t bytes, int peer);
-  void receive(void* to, uint64_t bytes, int peer);
+  void all_reduce(const void* from, void* to, uint64_t count, Dtype dtype, ReduceOp op, double prescale,
+                  cuda::Stream stream);
+  void reduce_scatter(const void* from, void* to, uint64_t each, Dtype dtype, ReduceOp op, double prescale,
+                      cuda::Stream stream);
+  void all_gather(const void* from, void* to, uint64_t bytes_of_each, cuda::Stream stream);
+  void broadcast(const void* from, void* to, uint64_t bytes, int root, cuda::Stream stream);
+  void send(const void* from, uint64_t bytes, int peer, cuda::Stream stream);
+  void receive(void* to, uint64_t bytes, int peer, cuda::Stream stream);
 
   // Calls inside count as one, which begins at the end.
   class Group {
@@ -52,6 +54,9 @@ class Communicator {
 
   static bool knows(Dtype dtype);  // its arithmetic
 
+  // CUDA graphs refer to it, and NCCL would end it only behind them: it stays as long as the process.
+  void leave() { communicator_ = nullptr; }
+
   void abort();  // what is under way ends, with anything in its outputs; other ranks must do the same
 
   // All ranks have done with it: true once that is settled.
@@ -60,7 +65,6 @@ class Communicator {
  private:
   nccl::Operation scaled_sum(Dtype dtype, double factor);
   void check(nccl::Result result, const char* call) const;
-  cuda::Stream stream() const { return gpu_.exchange(); }
 
   const nccl::Functions& nccl_;
   Gpu& gpu_;

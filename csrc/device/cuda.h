@@ -17,6 +17,9 @@ using Stream = struct StreamOfDriver*;
 using Event = struct EventOfDriver*;
 using Module = struct ModuleOfDriver*;
 using Function = struct FunctionOfDriver*;
+using Graph = struct GraphOfDriver*;
+using GraphNode = struct NodeOfDriver*;
+using UserObject = struct UserObjectOfDriver*;
 
 struct Uuid {
   char bytes[16];
@@ -27,6 +30,10 @@ constexpr unsigned kStreamNonBlocking = 1, kEventDisableTiming = 2;
 constexpr unsigned kHostPortable = 1;
 constexpr int kPointerMemoryType = 2, kPointerDeviceOrdinal = 9;
 constexpr unsigned kMemoryTypeHost = 1, kMemoryTypeDevice = 2;
+constexpr int kCaptureNone = 0, kCaptureActive = 1;  // of a stream
+constexpr int kCaptureRelaxed = 2;                   // of a thread: what is not captured may be asked meanwhile
+constexpr unsigned kNoDestructorSync = 1,
+                   kMoveReferences = 1;  // of user objects: what they must be, and who holds them
 
 // The streams that mean a default one (CUstream): what frameworks call 0 or 1 is the legacy default stream.
 constexpr uintptr_t kLegacyStream = 1, kPerThreadStream = 2;
@@ -59,6 +66,12 @@ constexpr uintptr_t kLegacyStream = 1, kPerThreadStream = 2;
   FUNCTION(event_record, cuEventRecord, (Event event, Stream stream))                                                 \
   FUNCTION(event_query, cuEventQuery, (Event event))                                                                  \
   FUNCTION(is_capturing, cuStreamIsCapturing, (Stream stream, int* status))                                           \
+  FUNCTION(capture_info, cuStreamGetCaptureInfo_v2,                                                                   \
+           (Stream stream, int* status, uint64_t* id, Graph* graph, const GraphNode** dependencies, size_t* count))   \
+  FUNCTION(exchange_capture_mode, cuThreadExchangeStreamCaptureMode, (int* mode))                                     \
+  FUNCTION(object_create, cuUserObjectCreate,                                                                         \
+           (UserObject * object, void* given, void (*destroy)(void*), unsigned references, unsigned flags))           \
+  FUNCTION(graph_retain, cuGraphRetainUserObject, (Graph graph, UserObject object, unsigned count, unsigned flags))   \
   FUNCTION(module_load, cuModuleLoadData, (Module * module, const void* image))                                       \
   FUNCTION(module_function, cuModuleGetFunction, (Function * function, Module module, const char* name))              \
   FUNCTION(launch, cuLaunchKernel,                                                                                    \

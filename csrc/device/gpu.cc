@@ -63,13 +63,13 @@ Gpu::Gpu(int ordinal) : ordinal_(ordinal), driver_(driver_or_fail()) {
   check(driver_.device_uuid(&uuid_, device), "cuDeviceGetUuid");
   check(driver_.primary_retain(&context_, device), "cuDevicePrimaryCtxRetain");
   name_ = name;
-  const Current current(*this);
   to_host_ = new_stream(), from_host_ = new_stream(), exchange_ = new_stream();
 }
 
 std::string Gpu::label() const { return "GPU " + std::to_string(ordinal_) + (name_.empty() ? "" : " (" + name_ + ")"); }
 
 cuda::Stream Gpu::new_stream() {
+  const Current current(*this);
   int least = 0, greatest = 0;
   cuda::Stream stream = nullptr;
   check(driver_.stream_priorities(&least, &greatest), "cuCtxGetStreamPriorityRange");
@@ -97,16 +97,19 @@ void Gpu::out_of_memory(const char* what, size_t bytes) const {
 
 Gpu::Current::Current(const Gpu& gpu) : driver_(gpu.driver_) {
   gpu.check(driver_.context_push(gpu.context_), "cuCtxPushCurrent");
+  capture_mode_ = cuda::kCaptureRelaxed;
+  driver_.exchange_capture_mode(&capture_mode_);  // fails only where everything does
 }
 
 Gpu::Current::~Current() {
   cuda::Context popped = nullptr;
+  driver_.exchange_capture_mode(&capture_mode_);
   driver_.context_pop(&popped);
 }
 
 // --- events -----------------------------------------------------------------------------------------------------------
 
-Gpu::Point Gpu::record(cuda::Stream stream) {
+Gpu::Point Gpu::record(cuda::Stream stream, bool in_graph) {
   const Current current(*this);
   cuda::Event event = nullptr;
   {
@@ -114,22 +117,12 @@ Gpu::Point Gpu::record(cuda::Stream stream) {
     if (!spare_events_.empty()) event = spare_events_.back(), spare_events_.pop_back();
   }
   if (event == nullptr) check(driver_.event_create(&event, cuda::kEventDisableTiming), "cuEventCreate");
-  Point point(new Event(*this, event), [](const Event* e) {
+  Point point(new Event(*this, event, in_graph), [](const Event* e) {
     e->gpu_.give_back(e->event_);
     delete e;
   });
   check(driver_.event_record(event, stream), "cuEventRecord");
   return point;
-}
-
-void Gpu::refuse_capture(cuda::Stream stream) const {
-  const Current current(*this);
-  int status = 0;
-  check(driver_.is_capturing(stream, &status), "cuStreamIsCapturing");
-  if (status != 0)
-    fail(ErrorKind::usage, label(),
-         ": its current stream is captured in a CUDA graph, of which an exchange between ranks cannot be a part; ",
-         "capture the model alone (torch.cuda.make_graphed_callables), and exchange outside");
 }
 
 void Gpu::give_back(cuda::Event event) {
@@ -214,13 +207,13 @@ std::shared_ptr<Gpu::Block> Gpu::allocate(size_t bytes) {
   if (result == cuda::kOutOfMemory) out_of_memory("its memory", bytes);
   check(result, "cuMemAlloc");
   return {new Block{reinterpret_cast<void*>(address)}, [this](Block* last) {
-            const cuda::Driver& driver = driver_;
-            if (!last->is_lost && driver.context_push(context_) == cuda::kSuccess) {
-              cuda::Context popped = nullptr;
-              driver.memory_free(reinterpret_cast<cuda::Address>(last->data));
-              driver.context_pop(&popped);
+            const std::unique_ptr<Block> block(last);
+            if (block->is_lost) return;
+            try {
+              const Current inside(*this);
+              driver_.memory_free(reinterpret_cast<cuda::Address>(block->data));
+            } catch (const Error&) {  // then nothing works there any more
             }
-            delete last;
           }};
 }
 

@@ -22,7 +22,8 @@ class Gpu {
   static Gpu& of(int ordinal);
   static int ordinal_of(const void* address);  // of memory; -1: it is on no GPU
 
-  // Calls of the driver are about the context that is current in their thread.
+  // Calls of the driver are about the context that is current in their thread. And while some stream is captured in a CUDA
+  // graph, many of them fail, and spoil the graph, unless the thread says that they are none of the capture's business.
   class Current {
    public:
     explicit Current(const Gpu& gpu);
@@ -32,6 +33,7 @@ class Gpu {
 
    private:
     const cuda::Driver& driver_;
+    int capture_mode_;
   };
 
   // A point in a stream. Its last owner gives it back, to be recorded again.
@@ -42,15 +44,15 @@ class Gpu {
 
    private:
     friend class Gpu;
-    Event(Gpu& gpu, cuda::Event event) : gpu_(gpu), event_(event) {}
+    Event(Gpu& gpu, cuda::Event event, bool passed) : gpu_(gpu), event_(event), passed_(passed) {}
     Gpu& gpu_;
     const cuda::Event event_;
-    mutable bool passed_ = false;
+    mutable bool passed_;
   };
   using Point = std::shared_ptr<const Event>;
-  Point record(cuda::Stream stream);
-  // Throws where what the stream is given becomes a part of a CUDA graph: other ranks would not be asked at its replays.
-  void refuse_capture(cuda::Stream stream) const;
+  Point record(cuda::Stream stream) { return record(stream, false); }
+  // A point in what a CUDA graph will do: no host waits for it, so it counts as passed.
+  Point record_in_graph(cuda::Stream stream) { return record(stream, true); }
 
   // Memory that is lent: given back by its last owner, and used again when `until` has passed.
   class Lent {
@@ -93,6 +95,7 @@ class Gpu {
   cuda::Stream to_host() const { return to_host_; }
   cuda::Stream from_host() const { return from_host_; }
   cuda::Stream exchange() const { return exchange_; }  // NCCL's and the kernels'
+  cuda::Stream new_stream();                           // of that priority; kept as long as the process
 
   void check(cuda::Result result, const char* call) const;
 
@@ -103,7 +106,7 @@ class Gpu {
     std::multimap<size_t, std::unique_ptr<Lent>> spare;  // by bytes
   };
 
-  cuda::Stream new_stream();
+  Point record(cuda::Stream stream, bool in_graph);
   void give_back(cuda::Event event);
   void* new_pinned(size_t bytes);
   template <class Allocate>

@@ -154,6 +154,23 @@ void Kernels::quantise(void* wire, const void* from, size_t count, size_t block,
   launch("quantise", blocks_of(blocks_of(count, block), kBlocksAtOnce), given, stream);
 }
 
+void Kernels::begin_replay(void* progress, void* count, void* told, uint64_t graph, cuda::Stream stream) {
+  launch("begin_replay", 1, BeginReplayParameters{address_of(progress), address_of(count), address_of(told), graph},
+         stream);
+}
+
+void Kernels::compare_replays(void* progress, const void* heard, int ranks, int rank, cuda::Stream stream) {
+  const CompareReplaysParameters given{address_of(progress), address_of(heard), static_cast<uint64_t>(ranks),
+                                       static_cast<uint64_t>(rank)};
+  launch("compare_replays", 1, given, stream);
+}
+
+void Kernels::note_exchange(void* progress, uint64_t exchange, cuda::Stream stream) {
+  launch("note_exchange", 1, NoteExchangeParameters{address_of(progress), exchange}, stream);
+}
+
+void Kernels::stop(cuda::Stream stream) { launch("stop", 1, StopParameters{}, stream); }
+
 void Kernels::dequantise(void* to, const void* wire, size_t count, size_t block, cuda::Stream stream) {
   RINGDP_CHECK(block >= 1, "blocks of no elements");
   const QuantiseParameters given{aligned(to, Dtype::float32), address_of(wire), count, block};

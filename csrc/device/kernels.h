@@ -60,6 +60,12 @@ class Kernels {
   void quantise(void* wire, const void* from, size_t count, size_t block, cuda::Stream stream);
   void dequantise(void* to, const void* wire, size_t count, size_t block, cuda::Stream stream);
 
+  // Of replays of a CUDA graph. `progress`: kernels::gpu::Progress in host memory that the GPU writes.
+  void begin_replay(void* progress, void* count, void* told, uint64_t graph, cuda::Stream stream);
+  void compare_replays(void* progress, const void* heard, int ranks, int rank, cuda::Stream stream);
+  void note_exchange(void* progress, uint64_t exchange, cuda::Stream stream);
+  void stop(cuda::Stream stream);  // all of the GPU's context, for good
+
   const std::string& kind() const { return kind_; }  // "machine code", or "PTX" that the driver has compiled
 
  private:

@@ -45,7 +45,7 @@ bool Engine::ends_with_meeting(const Submission& s, const ProcessSet& set) const
 }
 
 bool Engine::tells_places(const Submission& s, const ProcessSet& set) const {
-  const bool comes_to_it = !s.on_gpu || (set.gpus && set.gpus->way == Gpus::Way::host);
+  const bool comes_to_it = !s.on_gpu || (set.gpus && set.gpus->way == Gpus::Way::host && !s.in_graph);
   return s.kind == OpKind::allreduce && comes_to_it && s.op != ReduceOp::adasum && set.reduces_in_shared_memory() &&
          !fits_note(s, set);
 }

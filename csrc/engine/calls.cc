@@ -57,20 +57,26 @@ void Engine::admit(Submission& s) {
          "': an operation of this name is still in flight; wait for it first, or use another name");
 }
 
-namespace {
-
-// Where the caller's stream is now: what it has computed so far is what is exchanged.
-void note_stream(Submission& s) {
+// Where the caller's stream is now: what it has computed so far is what is exchanged. Or what it will have computed, at each
+// replay of the CUDA graph that it is captured in.
+void Engine::note_stream(Submission& s) {
   s.on_gpu = s.place != nullptr;
   if (!s.on_gpu) return;
-  s.place->gpu.refuse_capture(stream_at(s.place->stream));
-  s.place->ready = s.place->gpu.record(stream_at(s.place->stream));
+  {
+    std::lock_guard lock(mutex_);
+    check_open();  // a GPU that has failed says less
+  }
+  Gpu& gpu = s.place->gpu;
+  const cuda::Stream stream = stream_at(s.place->stream);
+  s.graph = CapturedGraph::of(gpu, stream);
+  s.in_graph = s.graph != nullptr;
+  if (s.in_graph) s.graph_number = s.graph->number_in(s.process_set);
+  s.place->ready = s.in_graph ? gpu.record_in_graph(stream) : gpu.record(stream);
 }
-
-}  // namespace
 
 std::shared_ptr<Handle> Engine::submit(Submission submission) {
   note_stream(submission);
+  const bool in_graph = submission.in_graph;
   auto handle = submission.handle = std::make_shared<Handle>();
   {
     std::lock_guard lock(mutex_);
@@ -81,13 +87,22 @@ std::shared_ptr<Handle> Engine::submit(Submission submission) {
     has_arrivals_ = true;
   }
   wake();
+  if (in_graph) wait_until_captured(*handle);
   return handle;
+}
+
+// Before the call returns all that it asks for is a part of the graph: the caller may end the capture then, or add to it, and
+// CUDA does not say that two threads may add to a graph at once. The engine ends the wait in time.
+void Engine::wait_until_captured(Handle& handle) {
+  while (!wait(handle, Deadline::in(Seconds(options_.timeout)), nullptr)) {
+  }
 }
 
 // All are taken or none.
 std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission> submissions) {
   std::vector<std::shared_ptr<Handle>> handles;
   for (Submission& submission : submissions) note_stream(submission);
+  const bool in_graph = !submissions.empty() && submissions[0].in_graph;
   const auto group = group_of(submissions);
   {
     std::lock_guard lock(mutex_);
@@ -109,6 +124,8 @@ std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission
     has_arrivals_ = true;
   }
   wake();
+  if (in_graph)
+    for (const auto& handle : handles) wait_until_captured(*handle);
   return handles;
 }
 

@@ -22,8 +22,8 @@ std::vector<Chunk> chunks_of(const Submission& s, const ProcessSet& set) {
   return chunks;
 }
 
-void reduce_chunks(Gpu& gpu, const Elements& e, int ranks, void* to, void* chunks, uint64_t count) {
-  const cuda::Stream stream = gpu.exchange();
+void reduce_chunks(Gpu& gpu, const Elements& e, int ranks, void* to, void* chunks, uint64_t count,
+                   cuda::Stream stream) {
   const uint64_t bytes = count * size_of(e.dtype);
   if (e.prescale != 1)
     Kernels::of(gpu).scale(e.dtype, chunks, chunks, e.prescale, count * static_cast<uint64_t>(ranks), stream);
@@ -34,11 +34,10 @@ void reduce_chunks(Gpu& gpu, const Elements& e, int ranks, void* to, void* chunk
     chunk += bytes;
     Kernels::of(gpu).reduce(e.dtype, e.op, to, sum, chunk, count, stream);
   }
-  finish_on_gpu(gpu, e, to, count);
+  finish_on_gpu(gpu, e, to, count, stream);
 }
 
-void finish_on_gpu(Gpu& gpu, const Elements& e, void* sums, uint64_t count) {
-  const cuda::Stream stream = gpu.exchange();
+void finish_on_gpu(Gpu& gpu, const Elements& e, void* sums, uint64_t count, cuda::Stream stream) {
   if (e.divide != 1) Kernels::of(gpu).divide(e.dtype, sums, sums, e.divide, count, stream);
   if (e.postscale != 1) Kernels::of(gpu).scale(e.dtype, sums, sums, e.postscale, count, stream);
 }

@@ -18,11 +18,12 @@ std::vector<Chunk> chunks_of(const Submission& submission, const ProcessSet& set
 
 inline uint64_t size_of(const Chunk& chunk) { return chunk.end - chunk.begin; }
 
-// Launched in the exchange stream. `chunks`: those of all ranks, of `count` elements each, one behind the other; they are
+// `chunks`: those of all ranks, of `count` elements each, one behind the other; they are
 // scaled in their place.
-void reduce_chunks(Gpu& gpu, const Elements& elements, int ranks, void* sum, void* chunks, uint64_t count);
+void reduce_chunks(Gpu& gpu, const Elements& elements, int ranks, void* sum, void* chunks, uint64_t count,
+                   cuda::Stream stream);
 
 // What is left to do with sums: divided and scaled.
-void finish_on_gpu(Gpu& gpu, const Elements& elements, void* sums, uint64_t count);
+void finish_on_gpu(Gpu& gpu, const Elements& elements, void* sums, uint64_t count, cuda::Stream stream);
 
 }  // namespace ringdp

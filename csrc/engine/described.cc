@@ -73,6 +73,12 @@ void Operation::described() {
                                    std::to_string(set_.ranks[rank]) + " has joined, and has nothing to contribute");
     return;
   }
+  if (s.in_graph) {
+    done_ = true;
+    error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() +
+                                        " cannot be captured in a CUDA graph: a rank has joined, and replays nothing");
+    return;
+  }
   run_.reset();
   sizes_known_ = false;
   part_ = 2;

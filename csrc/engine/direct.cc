@@ -49,7 +49,8 @@ Schedule Direct::exchange(Pipeline pipeline) const {
 
 Gpu::Point Direct::reduce() {
   if (room_)
-    reduce_chunks(gpu_, elements_of(submission_, set_.size()), set_.size(), own_place(), room_->data(), size_of(own()));
+    reduce_chunks(gpu_, elements_of(submission_, set_.size()), set_.size(), own_place(), room_->data(), size_of(own()),
+                  gpu_.exchange());
   return reduced_ = gpu_.record(gpu_.exchange());
 }
 

@@ -144,7 +144,8 @@ void Engine::take_receives_back() {
 }
 
 // Nothing more is accepted, and whoever waits is told why.
-void Engine::break_down(const Error& error) {
+void Engine::break_down(const Error& noticed) {
+  const Error error = cause_of(noticed);
   std::vector<Arrival> arrived = std::move(taken_);  // what is left of them, if one brought the error
   {
     std::lock_guard lock(mutex_);
@@ -165,7 +166,7 @@ void Engine::break_down(const Error& error) {
   for (auto& [id, set] : sets_)
     for (Gpus::Waiting& one : set->gpus ? std::exchange(set->gpus->waiting, {}) : std::deque<Gpus::Waiting>())
       one.submission.handle->fail(error);
-  abort_communicators();
+  abort_communicators(error);
   if (error.kind() == ErrorKind::gpu) tell_of_failure();
   stop_ = true;
   ended_.notify_all();

@@ -151,6 +151,7 @@ void Engine::take_planned(Submission&& s, ProcessSet& set) {
 // another order on each rank, but the earliest that all have come to starts at once on every rank.
 void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe describe, std::vector<Whereabouts> told) {
   if (describe == Describe::no && goes_by_gpu(s, set, ticket)) return;
+  if (describe == Describe::no && s.in_graph && !s.by_nccl) return fail_agreed(set, s, ticket, not_in_a_graph(s, set));
   const int lane_id = std::max(s.lane, 0);
   const uint64_t sequence = Tickets::sequence_of(ticket);
   Lane& lane = set.lanes[lane_id];

@@ -49,7 +49,8 @@ class Engine {
   // with its name, nor what never leaves a host, where the ranks read each other's tensors.
   bool casts_under_way(int process_set, uint64_t bytes, Dtype dtype);
 
-  // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle.
+  // From any thread. Throws for what is wrong on this rank alone; what differs between ranks fails the handle. What is
+  // captured in a CUDA graph is done when it returns.
   std::shared_ptr<Handle> submit(Submission submission);
 
   // Several of one process set that complete together or not at all: where ranks differ in one of them, all fail. What is
@@ -136,6 +137,8 @@ class Engine {
   bool casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype) const;
   void admit(Submission& submission);
   void admit_gpu(const Submission& submission);
+  void note_stream(Submission& submission);
+  void wait_until_captured(Handle& handle);
   bool take_arrivals();
   void take(Arrival& arrival);
   void take_named(Submission&& submission, ProcessSet& set);
@@ -157,7 +160,7 @@ class Engine {
   void look_for_dead();
   void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
              std::vector<Whereabouts> told = {});
-  // GPU tensors: gpus.cc, gpu_probe.cc, launches.cc, in_levels.cc.
+  // GPU tensors: gpus.cc, gpu_probe.cc, launches.cc, in_graphs.cc, in_levels.cc.
   bool goes_by_gpu(Submission& submission, ProcessSet& set, uint64_t ticket);
   void ask(ProcessSet& set, Submission submission, const char* what);
   void tell_all(ProcessSet& set, const char* what, const void* bytes, size_t count);
@@ -166,8 +169,9 @@ class Engine {
   void tell_text(ProcessSet& set, Gpus::Way next, const char* what);
   bool find_way(ProcessSet& set);
   bool give_way_up(ProcessSet& set);
+  Deadline until_connected() const;
   bool cards_are_here(ProcessSet& set);
-  bool make_communicator(ProcessSet& set);
+  bool make_communicator(ProcessSet& set, Communicator& nccl, Gpus::Way next);
   bool hosts_have_found_ways(ProcessSet& set);
   std::string complaint(ProcessSet& set) const;
   bool all_have_made_it(ProcessSet& set);
@@ -192,6 +196,18 @@ class Engine {
   bool advance_launches();
   std::optional<uint64_t> next_launch() const;
   void launched(uint64_t id, Launch& launch);
+  Error not_in_a_graph(const Submission& submission, const ProcessSet& set) const;
+  bool goes_in_graph(Submission& submission, ProcessSet& set, uint64_t ticket);
+  void make_for_graphs(ProcessSet& set);
+  bool all_know_id_for_graphs(ProcessSet& set);
+  bool all_have_made_for_graphs(ProcessSet& set);
+  void note_graph(const Launch& launch);
+  void watch_graphs();
+  std::string replay_text(const CapturedGraph::Replays& replays, uint64_t replay) const;
+  std::optional<Error> difference_of_replays(const ProcessSet& set, const CapturedGraph::Replays& replays) const;
+  Error cause_of(const Error& error) const;
+  void look_at_replays(const ProcessSet& set, CapturedGraph::Replays& replays);
+  void end_graphs(const Error& why);
   void fail_launch(uint64_t id, const Error& error);
   void fail_agreed(ProcessSet& set, const Submission& submission, uint64_t ticket, const Error& error);
   std::optional<Error> why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const;
@@ -206,7 +222,7 @@ class Engine {
   void leave_levels();
   void watch_gpus();
   bool waits_for_gpus() const;
-  void abort_communicators();
+  void abort_communicators(const Error& why);
   void tell_of_failure();
   void end_communicators();
 
@@ -230,7 +246,7 @@ class Engine {
   void for_each_not_started(const Act& act);
   bool everyone_left() const;
   bool stuck() const;
-  void break_down(const Error& error);
+  void break_down(const Error& noticed);
   void take_receives_back();
   void wake();
   ProcessSet& process_set(int id);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
+#include "agree/digest.h"
 #include "base/check.h"
 #include "device/kernels.h"
 #include "engine/chunks.h"
@@ -75,7 +77,8 @@ Launch::Launch(Submission given, ProcessSet& set, uint64_t ticket, std::vector<u
       deadline(deadline),
       by_(way_of(submission, set, set.gpus->kernels)),
       gpu_(*set.gpus->gpu),
-      nccl_(*set.gpus->nccl) {
+      nccl_(submission.graph ? *set.gpus->in_graphs.nccl : *set.gpus->nccl),
+      stream_(submission.graph ? submission.graph->stream() : gpu_.exchange()) {
   if (submission.kind == OpKind::allreduce || submission.kind == OpKind::reducescatter)
     chunks_ = chunks_of(submission, set);
 }
@@ -88,28 +91,53 @@ std::string Launch::label() const {
 bool Launch::prepare() {
   Submission& s = submission;
   try {
-    scratch_ = static_cast<std::byte*>(gpu_.scratch(scratch_bytes()));
+    const uint64_t bytes = scratch_bytes();
+    scratch_ = static_cast<std::byte*>(submission.graph ? submission.graph->scratch(bytes) : gpu_.scratch(bytes));
   } catch (const Error&) {
     return false;
   }
   if (!s.first_may_differ()) return true;
   const uint64_t all = std::accumulate(rows.begin(), rows.end(), uint64_t{0});
-  s.output = s.place->allocate(all);
+  {
+    const Gpu::Current current(gpu_);  // whatever is captured, it may allocate
+    s.output = s.place->allocate(all);
+  }
   // Behind what the caller's stream still does in that memory.
-  output_ready_ = gpu_.record(stream_at(s.place->stream));
+  const cuda::Stream stream = stream_at(s.place->stream);
+  output_ready_ = s.graph ? gpu_.record_in_graph(stream) : gpu_.record(stream);
   return s.output != nullptr || all * s.row_count() == 0;
 }
 
 void Launch::call() {
-  Submission& s = submission;
-  s.place->ready->hold_up(gpu_.exchange());
-  if (output_ready_) output_ready_->hold_up(gpu_.exchange());
+  submission.place->ready->hold_up(stream_);
+  if (output_ready_) output_ready_->hold_up(stream_);
+  begins_replay_ = submission.graph && replays().number == 0;
+  begins_replay_ ? begin_replay() : carry_out();
+}
+
+// The first exchange of a graph. Its place in the order of all is its number, too, which no other one has.
+void Launch::begin_replay() {
+  const uint64_t place = Digest().add(clock).add(uint64_t(set.id)).add(uint64_t(lane())).add(sequence()).value();
+  replays().begin(std::max<uint64_t>(place, 1));
+  nccl_.all_gather(replays().told(), replays().heard(), kernels::gpu::kToldBytes, stream_);
+}
+
+CapturedGraph::Replays& Launch::replays() { return submission.graph->replays(set.id, set.size(), set.rank()); }
+
+Gpu::Point Launch::end() {
+  if (!submission.graph) return gpu_.record(stream_);
+  replays().came_to_next(label());
+  return gpu_.record_in_graph(stream_);
+}
+
+void Launch::carry_out() {
+  const Submission& s = submission;
   switch (s.kind) {
     case OpKind::allreduce:
     case OpKind::reducescatter:
       return begin_reduction();
     case OpKind::broadcast:
-      return nccl_.broadcast(s.input, s.output, s.count() * item(), s.root);
+      return nccl_.broadcast(s.input, s.output, s.count() * item(), s.root, stream_);
     case OpKind::allgather:
       return call_allgather();
     case OpKind::alltoall:
@@ -132,13 +160,13 @@ void Launch::call_allgather() {
 
 void Launch::gather(const void* mine, const std::vector<Chunk>& parts) {
   std::byte* all = output();
-  if (are_equal(parts)) return nccl_.all_gather(mine, all, size_of(parts[0]) * item());
+  if (are_equal(parts)) return nccl_.all_gather(mine, all, size_of(parts[0]) * item(), stream_);
   Communicator::Group group(nccl_);
   for (int rank = 0; rank < set.size(); ++rank) {
     const Chunk& part = parts[static_cast<size_t>(rank)];
     // Who is not the root gives an address all the same, which is not read.
     std::byte* to = all + part.begin * item();
-    if (size_of(part) > 0) nccl_.broadcast(rank == set.rank() ? mine : to, to, size_of(part) * item(), rank);
+    if (size_of(part) > 0) nccl_.broadcast(rank == set.rank() ? mine : to, to, size_of(part) * item(), rank, stream_);
   }
   group.end();
 }
@@ -151,8 +179,8 @@ void Launch::call_alltoall() {
   Communicator::Group group(nccl_);
   for (int rank = 0; rank < set.size(); ++rank) {
     const uint64_t out = s.splits[static_cast<size_t>(rank)] * row, in = rows[static_cast<size_t>(rank)] * row;
-    if (out > 0) nccl_.send(from, out, rank);
-    if (in > 0) nccl_.receive(to, in, rank);
+    if (out > 0) nccl_.send(from, out, rank, stream_);
+    if (in > 0) nccl_.receive(to, in, rank, stream_);
     from += out, to += in;
   }
   group.end();
@@ -168,6 +196,11 @@ void Launch::begin_reduction() {
 
 bool Launch::go_on() {
   const Submission& s = submission;
+  if (std::exchange(begins_replay_, false)) {
+    replays().compare();
+    carry_out();
+    return true;
+  }
   if (is_finished_ || chunks_.empty() || s.half == Half::all_gather) return false;
   is_finished_ = true;
   if (by_ == By::nccl) {
@@ -175,7 +208,7 @@ bool Launch::go_on() {
     finish(is_whole ? output() : own_place(), is_whole ? s.count() : size_of(own()));
     return false;
   }
-  reduce_chunks(gpu_, elements_of(s, set.size()), set.size(), own_place(), scratch_, size_of(own()));
+  reduce_chunks(gpu_, elements_of(s, set.size()), set.size(), own_place(), scratch_, size_of(own()), stream_);
   if (s.kind != OpKind::allreduce || s.half != Half::both) return false;
   gather(own_place(), chunks_);
   return true;
@@ -191,12 +224,12 @@ void Launch::reduce_by_nccl() {
   const double factor = scales && s.op == ReduceOp::average ? s.prescale / set.size() : s.prescale;
   if (s.prescale != 1 && !scales) {
     void* scaled = s.kind == OpKind::reducescatter ? scratch_ : s.output;
-    kernels().scale(s.dtype, scaled, s.input, s.prescale, s.count(), gpu_.exchange());
+    kernels().scale(s.dtype, scaled, s.input, s.prescale, s.count(), stream_);
     from = scaled;
   }
   if (s.kind == OpKind::allreduce && s.half == Half::both)
-    return nccl_.all_reduce(from, s.output, s.count(), s.dtype, op, scales ? factor : 1);
-  nccl_.reduce_scatter(from, own_place(), size_of(own()), s.dtype, op, scales ? factor : 1);
+    return nccl_.all_reduce(from, s.output, s.count(), s.dtype, op, scales ? factor : 1, stream_);
+  nccl_.reduce_scatter(from, own_place(), size_of(own()), s.dtype, op, scales ? factor : 1, stream_);
 }
 
 // Each rank gets its own chunk of all ranks' inputs.
@@ -207,8 +240,8 @@ void Launch::exchange_chunks() {
   Communicator::Group group(nccl_);
   for (int rank = 0; rank < set.size(); ++rank, to += mine) {
     const Chunk& theirs = chunks_[static_cast<size_t>(rank)];
-    if (size_of(theirs) > 0) nccl_.send(from + theirs.begin * item(), size_of(theirs) * item(), rank);
-    if (mine > 0) nccl_.receive(to, mine, rank);
+    if (size_of(theirs) > 0) nccl_.send(from + theirs.begin * item(), size_of(theirs) * item(), rank, stream_);
+    if (mine > 0) nccl_.receive(to, mine, rank, stream_);
   }
   group.end();
 }
@@ -217,7 +250,7 @@ void Launch::exchange_chunks() {
 void Launch::finish(void* sums, uint64_t count) {
   Elements e = elements_of(submission, set.size());
   if (is_float(e.dtype)) e.divide = 1;
-  finish_on_gpu(gpu_, e, sums, count);
+  finish_on_gpu(gpu_, e, sums, count, stream_);
 }
 
 Kernels& Launch::kernels() { return Kernels::of(gpu_); }

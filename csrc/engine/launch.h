@@ -11,6 +11,7 @@
 #include "base/deadline.h"
 #include "collectives/elements.h"
 #include "collectives/schedule.h"
+#include "device/captured_graph.h"
 #include "device/communicator.h"
 #include "device/kernels.h"
 #include "submit/submission.h"
@@ -43,8 +44,10 @@ class Launch {
   auto place() const { return std::tuple(clock, set.id, lane(), sequence()); }
   By by() const { return by_; }
   bool prepare();  // asks for the output; false where there is no memory
-  void call();     // NCCL, in the exchange stream
-  bool go_on();    // that is settled: launches what comes behind it; true if NCCL was called again
+  void call();     // NCCL, in our stream
+  bool settled() { return nccl_.settled(); }
+  bool go_on();      // that is settled: launches what comes behind it; true if NCCL was called again
+  Gpu::Point end();  // of all that was launched; in a graph, also noted there
 
   Submission submission;
   ProcessSet& set;
@@ -55,6 +58,9 @@ class Launch {
   uint64_t clock = 0;
 
  private:
+  void begin_replay();
+  void carry_out();
+  CapturedGraph::Replays& replays();
   void call_allgather();
   void call_alltoall();
   void gather(const void* mine, const std::vector<Chunk>& parts);
@@ -72,10 +78,11 @@ class Launch {
   const By by_;
   Gpu& gpu_;
   Communicator& nccl_;
+  const cuda::Stream stream_;
   std::vector<Chunk> chunks_;     // of a reduction: elements of each rank
-  std::byte* scratch_ = nullptr;  // the GPU's, while this is called
+  std::byte* scratch_ = nullptr;  // the GPU's or the graph's, while this is called
   Gpu::Point output_ready_;
-  bool is_finished_ = false;
+  bool begins_replay_ = false, is_finished_ = false;
 };
 
 }  // namespace ringdp

@@ -100,7 +100,7 @@ bool Engine::advance_launches() {
   for (;; moved = true) {
     if (calling_) {
       Launch& launch = launches_.at(*calling_);
-      if (!launch.set.gpus->nccl->settled()) return moved;
+      if (!launch.settled()) return moved;
       if (launch.go_on()) continue;
       launched(*calling_, launch);
       calling_.reset();
@@ -129,11 +129,13 @@ std::optional<uint64_t> Engine::next_launch() const {
 
 // The GPU has been told: that is all a caller waits for.
 void Engine::launched(uint64_t id, Launch& launch) {
-  Gpu& gpu = *launch.set.gpus->gpu;
   Result result;
   result.rows = launch.rows;
-  result.completed = gpu.record(gpu.exchange());
-  running_.push_back({launch.label(), launch.set.id, result.completed, Deadline::in(Seconds(options_.timeout))});
+  result.completed = launch.end();
+  if (launch.submission.graph)
+    note_graph(launch);
+  else
+    running_.push_back({launch.label(), launch.set.id, result.completed, Deadline::in(Seconds(options_.timeout))});
   ended(launch.submission, launch.set, launch.ticket);
   launch.submission.handle->finish(std::move(result));
   launches_.erase(id);
@@ -192,6 +194,7 @@ void Engine::check_launches() {
 void Engine::watch_gpus() {
   for (const auto& [id, set] : sets_)
     if (set->gpus && set->gpus->nccl_is_in_use()) static_cast<void>(set->gpus->nccl->settled());
+  watch_graphs();
   for (auto it = running_.begin(); it != running_.end();) {
     if (it->completed->passed())
       it = running_.erase(it);
@@ -202,7 +205,8 @@ void Engine::watch_gpus() {
   }
 }
 
-void Engine::abort_communicators() {
+void Engine::abort_communicators(const Error& why) {
+  end_graphs(why);
   for (const auto& [id, set] : sets_)
     if (set->gpus && set->gpus->nccl) set->gpus->nccl->abort();
 }
@@ -220,12 +224,16 @@ void Engine::tell_of_failure() {
 
 // All ranks have left, so all do this now.
 void Engine::end_communicators() {
+  end_graphs(closed_error());
   const Deadline until = Deadline::in(Seconds(5));
   for (const auto& [id, set] : sets_) {
-    if (!set->gpus || !set->gpus->nccl) continue;
-    try {
-      while (!set->gpus->nccl->end() && !until.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    } catch (const Error&) {  // it is aborted with the set
+    if (!set->gpus) continue;
+    const InGraphs& in_graphs = set->gpus->in_graphs;
+    for (Communicator* nccl : {set->gpus->nccl.get(), in_graphs.is_in_use() ? nullptr : in_graphs.nccl.get()}) {
+      try {
+        while (nccl && !nccl->end() && !until.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      } catch (const Error&) {  // it is aborted with the set
+      }
     }
   }
 }

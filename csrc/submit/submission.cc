@@ -87,7 +87,8 @@ uint64_t Submission::signature() const {
   const bool scaled = prescale != 1 || postscale != 1;
   Digest digest;
   digest.add(uint64_t(kind) | uint64_t(dtype) << 8 | uint64_t(op) << 16 | uint64_t{scaled} << 24 |
-             uint64_t{on_gpu} << 25 | uint64_t(uint32_t(root)) << 32);
+             uint64_t{on_gpu} << 25 | uint64_t{in_graph} << 26 | uint64_t(uint32_t(root)) << 32);
+  if (in_graph) digest.add(graph_number);
   if (scaled) digest.add(bits_of(prescale)).add(bits_of(postscale));
   if (kind == OpKind::open_plan) digest.add(text);
   if (group) digest.add(group->signature);
@@ -103,6 +104,7 @@ std::string Submission::encoded() const {
   put(out, kind);
   put(out, dtype);
   put(out, on_gpu);
+  put(out, in_graph);
   put(out, op);
   put(out, prescale);
   put(out, postscale);
@@ -124,6 +126,7 @@ Submission Submission::decoded(const std::string& text) {
   s.kind = in.take<OpKind>();
   s.dtype = in.take<Dtype>();
   s.on_gpu = in.take<bool>();
+  s.in_graph = in.take<bool>();
   s.op = in.take<ReduceOp>();
   s.prescale = in.take<double>();
   s.postscale = in.take<double>();
@@ -142,6 +145,8 @@ std::string Submission::description() const {
   for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
   out << "]";
   if (on_gpu) out << " on a GPU";
+  if (in_graph && graph_number == 0) out << ", the first that is captured in a CUDA graph";
+  if (in_graph && graph_number != 0) out << ", captured in CUDA graph " << std::hex << graph_number << std::dec;
   if (wide) out << " sent as " << name_of(dtype);
   if (reduces(kind)) {
     out << ", op " << name_of(op);

@@ -10,6 +10,7 @@
 #include "base/dtype.h"
 #include "base/wide.h"
 #include "collectives/schedule.h"
+#include "device/captured_graph.h"
 #include "device/gpu.h"
 #include "submit/handle.h"
 
@@ -62,6 +63,9 @@ struct Submission {
   bool by_nccl = false;          // that is settled; of all-gather and all-to-all, the rows still go through host memory
   bool by_mpi = false;           // likewise: from GPU to GPU
   std::shared_ptr<OnGpu> place;  // where; none on a rank that has joined
+  bool in_graph = false;         // it is captured in a CUDA graph, whose replays will do it
+  std::shared_ptr<CapturedGraph> graph;  // that one; none on a rank that has joined
+  uint64_t graph_number = 0;             // if this is not its first exchange in the process set
 
   ReduceOp op = ReduceOp::sum;
   double prescale = 1, postscale = 1;

@@ -8,6 +8,7 @@
 // which is checked as well. (engine/gpus.cc) In two levels the ranks of each host find their way first.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -16,6 +17,7 @@
 
 #include "base/deadline.h"
 #include "base/options.h"
+#include "device/captured_graph.h"
 #include "device/communicator.h"
 #include "submit/submission.h"
 #include "transport/transport.h"
@@ -42,6 +44,24 @@ struct SelfCheck {
   bool sum_done = false;
 };
 
+// NCCL for what CUDA graphs have captured. By a communicator of its own: what is replayed, and what is not, come in no order
+// that the ranks could agree on, and calls of one communicator must.
+struct InGraphs {
+  InGraphs() = default;
+  InGraphs(InGraphs&&) = default;
+  InGraphs& operator=(InGraphs&&) = default;
+  ~InGraphs() {
+    if (nccl && is_in_use()) nccl->leave();
+  }
+  bool is_in_use() const {
+    return std::any_of(graphs.begin(), graphs.end(), [](const auto& graph) { return graph->is_alive(); });
+  }
+
+  std::unique_ptr<Communicator> nccl;
+  std::string why_not;  // there is none, nor will be
+  std::vector<std::shared_ptr<CapturedGraph>> graphs;
+};
+
 struct Gpus {
   enum class Way {
     unknown,
@@ -53,6 +73,9 @@ struct Gpus {
     probed,
     checking,
     checked,
+    telling_of_graphs,
+    making_for_graphs,
+    made_for_graphs,
     host,
     nccl,
     mpi,
@@ -86,6 +109,7 @@ struct Gpus {
   std::string why_not_nccl, why_not_mpi;  // "": all ranks could
   std::unique_ptr<Communicator> nccl;
   bool kernels = false;  // all ranks have ours
+  InGraphs in_graphs;
   SelfCheck check;
   Deadline until = Deadline::in(Seconds(0));
   std::deque<Waiting> waiting;

@@ -7,6 +7,7 @@
 #include "device/nccl.h"
 
 #ifdef WITH_CUDA
+#define __CUDA_API_VERSION_INTERNAL  // with all versions of a function that libcuda has, by their full names
 #include <cuda.h>
 #endif
 #ifdef WITH_NCCL
@@ -31,8 +32,10 @@ template <class A, class B>
 constexpr bool same_target() {
   using X = std::remove_cv_t<std::remove_pointer_t<A>>;
   using Y = std::remove_cv_t<std::remove_pointer_t<B>>;
-  if constexpr (!std::is_pointer_v<A> || std::is_void_v<X> || std::is_void_v<Y> || std::is_class_v<X> ||
-                std::is_class_v<Y>)
+  if constexpr (std::is_function_v<X> && std::is_function_v<Y>)
+    return std::is_same_v<X, Y>;
+  else if constexpr (!std::is_pointer_v<A> || std::is_void_v<X> || std::is_void_v<Y> || std::is_class_v<X> ||
+                     std::is_class_v<Y>)
     return true;
   else
     return same_bytes<X, Y>();
@@ -73,6 +76,11 @@ static_assert(cuda::kStreamNonBlocking == CU_STREAM_NON_BLOCKING &&
 static_assert(cuda::kHostPortable == CU_MEMHOSTALLOC_PORTABLE);
 static_assert(cuda::kPointerMemoryType == CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
 static_assert(cuda::kPointerDeviceOrdinal == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+static_assert(cuda::kCaptureNone == CU_STREAM_CAPTURE_STATUS_NONE &&
+              cuda::kCaptureActive == CU_STREAM_CAPTURE_STATUS_ACTIVE);
+static_assert(cuda::kCaptureRelaxed == CU_STREAM_CAPTURE_MODE_RELAXED);
+static_assert(cuda::kNoDestructorSync == CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+static_assert(cuda::kMoveReferences == CU_GRAPH_USER_OBJECT_MOVE);
 static_assert(cuda::kMemoryTypeHost == CU_MEMORYTYPE_HOST && cuda::kMemoryTypeDevice == CU_MEMORYTYPE_DEVICE);
 #endif
 

@@ -404,22 +404,6 @@ def test_a_second_gpu_of_a_rank_is_refused() -> None:
     says(body, r"UsageError: rank 0: 'x' lies on GPU 3 .*exchanges tensors of GPU 0.*local_rank")
 
 
-def test_a_stream_that_is_captured_is_refused() -> None:
-    body = """
-    def captured():
-        sums(10)
-        os.environ["RINGDP_STANDIN_CAPTURING"] = "1"
-        try:
-            sums(10)
-        except ringdp.UsageError as error:
-            print(error)
-        os.environ.pop("RINGDP_STANDIN_CAPTURING")
-        sums(10)
-    on_ranks(captured, size=1)
-    """
-    assert "GPU 0 (stand-in): its current stream is captured in a CUDA graph" in works(body)
-
-
 def test_no_gpu_says_why() -> None:
     body = """
     os.environ["RINGDP_CUDA_LIBRARY"] = "no-such-library.so"

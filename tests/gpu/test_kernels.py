@@ -54,7 +54,8 @@ def test_every_kernel_is_there() -> None:
     for half, wide in itertools.product(("float16", "bfloat16"), ("float32", "float64")):
         casts += [(half, wide), (wide, half)]
     wanted |= {f"{what}_{a}_{b}" for a, b in casts for what in ("pack", "unpack")}
-    assert names == wanted | {"quantise", "dequantise"}
+    of_replays = {"begin_replay", "compare_replays", "note_exchange", "stop"}
+    assert names == wanted | {"quantise", "dequantise"} | of_replays
 
 
 # --- one dtype, all values at which something changes -------------------------------------------------------------

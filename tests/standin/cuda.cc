@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "graphs.h"
 #include "kernel.h"
 #include "memory.h"
 #include "standin.h"
@@ -26,7 +27,9 @@ using standin::misuse;
 
 namespace {
 
-constexpr Result kInvalidContext = 201, kInvalidHandle = 400, kNoImage = 209;
+constexpr Result kInvalidContext = 201, kInvalidHandle = 400, kNoImage = 209, kLaunchFailure = 719;
+constexpr Result kCaptureUnsupported = 900, kCaptureInvalidated = 901, kCaptureMerge = 902, kCaptureUnmatched = 903,
+                 kCaptureUnjoined = 904, kCaptureIsolation = 905, kCapturedEvent = 907, kCaptureWrongThread = 908;
 
 const char* setting(const char* name) {
   const char* text = std::getenv(name);
@@ -68,6 +71,7 @@ Faults& faults() {
 bool is_sticky(Result error) { return error == 700 || error == 702 || error == 710 || error == 719; }
 
 Result called(const char* function) {
+  if (standin::UserObject::being_destroyed()) misuse(std::string(function) + " where a user object is destroyed");
   Faults& f = faults();
   std::lock_guard lock(f.mutex);
   ++f.calls[function];
@@ -138,6 +142,26 @@ Handles<standin::Event>& events() {
 }
 
 using standin::Order;
+
+// Those that their captures have ended; executables; objects that no graph holds yet.
+Handles<standin::SharedGraph>& graphs() {
+  static auto& all = *new Handles<standin::SharedGraph>;
+  return all;
+}
+Handles<standin::Executable>& executables() {
+  static auto& all = *new Handles<standin::Executable>;
+  return all;
+}
+Handles<standin::SharedObject>& user_objects() {
+  static auto& all = *new Handles<standin::SharedObject>;
+  return all;
+}
+using GraphExec = struct ExecutableOfDriver*;
+
+std::shared_ptr<standin::Capture> capture_of(const standin::Stream& stream) {
+  std::lock_guard lock(standin::capture_mutex());
+  return stream.capture;
+}
 
 // The legacy default stream of a device, or that of this thread.
 standin::Stream* default_stream(int device, bool of_thread) {
@@ -214,7 +238,7 @@ bool refuses_modules(int device) {
 
 // A wait that is left out; "all": each.
 bool drops_wait() {
-  static const char* text = setting("RINGDP_STANDIN_DROP_WAIT");
+  const char* text = setting("RINGDP_STANDIN_DROP_WAIT");
   static std::atomic<long> count{0};
   if (text == nullptr) return false;
   return std::strcmp(text, "all") == 0 || ++count == std::atol(text);
@@ -229,6 +253,9 @@ std::atomic<bool> events_pass{false};
   if (const Result error_ = called(function); error_ != kSuccess) return error_
 #define IN_CONTEXT \
   if (current.empty()) return kInvalidContext
+// Of calls that CUDA calls potentially unsafe while a stream is captured.
+#define UNDISTURBED \
+  if (standin::disturbs_a_capture()) return kCaptureUnsupported
 
 extern "C" {
 
@@ -334,6 +361,7 @@ Result cuMemGetInfo_v2(size_t* free, size_t* total) {
 Result cuMemAlloc_v2(Address* address, size_t bytes) {
   BEGIN("cuMemAlloc_v2");
   IN_CONTEXT;
+  UNDISTURBED;
   if (bytes == 0) return kInvalidValue;
   *address = Memory::instance().allocate(current.back(), bytes);
   return *address == 0 ? kOutOfMemory : kSuccess;
@@ -342,6 +370,7 @@ Result cuMemAlloc_v2(Address* address, size_t bytes) {
 Result cuMemFree_v2(Address address) {
   BEGIN("cuMemFree_v2");
   IN_CONTEXT;
+  UNDISTURBED;
   if (address != 0) Memory::instance().free(address);
   return kSuccess;
 }
@@ -356,6 +385,7 @@ static bool is_too_much_pinned(size_t bytes) {
 Result cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
   BEGIN("cuMemHostAlloc");
   IN_CONTEXT;
+  UNDISTURBED;
   if (is_too_much_pinned(bytes)) return kOutOfMemory;
   *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (*memory == nullptr) return kOutOfMemory;
@@ -450,18 +480,126 @@ Result cuStreamCreateWithPriority(Stream* stream, unsigned flags, int) {
 Result cuStreamSynchronize(Stream stream) {
   BEGIN("cuStreamSynchronize");
   IN_CONTEXT;
+  UNDISTURBED;
   standin::Stream* of = at(stream);
   if (of == nullptr) return kInvalidHandle;
+  if (const auto capture = capture_of(*of)) {
+    capture->is_invalid = true;
+    return kCaptureUnsupported;
+  }
   of->synchronize();
+  return standin::is_stopped() ? kLaunchFailure : kSuccess;
+}
+
+// --- captures and graphs ------------------------------------------------------------------------------------------------------
+
+Result cuStreamGetCaptureInfo_v2(Stream stream, int* status, uint64_t* id, Graph* graph, const GraphNode** dependencies,
+                                 size_t* count) {
+  BEGIN("cuStreamGetCaptureInfo_v2");
+  IN_CONTEXT;
+  standin::Stream* of = at(stream);
+  if (of == nullptr || dependencies != nullptr || count != nullptr)
+    return of == nullptr ? kInvalidHandle : kInvalidValue;
+  const auto capture = capture_of(*of);
+  *status = !capture ? kCaptureNone : capture->is_invalid ? 2 : kCaptureActive;
+  if (*status != kCaptureActive) return kSuccess;
+  if (id != nullptr) *id = capture->id;
+  if (graph != nullptr) *graph = reinterpret_cast<Graph>(capture->graph.get());
   return kSuccess;
 }
 
-// Nothing is recorded: what asks is to refuse.
 Result cuStreamIsCapturing(Stream stream, int* status) {
   BEGIN("cuStreamIsCapturing");
+  return cuStreamGetCaptureInfo_v2(stream, status, nullptr, nullptr, nullptr, nullptr);
+}
+
+Result cuThreadExchangeStreamCaptureMode(int* mode) {
+  BEGIN("cuThreadExchangeStreamCaptureMode");
+  if (*mode < 0 || *mode > kCaptureRelaxed) return kInvalidValue;
+  std::swap(*mode, standin::mode_of_thread());
+  return kSuccess;
+}
+
+Result cuStreamBeginCapture_v2(Stream stream, int mode) {
+  BEGIN("cuStreamBeginCapture_v2");
   IN_CONTEXT;
-  if (at(stream) == nullptr) return kInvalidHandle;
-  *status = std::getenv("RINGDP_STANDIN_CAPTURING") != nullptr;
+  standin::Stream* of = at(stream);
+  if (of == nullptr) return kInvalidHandle;
+  if (of->order() == Order::legacy || capture_of(*of)) return kCaptureUnsupported;
+  standin::begin_capture(*of, mode);
+  return kSuccess;
+}
+
+Result cuStreamEndCapture(Stream stream, Graph* graph) {
+  BEGIN("cuStreamEndCapture");
+  IN_CONTEXT;
+  *graph = nullptr;
+  standin::Stream* of = at(stream);
+  const auto capture = of == nullptr ? nullptr : capture_of(*of);
+  if (!capture || &capture->origin != of) return kCaptureUnmatched;
+  if (capture->mode != kCaptureRelaxed && capture->thread != std::this_thread::get_id()) return kCaptureWrongThread;
+  std::unique_lock lock(standin::capture_mutex());
+  const bool is_joined = capture->is_joined();
+  const auto captured = standin::end_capture(*capture);
+  lock.unlock();
+  if (capture->is_invalid) return kCaptureInvalidated;
+  if (!is_joined) return kCaptureUnjoined;
+  *graph = reinterpret_cast<Graph>(graphs().add(standin::SharedGraph{captured}));
+  return kSuccess;
+}
+
+Result cuGraphInstantiateWithFlags(GraphExec* executable, Graph graph, unsigned long long) {
+  BEGIN("cuGraphInstantiateWithFlags");
+  IN_CONTEXT;
+  const standin::SharedGraph* found = graphs().find(graph);
+  if (found == nullptr) return kInvalidHandle;
+  *executable = reinterpret_cast<GraphExec>(executables().add(found->graph, current.back()));
+  return kSuccess;
+}
+
+Result cuGraphLaunch(GraphExec executable, Stream stream) {
+  BEGIN("cuGraphLaunch");
+  IN_CONTEXT;
+  standin::Executable* found = executables().find(executable);
+  standin::Stream* of = at(stream);
+  if (found == nullptr || of == nullptr) return kInvalidHandle;
+  if (capture_of(*of)) return kCaptureUnsupported;  // CUDA makes it a node
+  found->launch(*of);
+  return kSuccess;
+}
+
+// Behind what was launched: its lanes end first.
+Result cuGraphExecDestroy(GraphExec executable) {
+  BEGIN("cuGraphExecDestroy");
+  return executables().remove(executable) ? kSuccess : kInvalidHandle;
+}
+
+Result cuGraphDestroy(Graph graph) {
+  BEGIN("cuGraphDestroy");
+  return graphs().remove(graph) ? kSuccess : kInvalidHandle;
+}
+
+Result cuUserObjectCreate(UserObject* object, void* given, void (*destroy)(void*), unsigned references,
+                          unsigned flags) {
+  BEGIN("cuUserObjectCreate");
+  if (references != 1 || flags != kNoDestructorSync) return kInvalidValue;
+  *object = reinterpret_cast<UserObject>(
+      user_objects().add(standin::SharedObject{std::make_shared<standin::UserObject>(given, destroy)}));
+  return kSuccess;
+}
+
+// Of the graph that is being captured, too. The references move: the caller has none any more.
+Result cuGraphRetainUserObject(Graph graph, UserObject object, unsigned count, unsigned flags) {
+  BEGIN("cuGraphRetainUserObject");
+  if (count != 1 || flags != kMoveReferences) return kInvalidValue;
+  const auto moved = user_objects().remove(object);
+  if (!moved) return kInvalidHandle;
+  standin::Graph* held_by = nullptr;
+  if (const standin::SharedGraph* found = graphs().find(graph)) held_by = found->graph.get();
+  std::lock_guard lock(standin::capture_mutex());
+  if (held_by == nullptr) held_by = standin::captured_graph(graph);
+  if (held_by == nullptr) return kInvalidHandle;
+  held_by->held.push_back(moved->object);
   return kSuccess;
 }
 
@@ -471,8 +609,10 @@ Result cuStreamWaitEvent(Stream stream, Event event, unsigned) {
   standin::Stream* of = at(stream);
   standin::Event* until = at(event);
   if (of == nullptr || until == nullptr) return kInvalidHandle;
-  if (!drops_wait()) until->hold_up(*of);
-  return kSuccess;
+  if (drops_wait()) return kSuccess;
+  const auto held = until->hold_up(*of);
+  if (held == standin::Event::Held::in_two_captures) return kCaptureMerge;
+  return held == standin::Event::Held::not_captured ? kCaptureIsolation : kSuccess;
 }
 
 Result cuEventCreate(Event* event, unsigned) {
@@ -494,16 +634,20 @@ Result cuEventRecord(Event event, Stream stream) {
 
 Result cuEventQuery(Event event) {
   BEGIN("cuEventQuery");
+  UNDISTURBED;
   standin::Event* asked = at(event);
   if (asked == nullptr) return kInvalidHandle;
+  if (asked->is_captured()) return kCapturedEvent;
   return events_pass || asked->passed() ? kSuccess : kNotReady;
 }
 
 // For the tests' own events, as ringdp's have no times.
 Result cuEventSynchronize(Event event) {
   BEGIN("cuEventSynchronize");
+  UNDISTURBED;
   standin::Event* asked = at(event);
   if (asked == nullptr) return kInvalidHandle;
+  if (asked->is_captured()) return kCapturedEvent;
   asked->synchronize();
   return kSuccess;
 }
@@ -522,6 +666,7 @@ Result cuEventElapsedTime(float* milliseconds, Event from, Event to) {
 Result cuModuleLoadData(Module* module, const void* image) {
   BEGIN("cuModuleLoadData");
   IN_CONTEXT;
+  UNDISTURBED;
   if (image == nullptr) return kInvalidValue;
   if (refuses_modules(current.back())) return kNoImage;
   *module = reinterpret_cast<Module>(static_cast<uintptr_t>(0xF00D));
@@ -572,6 +717,7 @@ void standin_write(Address to, const void* from, size_t bytes) {
 }
 
 int standin_hold(Stream stream) {
+  if (capture_of(*at(stream))) misuse("standin_hold of a stream that is captured");
   std::lock_guard lock(held_mutex);
   held().emplace_back();
   at(stream)->push([until = held().back().get_future().share()] { until.wait(); });
@@ -599,6 +745,7 @@ long standin_live(const char* what) {
   if (name == "allocations") return Memory::instance().live();
   if (name == "streams") return streams().count();
   if (name == "events") return events().count();
+  if (name == "graphs") return graphs().count() + executables().count();
   if (name != "pinned") misuse("standin_live of '" + name + "'");
   std::lock_guard lock(pinned_mutex);
   return static_cast<long>(pinned().size());
@@ -618,7 +765,22 @@ Stream standin_stream(Stream stream, int device) {
 
 void standin_enqueue(Stream stream, std::function<void()>* work) {
   const std::unique_ptr<std::function<void()>> owned(work);
-  streams().find(stream)->push(std::move(*owned));
+  standin::Stream& found = *streams().find(stream);
+  capture_of(found) ? found.push(std::move(*owned))
+                    : found.push_mark(std::move(*owned));  // it looks itself who has stopped
+}
+
+uint64_t standin_capture(Stream stream) {
+  const auto capture = capture_of(*streams().find(stream));
+  return capture ? capture->id : 0;
+}
+
+int standin_stopped() { return standin::is_stopped(); }
+
+void standin_trap() {
+  standin::stop_all();
+  std::lock_guard lock(faults().mutex);
+  faults().sticky = kLaunchFailure;
 }
 
 std::byte* standin_reach(Address at, size_t bytes, const char* who, int device) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 // Every kernel takes one structure by value, which is copied at launch, as CUDA does.
 struct StandinKernel {
@@ -18,4 +19,7 @@ const StandinKernel* standin_kernels(size_t* count);
 // Of cuda.cc. Device memory has no access at its address, so that whoever takes it for the host's crashes; the stand-in
 // itself, and its kernels, find it so many bytes further.
 extern ptrdiff_t standin_alias;
+extern uint64_t standin_device_memory, standin_device_bytes;  // all other addresses are the host's
+// Of cuda.cc. The context ends with an error.
+void standin_trap();
 }

@@ -9,6 +9,7 @@
 #include "kernel.h"
 
 ptrdiff_t standin_alias = 0;
+uint64_t standin_device_memory = 0, standin_device_bytes = 0;
 
 namespace standin {
 
@@ -54,7 +55,8 @@ Memory::Memory() {
   if (device == MAP_FAILED || alias == MAP_FAILED) misuse("no addresses for devices");
   close(file);
   standin_alias = static_cast<std::byte*>(alias) - static_cast<std::byte*>(device);
-  next_ = reinterpret_cast<Address>(device);
+  next_ = standin_device_memory = reinterpret_cast<Address>(device);
+  standin_device_bytes = kReserved;
   end_ = next_ + kReserved;
 }
 

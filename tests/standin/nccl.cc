@@ -49,7 +49,7 @@ void run_on_device(Comm& c, const std::vector<Work>& works) {
 
 void run(Comm& c, const std::vector<Work>& works) {
   ++c.running;
-  if (!c.aborted) run_on_device(c, works);
+  if (!c.aborted && !of_cuda().stopped()) run_on_device(c, works);
   --c.running;
   --c.given;
 }
@@ -61,14 +61,36 @@ Result ready(const Comm& c, const char* call) {
   return c.state;
 }
 
+// A graph refers to the communicator.
+class Captured {
+ public:
+  explicit Captured(Shared c) : c_(std::move(c)) { ++c_->captured; }
+  ~Captured() { --c_->captured; }
+
+ private:
+  const Shared c_;
+};
+
+std::function<void()> work_of(const Shared& c, const std::vector<Work>& works, bool is_captured) {
+  if (!is_captured) {
+    ++c->given;
+    return [c, works] { run(*c, works); };
+  }
+  return [c, works, captured = std::make_shared<Captured>(c)] {
+    ++c->given;
+    run(*c, works);
+  };
+}
+
 // Under way when it returns; then the stream gets it.
-Result issue(const Shared& c, cuda::Stream stream, std::vector<Work> works) {
+Result issue(const Shared& c, cuda::Stream stream, const std::vector<Work>& works) {
   c->state = kInProgress;
-  ++c->given;
-  std::thread([c, stream, works = std::move(works)] {
+  const uint64_t capture = of_cuda().capture(stream);
+  std::thread([c, stream, capture, work = work_of(c, works, capture != 0)] {
     static std::atomic<unsigned> seed{1};
     std::this_thread::sleep_for(std::chrono::microseconds(std::minstd_rand(seed++)() % 60));
-    of_cuda().enqueue(stream, new std::function<void()>([c, works] { run(*c, works); }));
+    if (of_cuda().capture(stream) != capture) misuse("the capture ended while a call of NCCL was under way");
+    of_cuda().enqueue(stream, new std::function<void()>(work));
     Result expected = kInProgress;
     c->state.compare_exchange_strong(expected, kSuccess);
   }).detach();
@@ -110,7 +132,7 @@ Result issue_group(Grouped& group) {
     check(*c, group.messages);
     group.works.push_back([sent = group.messages](Comm& comm) { carry_out(comm, sent); });
   }
-  return issue(c, group.stream, std::move(group.works));
+  return issue(c, group.stream, group.works);
 }
 
 // --- what the functions have in common --------------------------------------------------------------------------------------
@@ -208,7 +230,8 @@ Result ncclCommFinalize(Communicator communicator) {
   c->finalized = true;
   std::thread([c] {
     Result expected = kInProgress;
-    if (wait_for(*c, [&] { return c->given == 0; })) c->state.compare_exchange_strong(expected, kSuccess);
+    if (wait_for(*c, [&] { return c->given == 0 && c->captured == 0; }))
+      c->state.compare_exchange_strong(expected, kSuccess);
   }).detach();
   return kInProgress;
 }
@@ -217,6 +240,7 @@ Result ncclCommFinalize(Communicator communicator) {
 Result ncclCommAbort(Communicator communicator) {
   ++aborted;
   const Shared c = find(communicator);
+  if (c->captured > 0 && !of_cuda().stopped()) misuse("ncclCommAbort would wait for the graphs that refer to it");
   forget(communicator);
   if (std::getenv("RINGDP_STANDIN_NCCL_NO_ABORT") != nullptr) return kSuccess;  // as if the core had forgotten it
   c->aborted = true;
@@ -227,6 +251,7 @@ Result ncclCommAbort(Communicator communicator) {
 Result ncclCommDestroy(Communicator communicator) {
   ++destroyed;
   const Shared c = find(communicator);
+  if (c->captured > 0) misuse("ncclCommDestroy would wait for the graphs that refer to it");
   if (c->state == kInProgress || c->given > 0) misuse("ncclCommDestroy while something is under way");
   forget(communicator);
   return kSuccess;

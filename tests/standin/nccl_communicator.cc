@@ -16,6 +16,8 @@ const Cuda& of_cuda() {
     c.reach = reinterpret_cast<decltype(c.reach)>(dlsym(library, "standin_reach"));
     c.stream = reinterpret_cast<decltype(c.stream)>(dlsym(library, "standin_stream"));
     c.enqueue = reinterpret_cast<decltype(c.enqueue)>(dlsym(library, "standin_enqueue"));
+    c.capture = reinterpret_cast<decltype(c.capture)>(dlsym(library, "standin_capture"));
+    c.stopped = reinterpret_cast<decltype(c.stopped)>(dlsym(library, "standin_stopped"));
     c.uuid = reinterpret_cast<decltype(c.uuid)>(dlsym(library, "standin_uuid"));
     c.ordinal = reinterpret_cast<decltype(c.ordinal)>(dlsym(library, "standin_ordinal"));
     return c;

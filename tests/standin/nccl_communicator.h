@@ -30,6 +30,8 @@ struct Cuda {
   std::byte* (*reach)(cuda::Address, size_t, const char*, int);
   cuda::Stream (*stream)(cuda::Stream, int);
   void (*enqueue)(cuda::Stream, std::function<void()>*);
+  uint64_t (*capture)(cuda::Stream);
+  int (*stopped)();
   cuda::Uuid (*uuid)();
   int (*ordinal)();
 };
@@ -50,6 +52,7 @@ struct Comm {
   std::atomic<Result> state{kSuccess};
   std::atomic<bool> aborted{false}, finalized{false};
   std::atomic<int> given{0}, running{0};  // what streams have been given and not done; what they are at
+  std::atomic<int> captured{0};           // what graphs may replay
   SharedFile* file = nullptr;
   std::map<Operation, Factor> factors;
   std::thread connecting;
@@ -69,7 +72,7 @@ void connect(Comm& c);
 template <class Done>
 bool wait_for(const Comm& c, const Done& done) {
   while (!done()) {
-    if (c.aborted) return false;
+    if (c.aborted || of_cuda().stopped()) return false;
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
   return true;

@@ -17,7 +17,7 @@ void standin_release(int hold);
 
 void standin_synchronize_all();
 long standin_calls(const char* function);  // how often a function of CUDA was called
-long standin_live(const char* what);       // "allocations", "pinned", "streams", "events"
+long standin_live(const char* what);       // "allocations", "pinned", "streams", "events", "graphs"
 
 // From now on the function's `after`-th call (1: the next) gives the error.
 void standin_fail(const char* function, int after, int error);
@@ -30,6 +30,9 @@ void standin_events_pass(int early);
 ringdp::cuda::Stream standin_stream(ringdp::cuda::Stream stream, int device);
 void standin_enqueue(ringdp::cuda::Stream stream, std::function<void()>* work);
 std::byte* standin_reach(ringdp::cuda::Address at, size_t bytes, const char* who, int device);
+// The number of the capture that the stream is in, or 0; whether a kernel has stopped all GPUs of this process.
+uint64_t standin_capture(ringdp::cuda::Stream stream);
+int standin_stopped();
 ringdp::cuda::Uuid standin_uuid();
 int standin_ordinal();
 }

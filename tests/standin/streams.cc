@@ -1,5 +1,7 @@
 #include "streams.h"
 
+#include "graphs.h"
+
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -99,6 +101,16 @@ Stream::~Stream() {
 }
 
 void Stream::push(Work work) {
+  {
+    std::lock_guard lock(capture_mutex());
+    if (capture) return capture->add(*this, std::move(work));
+  }
+  push_mark([work = std::move(work)] {
+    if (!is_stopped()) work();
+  });
+}
+
+void Stream::push_mark(Work work) {
   if (order_ == Order::none) return enqueue(std::move(work));
   Blocking& all = blocking_of(device_);
   std::lock_guard lock(all.mutex);
@@ -166,16 +178,40 @@ Event::Point Event::now() {
 
 void Event::record(Stream& stream) {
   auto point = std::make_shared<Passing>();
-  {
-    std::lock_guard lock(mutex_);
-    point_ = point;
-  }
-  stream.push([point] { point->pass(); });
+  std::lock_guard capturing(capture_mutex());
+  std::lock_guard lock(mutex_);
+  captured_ = stream.capture;
+  point_ = captured_ ? nullptr : point;
+  if (captured_)
+    nodes_ = captured_->last(stream);
+  else
+    stream.push_mark([point] { point->pass(); });
+}
+
+bool Event::is_captured() {
+  std::lock_guard lock(mutex_);
+  return captured_ != nullptr;
 }
 
 // An event that was never recorded holds nothing up.
-void Event::hold_up(Stream& stream) {
-  if (Point point = now()) stream.push([point] { point->wait(); });
+Event::Held Event::hold_up(Stream& stream) {
+  std::lock_guard capturing(capture_mutex());
+  std::lock_guard lock(mutex_);
+  if (captured_ && stream.capture && stream.capture != captured_) {
+    captured_->is_invalid = stream.capture->is_invalid = true;
+    return Held::in_two_captures;
+  }
+  if (captured_ ? captured_->is_over : stream.capture && point_) {
+    if (stream.capture) stream.capture->is_invalid = true;
+    return Held::not_captured;
+  }
+  if (captured_) {
+    stream.capture = captured_;
+    captured_->come_after(stream, nodes_);
+  } else if (point_) {
+    stream.push_mark([point = point_] { point->wait(); });
+  }
+  return Held::well;
 }
 
 bool Event::passed() {
@@ -186,6 +222,16 @@ bool Event::passed() {
 void Event::synchronize() {
   if (const Point point = now()) point->wait();
 }
+
+Event::Point new_point() { return std::make_shared<Passing>(); }
+void pass(const Event::Point& point) { point->pass(); }
+void wait_for(const Event::Point& point) { point->wait(); }
+
+namespace {
+std::atomic<bool> stopped{false};
+}
+void stop_all() { stopped = true; }
+bool is_stopped() { return stopped; }
 
 double Event::seconds() {
   const Point point = now();

@@ -20,11 +20,15 @@ class Stream {
  public:
   using Work = std::function<void()>;
   Stream(int device, Order order);
-  ~Stream();  // when all it was given is done
-  void push(Work work);
+  ~Stream();                  // when all it was given is done
+  void push(Work work);       // or noted, where it is captured; left out where the device has stopped
+  void push_mark(Work work);  // of what orders streams: done in any case
   void synchronize();
   bool idle();
   int device() const { return device_; }
+  Order order() const { return order_; }
+
+  std::shared_ptr<class Capture> capture;  // of which it is a part: graphs.h
 
  private:
   void main();
@@ -49,7 +53,9 @@ class Event {
   using Point = std::shared_ptr<class Passing>;
   explicit Event(int device) : device_(device) {}
   void record(Stream& stream);
-  void hold_up(Stream& stream);
+  enum class Held { well, in_two_captures, not_captured };
+  Held hold_up(Stream& stream);
+  bool is_captured();  // it is a point in a graph, and nobody can wait for it
   bool passed();
   void synchronize();
   double seconds();  // when it passed, on some clock
@@ -60,6 +66,16 @@ class Event {
   Point now();
   std::mutex mutex_;
   Point point_;
+  std::shared_ptr<class Capture> captured_;
+  std::set<size_t> nodes_;  // of the capture, before it
 };
+
+Event::Point new_point();
+void pass(const Event::Point& point);
+void wait_for(const Event::Point& point);
+
+// A kernel has stopped all that this process does on GPUs.
+void stop_all();
+bool is_stopped();
 
 }  // namespace standin

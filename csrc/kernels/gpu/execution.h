@@ -32,6 +32,10 @@ RINGDP_DEVICE void each_thread(Body body) {
   body(threadIdx.x);
 }
 RINGDP_DEVICE void barrier() { __syncthreads(); }
+// What was stored is there for the host, too, whatever comes next.
+RINGDP_DEVICE void publish() { __threadfence_system(); }
+// The context ends with an error: nothing that is launched in it, or was, goes on.
+RINGDP_DEVICE void trap() { __trap(); }
 
 // Words of 16 bytes by the functions that are one instruction each: of an assignment nvcc may make four.
 template <class T>

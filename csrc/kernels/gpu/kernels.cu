@@ -2,3 +2,4 @@
 #include "kernels/gpu/elementwise.cu"
 #include "kernels/gpu/int8.cu"
 #include "kernels/gpu/pack.cu"
+#include "kernels/gpu/replay.cu"

@@ -69,6 +69,39 @@ constexpr uint64_t kScaleBytes = 4;
 
 constexpr uint64_t blocks_of(uint64_t count, uint64_t block) { return (count + block - 1) / block; }
 
+// Of the replays of a CUDA graph (device/captured_graph.h): what they leave in host memory, each a word that is written alone.
+struct Progress {
+  uint64_t begun;     // replays
+  uint64_t exchange;  // of the last one: so many exchanges have ended
+  uint64_t refused;   // by the host: none may begin any more
+  uint64_t other;     // the rank that replays something else, plus 1
+  uint64_t other_graph, other_replay;
+};
+
+constexpr uint64_t kToldBytes = 2 * sizeof(uint64_t);  // of each rank: its graph, and which replay it is
+
+struct BeginReplayParameters {
+  Address progress;  // in host memory
+  Address count;     // uint64_t on the GPU: replays so far
+  Address told;      // on the GPU
+  uint64_t graph;
+};
+
+struct CompareReplaysParameters {
+  Address progress;
+  Address heard;  // on the GPU, of each rank what it told
+  uint64_t ranks, rank;
+};
+
+struct NoteExchangeParameters {
+  Address progress;
+  uint64_t exchange;
+};
+
+struct StopParameters {
+  uint64_t nothing;
+};
+
 static_assert(sizeof(Entry) == 32 && offsetof(Entry, first_tile) == 24);
 static_assert(sizeof(PackParameters) == 48 && offsetof(PackParameters, factor) == 32);
 static_assert(sizeof(ScaleParameters) == 32 && offsetof(ScaleParameters, factor) == 24);

@@ -1,5 +1,6 @@
 """Devices and streams: current ones for each thread."""
 
+import contextlib
 import ctypes
 import threading
 from types import SimpleNamespace
@@ -63,6 +64,41 @@ class ExternalStream:
     def wait_event(self, event):
         with inside(current_device()):
             call("cuStreamWaitEvent", ctypes.c_void_p(self.ptr), event.handle, ctypes.c_uint(0))
+
+    def begin_capture(self, mode=runtime.streamCaptureModeRelaxed):
+        with inside(current_device()):
+            call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.ptr), ctypes.c_int(mode))
+
+    def is_capturing(self):
+        status = ctypes.c_int()
+        with inside(current_device()):
+            call("cuStreamIsCapturing", ctypes.c_void_p(self.ptr), ctypes.byref(status))
+        return status.value != 0
+
+    def end_capture(self):
+        graph = ctypes.c_void_p()
+        with inside(current_device()):
+            call("cuStreamEndCapture", ctypes.c_void_p(self.ptr), ctypes.byref(graph))
+        return Graph(graph)
+
+
+class Graph:
+    """What a stream has captured, ready to be launched."""
+
+    def __init__(self, graph):
+        self._graph, self._executable = graph, ctypes.c_void_p()
+        with inside(current_device()):
+            call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
+
+    def launch(self, stream=None):
+        with inside(current_device()):
+            call("cuGraphLaunch", self._executable, ctypes.c_void_p((stream or get_current_stream()).ptr))
+
+    def __del__(self):
+        with contextlib.suppress(Exception):  # at the end of the process there may be nothing left
+            if self._executable:
+                call("cuGraphExecDestroy", self._executable)
+            call("cuGraphDestroy", self._graph)
 
 
 class Stream(ExternalStream):
