@@ -35,7 +35,7 @@ from ringdp.errors import UsageError
 from ringdp.ops import Handle
 from ringdp.process_sets import global_process_set
 from ringdp.requests import awaiting_joined_ranks
-from ringdp.torch import device, hooks
+from ringdp.torch import device, graphs, hooks
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.comm_hook import CommHook
 from ringdp.torch.finite import is_finite, partial_gradients_are_finite, show, show_where
@@ -81,6 +81,7 @@ class Exchange:
         self.exchanged: list[Bucket] | None = None
         self._passes = Passes(self._all_in, self._pass_ended)
         self._steps = 0
+        self._captured = False  # this window is, in a CUDA graph
         self._joined: JoinedBy | None = None
         self.when_all_joined: Callable[[], object] = bool  # called when a join() of all ranks ends
         self._window = 0
@@ -105,6 +106,8 @@ class Exchange:
         """Finish the window: zeros for what has not come, and everything is reduced. Waits for all ranks."""
         if self.finished:
             return
+        if self._plans.frozen and not self._begun() and not self._has_come():
+            return  # replays of CUDA graphs have exchanged what there is
         self._uncover()
         self._passes.stop()
         self._weights.count(self._submitted > 0)
@@ -264,6 +267,7 @@ class Exchange:
     def _new_window(self) -> None:
         self._window += 1
         self._count = 0  # passes that have ended
+        self._outside = 0  # so many of them, and of those in no_sync(), were not captured
         self._submitted = 0  # buckets that have left
         self._reduced = 0  # buckets that are back
         self._sent: list[Sent] = []
@@ -292,13 +296,20 @@ class Exchange:
         return self.local == 0 and self._count + 1 >= self.options.passes
 
     def _between_windows(self, otherwise: str) -> None:
-        came = any(slot.came_in(self._window) or slot.late for slot in self._slots)
-        if not self.finished and (self._begun() or came):
+        if not self.finished and (self._begun() or self._has_come()):
             raise UsageError(otherwise)
+        if self._plans.frozen:
+            raise UsageError(
+                "a CUDA graph has captured this optimizer's exchange: how it exchanges stays as it is"
+            )
 
     def _renew_as_it_is(self) -> None:
         if not self._plans.out_of_date():
             self._plans.renew([slot for slot in self._slots if slot.planned])
+
+    def _has_come(self) -> bool:
+        """Some gradient has, in this window."""
+        return any(slot.came_in(self._window) or slot.late for slot in self._slots)
 
     def _begun(self) -> bool:
         """Other ranks may wait for this window."""
@@ -321,6 +332,7 @@ class Exchange:
 
     def _after_pass(self) -> None:
         self._weights.pass_ended()
+        self._outside += not graphs.is_captured(self._slots)
         if self.local:
             return
         self._count += 1
@@ -365,6 +377,8 @@ class Exchange:
             )
 
     def _conclude(self, everything: bool) -> None:
+        if self._captured and self._count >= self.options.passes:
+            graphs.check_gradients(self._plans.buckets, self._window, self.name())
         while True:
             for bucket in self._plans.buckets[self._submitted :] if everything else ():
                 self._submit(bucket)
@@ -410,6 +424,8 @@ class Exchange:
 
     def _finish(self, vote: Vote) -> None:
         self._all_joined = vote.joined
+        if self._captured:
+            graphs.check_vote(vote, self.name())
         if self._joined is None:
             wire = self._plans.wire
             wire.world.windows[wire.set] = wire.world.windows.get(wire.set, 0) + 1
@@ -429,6 +445,8 @@ class Exchange:
             self.exchanged = self._plans.buckets
             for slot in self._slots:
                 slot.cover_gradient()
+        if self._plans.frozen:
+            return
         if members is not None:
             self._plans.renew(members)
         elif vote.complete and vote.in_plan:
@@ -439,6 +457,12 @@ class Exchange:
     # --- plans ------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        self._captured = graphs.is_captured(self._slots)
+        if self._captured and not self._plans.out_of_date():
+            self._plans.prepare()
+        if self._captured and not self._begun():
+            graphs.check(self._plans, self._outside, self.name())
+            self._plans.freeze()
         if self._plans.out_of_date():
             self._abandon()
             self._plans.start_over()

@@ -72,6 +72,13 @@ class Table:
         start = self._flat.storage_offset()
         tensors = [(grad.data_ptr(), grad.numel(), place.storage_offset() - start) for place, grad in copies]
         wanted = stream, tensors
+        if _core.gpu.is_captured(gpu, stream):  # replays need it when all others have long been given up
+            data, entries, tiles = _core.gpu.kernels.table(int(DTYPES[copies[0][1].dtype]), tensors)
+            return (
+                gpu,
+                stream,
+                (_core.gpu.constant_in_graph(gpu, stream, data) if data else 0, entries, tiles),
+            )
         if wanted != self._of:
             data, entries, tiles = _core.gpu.kernels.table(int(DTYPES[copies[0][1].dtype]), tensors)
             # New memory: a launch that is under way still reads the other, which PyTorch gives out again behind it.

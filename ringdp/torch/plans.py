@@ -42,6 +42,8 @@ class Plans:
         self._members: list[Slot] = []
         self._order: list[int] = []  # indices of the members, as their gradients are expected
         self._observed: list[int] | None = []  # as they came in this window; None: used
+        self.frozen = False  # CUDA graphs have captured exchanges by this plan
+        self._captured: list[Bucket] = []  # whose memory such graphs use, whatever becomes of the plan
 
     def extend(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Further parameters, outside the plan."""
@@ -68,6 +70,16 @@ class Plans:
         self._observed = None
         order = self.wire.from_rank_0(mine, "order")
         return order if order != self._order else None
+
+    def has_settled(self) -> bool:
+        """It has memory, and a complete window was exchanged by it, or by the one of which it is a better order."""
+        return bool(self.buckets) and self._observed is None
+
+    def freeze(self) -> None:
+        """A CUDA graph captures an exchange by this plan: no better one takes its place."""
+        if not self.frozen:
+            self._captured += self.buckets
+        self.frozen = True
 
     def renew(self, members: Sequence[Slot], order: Sequence[int] | None = None) -> None:
         """Start to agree on a plan for `members`: in `order` (default: as before), those that it lacks first,
@@ -117,6 +129,7 @@ class Plans:
     def abandon(self) -> None:
         """The exchange has failed: the next one begins with a new plan, the same on all ranks."""
         self.plan, self.buckets, self._order, self._observed = None, [], [], []
+        self.frozen = False
         for slot in self.slots:
             slot.leave_plan()
             slot.sparse_dim = (

@@ -1,4 +1,4 @@
-"""Exchanges that are captured in CUDA graphs: what replays do, and what is noticed although no code of ours runs then."""
+"""Exchanges that are captured in CUDA graphs: what replays do, and what is noticed though no code of ours runs then."""
 
 from __future__ import annotations
 

@@ -15,6 +15,9 @@ from standin.build import ROOT
 
 from ringdp import _build, _core
 
+# Of one thread: they move some words.
+OF_REPLAYS = {f"ringdp_{name}" for name in ("begin_replay", "compare_replays", "note_exchange", "stop")}
+
 KERNELS = sorted((ROOT / "csrc" / "kernels").rglob("*"))
 
 
@@ -88,6 +91,8 @@ def test_memory_is_moved_by_words(compiled: Compiled) -> None:
     """16 bytes at a time; of int8, whose blocks on the wire begin anywhere, that holds for float32's side."""
     bodies = re.split(r"\.entry (\w+)\(", compiled.ptx)[1:]
     for name, body in zip(bodies[::2], bodies[1::2], strict=True):
+        if name in OF_REPLAYS:
+            continue
         assert "ld.global.ca.v4.u32" in body or name == "ringdp_dequantise", name
         writes = not name.startswith(("ringdp_finite", "ringdp_quantise"))
         assert ("st.global.wb.v4.u32" in body) == writes, name
@@ -98,6 +103,14 @@ def test_threads_wait_for_one_another_where_they_must(compiled: Compiled) -> Non
     bodies = re.split(r"\.entry (\w+)\(", compiled.ptx)[1:]
     barriers = {name: body.count("bar.sync") for name, body in zip(bodies[::2], bodies[1::2], strict=True)}
     assert {name: n for name, n in barriers.items() if n} == {"ringdp_quantise": 2}
+
+
+def test_a_gpu_stops_and_what_was_found_is_there_before(compiled: Compiled) -> None:
+    bodies = re.split(r"\.entry (\w+)\(", compiled.ptx)[1:]
+    stops = {name: "trap;" in body for name, body in zip(bodies[::2], bodies[1::2], strict=True)}
+    assert {name for name, stop in stops.items() if stop} == OF_REPLAYS - {"ringdp_note_exchange"}
+    compared = bodies[bodies.index("ringdp_compare_replays") + 1]
+    assert 0 < compared.index("membar.sys;") < compared.index("trap;")
 
 
 def test_old_drivers_take_the_ptx(compiled: Compiled) -> None:

@@ -122,6 +122,9 @@ def empty(place, shape, like):
 
 
 def wait_for(stream):
+    """But not for what is only captured."""
+    if cupy.cuda.ExternalStream(stream).is_capturing():
+        return
     with cupy.driver.inside(0):
         cupy.driver.call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
@@ -129,7 +132,8 @@ def wait_for(stream):
 def storage(nbytes):
     """Memory on the GPU."""
     size = max(nbytes, 1)
-    block = cupy.empty(-(-size // STEP) * STEP, "uint8")
+    with cupy.driver.relaxed():
+        block = cupy.empty(-(-size // STEP) * STEP, "uint8")
     array = (ctypes.c_char * size).from_address(block.data.ptr)
     _blocks[block.data.ptr] = nbytes
     weakref.finalize(array, _gone, block.data.ptr, block, current_stream()).atexit = False

@@ -118,6 +118,8 @@ def _give_back(device, stream, nbytes, place):
         contextlib.suppress(Exception),
         inside(device),
     ):  # at the end of the process there may be nothing left
+        if stream and cuda.ExternalStream(stream).is_capturing():
+            return  # a graph goes on using it: kept for good, as frameworks keep it for their graphs alone
         call(
             "cuMemsetD8Async",
             ctypes.c_ulonglong(place),

@@ -23,6 +23,17 @@ def call_or_not_ready(name, *arguments):
 
 
 @contextlib.contextmanager
+def relaxed():
+    """What is asked of the driver is not the business of whatever is captured."""
+    mode = ctypes.c_int(2)
+    call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+
+@contextlib.contextmanager
 def inside(device):
     """The device's primary context is current."""
     if device not in _contexts:

@@ -1,0 +1,88 @@
+"""Exchanges of gradients that are captured in CUDA graphs.
+
+A step is captured once, by all ranks alike, hooks, vote and all; from then on replays do what was captured: gradients
+into buckets, their reduction, and whatever the user captured besides. No hook runs then, and no vote is taken. So what
+is captured must be a whole window under a plan that has settled, and that plan is frozen: the graph holds the addresses
+of its buckets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ringdp import _core
+from ringdp.errors import UsageError
+from ringdp.torch import device
+from ringdp.torch.vote import Vote
+
+if TYPE_CHECKING:
+    from ringdp.torch.bucket import Bucket
+    from ringdp.torch.plans import Plans
+    from ringdp.torch.slot import Slot
+
+
+def is_captured(slots: Iterable[Slot]) -> bool:
+    """What the current stream is given becomes a part of a CUDA graph."""
+    gpu = next((device.gpu_of(slot.param) for slot in slots if device.is_on_gpu(slot.param)), None)
+    return gpu is not None and bool(_core.gpu.is_captured(gpu, device.current_stream(gpu)))
+
+
+def check(plans: Plans, passes: int, name: str) -> None:
+    """Whether a window that begins now can be captured; `passes` of it have ended.
+
+    Raises:
+        UsageError: it cannot, with the reason. On all ranks alike, if they do alike.
+    """
+    options = plans.options
+    reasons = (
+        (
+            not plans.has_settled(),
+            "take some steps before the capture (three will do), with all their gradients",
+        ),
+        (
+            plans.weighed,
+            "weigh() has other numbers in each step, and a replay would have those of the capture",
+        ),
+        (plans.hook is not None, "communication hooks and compressions of one's own are not captured"),
+        (bool(options.shard), "shards are not captured"),
+        (passes > 0, "all backward passes of a window must be captured, or none"),
+        (any(bucket.gpu is None for bucket in plans.buckets), "all parameters must be on the GPU"),
+    )
+    for holds, reason in reasons:
+        if holds:
+            raise UsageError(_refusal(name, reason))
+
+
+def check_gradients(buckets: Iterable[Bucket], window: int, name: str) -> None:
+    """Whether all gradients have come. Other ranks, where they have, wait for this one while they capture: so it does
+    not ask them first.
+
+    Raises:
+        UsageError: they have not.
+    """
+    missing = [slot.name for bucket in buckets for slot in bucket.slots if not slot.came_in(window)]
+    if missing:
+        names = f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}"
+        raise UsageError(
+            _refusal(name, f"there is no gradient for {names}, which had one in the steps before")
+        )
+
+
+def check_vote(vote: Vote, name: str) -> None:
+    """Whether all that was captured is what each replay will need.
+
+    Raises:
+        UsageError: it is not. On all ranks.
+    """
+    if not (vote.complete and vote.in_plan and vote.by_all) or vote.joined:
+        raise UsageError(
+            _refusal(
+                name,
+                "some rank has joined, or has a gradient for a parameter that had none in the steps before",
+            )
+        )
+
+
+def _refusal(name: str, reason: str) -> str:
+    return f"{name}: this step cannot be captured in a CUDA graph: {reason}"
