@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ringdp import world
+from ringdp import _core, world
 from ringdp.torch.tracing import outside
 
 
@@ -34,6 +34,11 @@ def gpu_of(tensor: torch.Tensor) -> int:
 def current_stream(gpu: int) -> int:
     """This thread's current stream on this GPU (CUstream)."""
     return int(torch.cuda.current_stream(gpu).cuda_stream)
+
+
+def is_captured(gpu: int) -> bool:
+    """What this thread's current stream on this GPU is given becomes a part of a CUDA graph."""
+    return bool(_core.gpu.is_captured(gpu, current_stream(gpu)))
 
 
 def in_stream(gpu: int, stream: int) -> contextlib.AbstractContextManager[object]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ringdp import _core
 from ringdp.errors import UsageError
 from ringdp.torch import device
 from ringdp.torch.vote import Vote
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def is_captured(slots: Iterable[Slot]) -> bool:
     """What the current stream is given becomes a part of a CUDA graph."""
     gpu = next((device.gpu_of(slot.param) for slot in slots if device.is_on_gpu(slot.param)), None)
-    return gpu is not None and bool(_core.gpu.is_captured(gpu, device.current_stream(gpu)))
+    return gpu is not None and device.is_captured(gpu)
 
 
 def check(plans: Plans, passes: int, name: str) -> None:

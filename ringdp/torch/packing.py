@@ -72,7 +72,7 @@ class Table:
         start = self._flat.storage_offset()
         tensors = [(grad.data_ptr(), grad.numel(), place.storage_offset() - start) for place, grad in copies]
         wanted = stream, tensors
-        if _core.gpu.is_captured(gpu, stream):  # replays need it when all others have long been given up
+        if device.is_captured(gpu):  # replays need it when all others have long been given up
             data, entries, tiles = _core.gpu.kernels.table(int(DTYPES[copies[0][1].dtype]), tensors)
             return (
                 gpu,

@@ -128,6 +128,8 @@ class Work(dist.Work):
         self.gpu = operation.gpu
         self.beside: Beside | None = None  # where the waiter's thread brings results home
         self._mark: device.Mark | None = None  # in the stream where they were
+        # In a CUDA graph: a thread of ours cannot be a part of the capture.
+        self._is_captured = self.gpu is not None and device.is_captured(self.gpu)
 
     # --- for torch --------------------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Work(dist.Work):
         operation = self._operation
         if operation is not None and operation.poll():
             self.settle()
-        return self._operation is None and (self._mark is None or self._mark.passed())
+        return self._operation is None and (self._mark is None or self._is_captured or self._mark.passed())
 
     def is_success(self) -> bool:
         """Whether it has ended well."""
@@ -186,6 +188,8 @@ class Work(dist.Work):
                 return future
         if ended:
             self._complete(future)
+        elif self._is_captured:  # it has ended, as far as the host is concerned
+            self._settle_in_time()
         else:
             self._attend(self)
         return future

@@ -295,3 +295,33 @@ def test_not_without_some_gradients(stream):
     refused(stream, fewer, "no gradient for p0, which had one")
     step.settle()  # it goes on with a new plan
     assert all(device.is_on_gpu(p) for p in step.params)
+
+
+# --- torch.distributed --------------------------------------------------------------------------------------
+
+
+def test_collectives_of_torch_distributed(stream, c10d):
+    x, y = to_gpu(torch.zeros(1000)), to_gpu(torch.zeros(2))
+    rows = to_gpu(torch.zeros(2 * hvd.size()))
+    c10d.all_reduce(x)
+    seen = []
+
+    def calls():
+        work = c10d.all_reduce(x, async_op=True)
+        c10d.all_gather_into_tensor(rows, y)
+        work.wait()
+        assert work.is_completed()
+        future = c10d.all_reduce(y, async_op=True).get_future()
+        future.then(lambda done: seen.append(done.value()[0] is not None)).wait()
+
+    graph = captured(stream, calls)
+    assert seen == [True]
+    for turn in (1, 2):
+        for tensor in (x, y):
+            source = cupy.array(np.full(tuple(tensor.shape), hvd.rank() + turn, np.float32))
+            cupy.cuda.runtime.memcpyAsync(tensor.data_ptr(), source.data.ptr, source.nbytes, 3, stream.ptr)
+        graph.launch()
+        total = sum(r + turn for r in range(hvd.size()))
+        assert x.tolist() == [total] * 1000
+        assert y.tolist() == [total] * 2
+        assert rows.tolist() == [r + turn for r in range(hvd.size()) for _ in range(2)]
