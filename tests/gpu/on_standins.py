@@ -64,6 +64,7 @@ class Config(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("magic", c_uint), ("version", c_uint), ("blocking", c_int)]
 
 
+DESTROY = ctypes.CFUNCTYPE(None, c_void_p)  # of user objects
 _CUDA = {
     "cuPointerGetAttribute": (c_void_p, c_int, c_ulonglong),
     "cuCtxPushCurrent_v2": (c_void_p,),
@@ -79,9 +80,28 @@ _CUDA = {
     "cuStreamCreateWithPriority": (POINTER(c_void_p), c_uint, c_int),
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
+    "cuStreamIsCapturing": (c_void_p, POINTER(c_int)),
+    "cuStreamGetCaptureInfo_v2": (
+        c_void_p,
+        POINTER(c_int),
+        POINTER(c_ulonglong),
+        POINTER(c_void_p),
+        c_void_p,
+        c_void_p,
+    ),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuThreadExchangeStreamCaptureMode": (POINTER(c_int),),
+    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGraphDestroy": (c_void_p,),
+    "cuUserObjectCreate": (POINTER(c_void_p), c_void_p, DESTROY, c_uint, c_uint),
+    "cuGraphRetainUserObject": (c_void_p, c_void_p, c_uint, c_uint),
     "cuEventCreate": (POINTER(c_void_p), c_uint),
     "cuEventRecord": (c_void_p, c_void_p),
     "cuEventQuery": (c_void_p,),
+    "cuEventSynchronize": (c_void_p,),
     "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
     "cuLaunchKernel": (c_void_p, *7 * (c_uint,), c_void_p, POINTER(c_void_p), c_void_p),
     "standin_read": (c_ulonglong, c_void_p, c_size_t),
