@@ -110,6 +110,9 @@ def test_what_the_parts_find(whole: Ended) -> None:
     if has_torch():
         for name in ("two ranks on one GPU", "a rank for each GPU"):
             assert whole.result("torch suite", name)["figures"]["passed"][0] > 80
+    for name in ("one rank", "a rank for each GPU"):
+        assert whole.result("graphs", f"replays, {name}")["figures"]["replays"][0] == 25
+    assert whole.result("graphs", "ranks that differ")["state"] == "ok"
     for label in ("all-reduce through the host, 4 MiB", "all-reduce by NCCL, 4 MiB"):
         figures = whole.result("bandwidth", label)["figures"]
         assert figures["by that of the copy"][0] > 0 and figures["bandwidth"][1] == "GB/s"

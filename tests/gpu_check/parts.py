@@ -30,6 +30,7 @@ PARTS = {
     "nccl": Part("nccl", "the rank suite by NCCL: one rank, and as many as there are GPUs", 180),
     "bandwidth": Part("bandwidth", "copies, and all-reduces beside them", 90),
     "overlap": Part("overlap", "an exchange while the GPU computes", 60),
+    "graphs": Part("graphs", "exchanges inside CUDA graphs", 90),
     "mpi": Part(
         "by_mpi", "the rank suite by MPI from GPU to GPU, if it says that it can", 120, required=False
     ),
