@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,15 +18,6 @@ class Job(Protocol):
     def remove_set(self, number: int) -> None:
         """The engine of this rank, and of all others of the set, has forgotten it. Collective over its ranks."""
         ...
-
-
-def _wants_two_levels() -> bool:
-    return os.environ.get("RINGDP_GPU_TRANSPORT") == "two_level"
-
-
-def _numbers_of_levels(number: int) -> tuple[int, int]:
-    """Beside those of process sets: of what is made for a process set whose GPU tensors go in two levels."""
-    return -1 - 2 * number, -2 - 2 * number
 
 
 class MpiJob:
@@ -82,7 +72,9 @@ class MpiJob:
 
     def remove_set(self, number: int) -> None:
         """See `Job`."""
-        for one in (number, *_numbers_of_levels(number)):
+        from ringdp import _core
+
+        for one in (number, *_core.numbers_of_levels(number)):
             if one not in self._communicators:
                 continue
             data, control = self._communicators.pop(one)
@@ -106,7 +98,7 @@ class MpiJob:
 
         self._communicators[number] = comm, comm.Dup()
         data, control = (int(self.MPI._handleof(c)) for c in self._communicators[number])
-        told = comm.allgather((min(found.members, default=self.rank), _wants_two_levels()))
+        told = comm.allgather((min(found.members, default=self.rank), _core.wants_two_levels()))
         sharing_with = [first for first, _ in told]
         hosts = [self.hosts[rank] for rank in ranks]
         membership = _core.Membership(
@@ -127,7 +119,7 @@ class MpiJob:
         if levels is None:
             return
         made = []
-        for level, members in zip(_numbers_of_levels(number), levels, strict=True):
+        for level, members in zip(_core.numbers_of_levels(number), levels, strict=True):
             theirs = [ranks[member] for member in members]
             part = comm.Split(color=members[0], key=comm.Get_rank())
             made.append(self._membership(level, theirs, part, self._neighbours_in(level, theirs, part)))

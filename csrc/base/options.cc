@@ -2,6 +2,8 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <initializer_list>
+#include <utility>
 
 #include "base/error.h"
 
@@ -54,24 +56,16 @@ void text(const char* variable, std::string& value) {
   if (given != nullptr && *given != '\0') value = given;
 }
 
-GpuTransport gpu_transport() {
-  std::string name = "auto";
-  text("RINGDP_GPU_TRANSPORT", name);
-  if (name == "auto") return GpuTransport::automatic;
-  if (name == "host") return GpuTransport::host;
-  if (name == "nccl") return GpuTransport::nccl;
-  if (name == "mpi") return GpuTransport::mpi;
-  if (name == "two_level") return GpuTransport::two_level;
-  fail(ErrorKind::usage, "RINGDP_GPU_TRANSPORT=", name, " is not one of auto, nccl, mpi, host, two_level");
-}
-
-MpiTakesGpuMemory mpi_takes_gpu_memory() {
-  std::string name = "auto";
-  text("RINGDP_MPI_TAKES_GPU_MEMORY", name);
-  if (name == "auto") return MpiTakesGpuMemory::automatic;
-  if (name == "no") return MpiTakesGpuMemory::no;
-  if (name == "yes") return MpiTakesGpuMemory::yes;
-  fail(ErrorKind::usage, "RINGDP_MPI_TAKES_GPU_MEMORY=", name, " is not one of auto, yes, no");
+// One of these names; the first, unless it is set.
+template <class Value>
+Value one_of(const char* variable, std::initializer_list<std::pair<const char*, Value>> names) {
+  std::string given = names.begin()->first, known;
+  text(variable, given);
+  for (const auto& [name, value] : names) {
+    if (given == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  fail(ErrorKind::usage, variable, "=", given, " is not one of ", known);
 }
 
 }  // namespace
@@ -84,8 +78,14 @@ Options options_from_environment() {
       static_cast<uint64_t>(number("RINGDP_SHARED_SEGMENT_BYTES", 8, 1 << 26, double(o.shared_segment_bytes)));
   o.letter_bytes = static_cast<uint64_t>(number("RINGDP_LETTER_BYTES", 0, 32 << 10, double(o.letter_bytes)));
   o.depth = static_cast<int64_t>(number("RINGDP_DEPTH", 1, 1024, double(o.depth)));
-  o.gpu_transport = gpu_transport();
-  o.mpi_takes_gpu_memory = mpi_takes_gpu_memory();
+  o.gpu_transport = one_of<GpuTransport>("RINGDP_GPU_TRANSPORT", {{"auto", GpuTransport::automatic},
+                                                                  {"nccl", GpuTransport::nccl},
+                                                                  {"mpi", GpuTransport::mpi},
+                                                                  {"host", GpuTransport::host},
+                                                                  {"two_level", GpuTransport::two_level}});
+  o.mpi_takes_gpu_memory = one_of<MpiTakesGpuMemory>(
+      "RINGDP_MPI_TAKES_GPU_MEMORY",
+      {{"auto", MpiTakesGpuMemory::automatic}, {"yes", MpiTakesGpuMemory::yes}, {"no", MpiTakesGpuMemory::no}});
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
   text("RINGDP_ALGORITHM", o.algorithm);

@@ -23,11 +23,12 @@
 #include "bindings/gpu.h"
 #include "bindings/host.h"
 #include "bindings/kernels.h"
+#include "bindings/local.h"
+#include "bindings/members.h"
 #include "bindings/schedules.h"
 #include "bindings/tensor.h"
 #include "bucket/plan.h"
 #include "engine/engine.h"
-#include "transport/local.h"
 #include "transport/mpi.h"
 
 namespace nb = nanobind;
@@ -240,14 +241,6 @@ std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane,
   return engine.submit(std::move(s));
 }
 
-// Ranks on the hosts of these numbers.
-Placement placement_on(const std::vector<int>& hosts) {
-  std::map<int, int> ranks_of;
-  int most = 0;
-  for (const int host : hosts) most = std::max(most, ++ranks_of[host]);
-  return {static_cast<int>(hosts.size()), static_cast<int>(ranks_of.size()), most};
-}
-
 Membership mpi_membership(std::vector<int> ranks, uint64_t data, uint64_t control, const std::vector<int>& hosts,
                           std::shared_ptr<Host> host, std::vector<int> neighbours, std::vector<uint64_t> mail,
                           std::vector<int> sharing) {
@@ -262,80 +255,6 @@ Membership mpi_membership(std::vector<int> ranks, uint64_t data, uint64_t contro
 void add_levels(Membership& set, Membership& in_host, Membership& between_hosts) {
   set.in_host = std::make_unique<Membership>(std::move(in_host));
   set.between_hosts = std::make_unique<Membership>(std::move(between_hosts));
-}
-
-void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed);
-
-// Over the local transport, for tests: by rank of the set.
-std::vector<Membership> local_memberships(const std::vector<int>& ranks, uint64_t delay_seed,
-                                          const std::vector<int>& hosts, std::vector<Neighbourhood> neighbourhoods) {
-  const int size = static_cast<int>(ranks.size());
-  const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
-  std::vector<Membership> all;
-  for (int r = 0; r < size; ++r)
-    all.push_back({ranks, make_local_transport(data, r), make_local_transport(control, r),
-                   placement_on(hosts.empty() ? std::vector<int>(ranks.size()) : hosts), std::move(neighbourhoods[r]),
-                   hosts});
-  if (options_from_environment().gpu_transport == GpuTransport::two_level) add_local_levels(all, delay_seed);
-  return all;
-}
-
-// The memberships of `members` in a level of a set, given those in the set; they share memory if all are on one host.
-std::vector<Membership> local_level(const std::vector<Membership>& set, const std::vector<int>& members,
-                                    uint64_t delay_seed, bool in_host) {
-  std::vector<int> ranks, hosts;
-  for (const int member : members)
-    ranks.push_back(set[member].ranks[member]), hosts.push_back(set[member].sharing[member]);
-  std::vector<Neighbourhood> neighbourhoods(members.size());
-  for (size_t m = 0; in_host && m < members.size(); ++m)
-    neighbourhoods[m] = {set[members[m]].neighbourhood.host, ranks, {}};
-  add_local_mail(neighbourhoods, ranks);
-  return local_memberships(ranks, delay_seed, hosts, std::move(neighbourhoods));
-}
-
-// Each host's first rank makes the level for all of the host, and the first host's ranks those between the hosts.
-void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed) {
-  for (size_t rank = 0; rank < set.size(); ++rank) {
-    const auto levels = levels_of(set[0].sharing, static_cast<int>(rank));
-    if (!levels) return;
-    const auto add = [&](const std::vector<int>& members, std::unique_ptr<Membership> Membership::* which,
-                         bool in_host) {
-      std::vector<Membership> level = local_level(set, members, delay_seed, in_host);
-      for (size_t m = 0; m < members.size(); ++m)
-        set[members[m]].*which = std::make_unique<Membership>(std::move(level[m]));
-    };
-    if (levels->me == 0) add(levels->mates, &Membership::in_host, true);
-    if (levels->host == 0) add(levels->ring, &Membership::between_hosts, false);
-  }
-}
-
-// The engines of `size` ranks in this process, for tests: they talk over the local transport, and those with the same
-// number in `hosts` (empty: none) share memory, each by a mapping of its own.
-std::vector<std::unique_ptr<Engine>> local_engines(int size, uint64_t delay_seed, const std::vector<int>& hosts) {
-  const Options options = options_from_environment();
-  std::vector<int> ranks(size);
-  std::iota(ranks.begin(), ranks.end(), 0);
-  std::vector<std::unique_ptr<Engine>> engines;
-  for (Membership& membership : local_memberships(
-           ranks, delay_seed, hosts, hosts.empty() ? std::vector<Neighbourhood>(size) : local_hosts(hosts)))
-    engines.push_back(std::make_unique<Engine>(options, 0, std::move(membership)));
-  return engines;
-}
-
-// A process set over the local transport for the engines of its members, in rank order.
-void add_local_process_set(int id, const std::vector<Engine*>& members, const std::vector<int>& hosts) {
-  std::vector<int> ranks;
-  for (const Engine* engine : members) ranks.push_back(engine->rank());
-  std::vector<Neighbourhood> neighbourhoods(members.size());
-  if (!hosts.empty())
-    for (size_t r = 0; r < members.size(); ++r) {
-      neighbourhoods[r].host = members[r]->host();
-      for (size_t other = 0; other < members.size(); ++other)
-        if (hosts[other] == hosts[r]) neighbourhoods[r].members.push_back(ranks[other]);
-    }
-  add_local_mail(neighbourhoods, ranks);
-  std::vector<Membership> memberships = local_memberships(ranks, 0, hosts, std::move(neighbourhoods));
-  for (size_t r = 0; r < members.size(); ++r) members[r]->add_process_set(id, std::move(memberships[r]));
 }
 
 nb::tuple stop_timeline(Engine& engine) {
@@ -501,6 +420,10 @@ void bind_engine(nb::module_& m) {
       "sharing"_a, "rank"_a,
       "(the ranks that share memory with this one, those at its place on all hosts), or None where there are no two "
       "levels. sharing: by rank, a number that ranks have in common which share memory.");
+  m.def(
+      "numbers_of_levels",
+      [](int set) { return nb::make_tuple(ProcessSet::in_host_of(set), ProcessSet::between_hosts_of(set)); }, "set"_a,
+      "Of the two sets, beside the users' own, in which a process set's GPU tensors go in two levels.");
   m.def("load_mpi_unit", &load_mpi_unit, "path"_a);
   m.def(
       "mpi_takes_gpu_memory",
@@ -517,8 +440,9 @@ void bind_engine(nb::module_& m) {
         return std::make_unique<Engine>(options_from_environment(), generation, std::move(everybody));
       },
       "generation"_a, "everybody"_a);
-  m.def("local_engines", &local_engines, "size"_a, "delay_seed"_a, "hosts"_a = std::vector<int>());
-  m.def("add_local_process_set", &add_local_process_set, "id"_a, "members"_a, "hosts"_a = std::vector<int>());
+  m.def(
+      "wants_two_levels", [] { return options_from_environment().gpu_transport == GpuTransport::two_level; },
+      "Whether RINGDP_GPU_TRANSPORT asks for them.");
   m.def("option_table", [] {
     nb::list rows;
     for (const OptionRow& row : option_table()) rows.append(nb::make_tuple(row.variable, row.fallback, row.help));
@@ -548,6 +472,7 @@ NB_MODULE(_core, m) {
   bind_schedules(m);  // the enum Half, for a default
   bind_host(m);
   bind_engine(m);
+  bind_local(m);
   bind_plan(m);
   bind_choice(m);
   bind_kernels(m);

@@ -46,7 +46,7 @@ Engine::~Engine() {
 // `own`: what the caller who takes this turn has just submitted.
 bool Engine::look_at_everything(Submission* own) {
   std::optional<Gpu::Current> current;  // MPI may look for it, in whatever call it goes on with a message from a GPU
-  if (const Gpu* gpu = gpu_of_mpi()) current.emplace(*gpu);
+  if (gpu_of_mpi_) current.emplace(*gpu_of_mpi_);
   bool moved = has_arrivals_.load(std::memory_order_acquire) && take_arrivals();
   if (own) {
     take_named(std::move(*own), process_set(own->process_set));

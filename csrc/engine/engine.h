@@ -181,7 +181,6 @@ class Engine {
   void begin_probe(ProcessSet& set);
   bool look_at_probe(ProcessSet& set);
   bool all_have_probed(ProcessSet& set);
-  const Gpu* gpu_of_mpi() const;
   void begin_check(ProcessSet& set, Gpus::Way found);
   static Submission known_values(const Gpus& gpus, int first);
   bool check_values(ProcessSet& set);
@@ -297,6 +296,7 @@ class Engine {
   uint64_t next_launch_ = 0;
   std::optional<uint64_t> calling_;  // the call is under way
   uint64_t gpu_clock_ = 0;           // see launches.cc
+  const Gpu* gpu_of_mpi_ = nullptr;  // in whose context MPI is called, once it has been given memory of a GPU
   struct Running {                   // on the GPU; nobody here waits for it
     std::string label;
     int set;

@@ -34,6 +34,7 @@ void Engine::begin_probe(ProcessSet& set) {
   for (uint64_t i = 0; i < kBytes; ++i) values[i] = value(set.rank(), i), values[kBytes + i] = ~value(previous, i);
   gpu.copy_to_gpu(there, values, 2 * kBytes, gpu.from_host());
   gpus.way = Way::probing;
+  gpu_of_mpi_ = &gpu;
   gpus.until = Deadline::in(Seconds(options_.timeout));
   Submission s;
   s.kind = OpKind::alltoall;
@@ -86,13 +87,6 @@ bool Engine::all_have_probed(ProcessSet& set) {
   gpus.why_not_mpi = wrong;
   go_through_host(set);
   return true;
-}
-
-// In whose context MPI is called.
-const Gpu* Engine::gpu_of_mpi() const {
-  for (const auto& [id, set] : sets_)
-    if (set->gpus && set->gpus->mpi_is_in_use()) return set->gpus->gpu;
-  return nullptr;
 }
 
 }  // namespace ringdp

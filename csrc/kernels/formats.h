@@ -58,6 +58,15 @@ RINGDP_FUNCTOR inline bool is_nan(typename Format::Bits x) {
   return (x & magnitude) > Format::infinity;
 }
 
+// All patterns from it on, the sign aside, are no numbers: an infinity where the format has one, else a NaN.
+template <class Format>
+constexpr typename Format::Bits first_not_finite() {
+  if constexpr (sizeof(typename Format::Bits) == 1)
+    return Format::has_infinity ? Format::infinity : Format::nan;
+  else
+    return Format::infinity;
+}
+
 // The quiet NaN that is positive and has no payload, in the place of any NaN. (Value may be a vector of floats.)
 template <class Value>
 RINGDP_FUNCTOR inline Value canonical(Value x) {

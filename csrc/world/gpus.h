@@ -97,7 +97,6 @@ struct Gpus {
 
   bool nccl_is_in_use() const { return nccl != nullptr && way >= Way::checking; }
   bool is_decided() const { return way == Way::failed || way >= Way::host; }
-  bool mpi_is_in_use() const { return way == Way::probing || found == Way::mpi; }
 
   Way way = Way::unknown;
   Gpu* gpu = nullptr;

@@ -33,7 +33,7 @@ struct Bool {
 
 // Of 8 and 16 bits: in float32, rounded once.
 template <class Format>
-struct Half {
+struct Narrow {
   using Bits = typename Format::Bits;
   using Sum = Widened<Format, Add>;
   using Product = Widened<Format, Multiply>;
@@ -77,8 +77,8 @@ struct Wide {
 // 1 for an infinity or a NaN.
 template <class Stored>
 RINGDP_FUNCTOR inline unsigned is_not_finite(typename Stored::Bits x) {
-  if constexpr (std::is_same_v<Stored, Float8E4m3>) return is_nan<Stored>(x);
-  return (x & Stored::infinity) == Stored::infinity;
+  constexpr auto magnitude = static_cast<typename Stored::Bits>(std::numeric_limits<typename Stored::Bits>::max() / 2);
+  return (x & magnitude) >= first_not_finite<Stored>();
 }
 
 // --- from one dtype to another, times a factor: the product is taken in the wider of the two ---------------------
@@ -87,7 +87,7 @@ template <class From, class To>
 struct Cast;
 
 template <class Format, class WideFormat>
-struct Cast<Wide<WideFormat>, Half<Format>> {
+struct Cast<Wide<WideFormat>, Narrow<Format>> {
   using Value = typename WideFormat::Value;
   RINGDP_FUNCTOR static uint16_t of(typename WideFormat::Bits x, Value f) {
     return narrow(Format{}, static_cast<float>(bits_as<Value>(x) * f));
@@ -95,7 +95,7 @@ struct Cast<Wide<WideFormat>, Half<Format>> {
 };
 
 template <class Format, class WideFormat>
-struct Cast<Half<Format>, Wide<WideFormat>> {
+struct Cast<Narrow<Format>, Wide<WideFormat>> {
   using Value = typename WideFormat::Value;
   RINGDP_FUNCTOR static typename WideFormat::Bits of(uint16_t x, Value f) {
     return bits_as<typename WideFormat::Bits>(canonical(static_cast<Value>(widen(Format{}, x)) * f));
@@ -112,12 +112,12 @@ struct Cast<Half<Format>, Wide<WideFormat>> {
   DO(int16, Integer<int16_t>)       \
   DO(int32, Integer<int32_t>)       \
   DO(int64, Integer<int64_t>)
-#define RINGDP_HALF_ELEMENTS(DO)      \
-  DO(float16, Half<Float16>)          \
-  DO(bfloat16, Half<Bfloat16>)        \
-  DO(float8_e4m3fn, Half<Float8E4m3>) \
-  DO(float8_e5m2, Half<Float8E5m2>)
+#define RINGDP_NARROW_ELEMENTS(DO)      \
+  DO(float16, Narrow<Float16>)          \
+  DO(bfloat16, Narrow<Bfloat16>)        \
+  DO(float8_e4m3fn, Narrow<Float8E4m3>) \
+  DO(float8_e5m2, Narrow<Float8E5m2>)
 #define RINGDP_WIDE_ELEMENTS(DO) \
   DO(float32, Wide<Float32>)     \
   DO(float64, Wide<Float64>)
-#define RINGDP_FLOAT_ELEMENTS(DO) RINGDP_HALF_ELEMENTS(DO) RINGDP_WIDE_ELEMENTS(DO)
+#define RINGDP_FLOAT_ELEMENTS(DO) RINGDP_NARROW_ELEMENTS(DO) RINGDP_WIDE_ELEMENTS(DO)

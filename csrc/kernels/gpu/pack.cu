@@ -91,8 +91,8 @@ RINGDP_INTEGER_ELEMENTS(RINGDP_SAME)
 RINGDP_FLOAT_ELEMENTS(RINGDP_SAME)
 
 #define RINGDP_CASTS(half, Format, wide, WideFormat)                          \
-  RINGDP_PACK_AND_UNPACK(wide, half, Casting<Wide<WideFormat>, Half<Format>>) \
-  RINGDP_PACK_AND_UNPACK(half, wide, Casting<Half<Format>, Wide<WideFormat>>)
+  RINGDP_PACK_AND_UNPACK(wide, half, Casting<Wide<WideFormat>, Narrow<Format>>) \
+  RINGDP_PACK_AND_UNPACK(half, wide, Casting<Narrow<Format>, Wide<WideFormat>>)
 RINGDP_CASTS(float16, Float16, float32, Float32)
 RINGDP_CASTS(float16, Float16, float64, Float64)
 RINGDP_CASTS(bfloat16, Bfloat16, float32, Float32)
