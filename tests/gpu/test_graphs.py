@@ -142,7 +142,7 @@ def test_what_is_in_flight_at_a_replay_may_block_it_and_is_ended() -> None:
         graph = capture(lambda: rdp.allreduce_(x), THREAD_LOCAL)
         if r == 0:  # it is on the GPU of rank 0 when that of rank 1 begins with the graph
             handle = rdp.allreduce_async_(y)
-            time.sleep(0.5)
+            time.sleep(1.5)
         graph.launch()
         if r == 1:
             time.sleep(0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from gpu import on_host
 
-TESTS = Path(__file__).resolve().parent.parent
+ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 BEGUN, EXCHANGE, REFUSED, OTHER, OTHER_GRAPH, OTHER_REPLAY = range(6)
 GRAPH = 0xDEADBEEF12345678
 
@@ -50,7 +51,9 @@ on_host.run("compare_replays", 1, "QQQQ", progress, heard, 5, 2)
 """
     left = tmp_path / "progress"
     left.write_bytes(bytes(48))
-    done = subprocess.run([sys.executable, "-c", code, str(left)], cwd=TESTS, timeout=60, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(left)], env=ENVIRON, timeout=60, capture_output=True
+    )
     assert done.returncode == -6, done.stderr  # what the host has for a trap
     progress = np.frombuffer(left.read_bytes(), np.uint64)
     assert tuple(progress[OTHER:]) == (rank + 1, *other)
@@ -63,4 +66,4 @@ from gpu import on_host
 zeros = np.zeros(8, np.uint64)
 on_host.run("begin_replay", 1, "QQQQ", np.array([4, 1, 1, 0, 0, 0], np.uint64), zeros, zeros, 5)
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=TESTS, timeout=60).returncode == -6
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRON, timeout=60).returncode == -6
