@@ -55,12 +55,14 @@ def test_pairs_cost_the_whole_tensor_twice_more() -> None:
         assert six[name] == pytest.approx(four[name] + 2 * (1 + 800))
 
 
-def test_additions_count_and_16_bit_floats_cost_what_as_many_float32_do() -> None:
+def test_additions_count_and_short_floats_cost_what_as_many_float32_do() -> None:
     profile = plain()
     profile.reduce = 10.0
     assert costs(2, 2, 800, profile)["recursive_doubling"] == pytest.approx(1 + 800 + 80)
     for dtype in (Dtype.float16, Dtype.bfloat16):
         assert costs(2, 2, 800, profile, dtype)["recursive_doubling"] == pytest.approx(1 + 800 + 160)
+    for dtype in (Dtype.float8_e4m3fn, Dtype.float8_e5m2):
+        assert costs(2, 2, 800, profile, dtype)["recursive_doubling"] == pytest.approx(1 + 800 + 320)
     assert costs(2, 2, 800, profile)["ring"] == pytest.approx(2 + 800 + 40)
 
 

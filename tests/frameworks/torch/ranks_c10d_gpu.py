@@ -177,3 +177,18 @@ def test_ranks_with_different_kinds_of_memory_are_told():
         tensor = on_gpu(tensor)
     with pytest.raises(Exception, match=r"rank 0: allreduce of float32\[3\] on a GPU"):
         dist.all_reduce(tensor)
+
+
+def test_what_a_thread_of_ours_brings_home_is_in_use_there(monkeypatch):
+    """Its memory is of the caller's stream, and must not be given out again before."""
+    used = []
+    monkeypatch.setattr(
+        device, "used_in_current_stream", lambda t: used.append((t.data_ptr(), device.current_stream(0)))
+    )
+    outputs = [on_gpu(torch.zeros(COUNT)) for _ in range(dist.get_world_size())]
+    caller = device.current_stream(0)
+    future = dist.all_gather(outputs, on_gpu(mine()), async_op=True).get_future()
+    wait_until(future.done)  # by that thread: who waits for a future may be there before it
+    assert [output.tolist() for output in outputs] == [mine(r).tolist() for r in range(dist.get_world_size())]
+    addresses = {address for address, stream in used if stream != caller}
+    assert {output.data_ptr() for output in outputs} < addresses  # and of what is copied into them

@@ -12,6 +12,7 @@ from frameworks.torch.helpers import loss, named, parameters, wrap
 import ringdp
 import ringdp.torch as hvd
 from ringdp import _core, world
+from ringdp.torch.adapter import DTYPES
 
 
 @pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16, hvd.Compression.bf16()])
@@ -232,3 +233,13 @@ def test_what_it_was_built_with():
 def test_everything_that_is_exported_exists():
     assert all(hasattr(hvd, name) for name in hvd.__all__)
     assert hvd.Average is ringdp.Average and hvd.size() == 1 and hvd.rank() == 0
+
+
+@pytest.mark.host_only
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_core_looks_at_tensors_of_every_dtype_by_itself(dtype):
+    """Those that it does not know take a longer way, which would give the same results."""
+    here, given = world.current(), torch.arange(5).to(dtype)
+    output = torch.empty_like(given)
+    assert here.engine.allreduce(None, 0, given, output, hvd.Sum, 1.0, 1.0, here)
+    assert torch.equal(output.view(torch.uint8), given.view(torch.uint8))
