@@ -154,6 +154,11 @@ void Kernels::quantise(void* wire, const void* from, size_t count, size_t block,
   launch("quantise", blocks_of(blocks_of(count, block), kBlocksAtOnce), given, stream);
 }
 
+void Kernels::load_for_replays() {
+  for (const char* name : {"begin_replay", "compare_replays", "note_exchange", "stop"})
+    function(std::string("ringdp_") + name);
+}
+
 void Kernels::begin_replay(void* progress, void* count, void* told, uint64_t graph, cuda::Stream stream) {
   launch("begin_replay", 1, BeginReplayParameters{address_of(progress), address_of(count), address_of(told), graph},
          stream);

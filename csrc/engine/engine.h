@@ -169,9 +169,8 @@ class Engine {
   void tell_text(ProcessSet& set, Gpus::Way next, const char* what);
   bool find_way(ProcessSet& set);
   bool give_way_up(ProcessSet& set);
-  Deadline until_connected() const;
   bool cards_are_here(ProcessSet& set);
-  bool make_communicator(ProcessSet& set, Communicator& nccl, Gpus::Way next);
+  bool make_communicator(ProcessSet& set);
   bool hosts_have_found_ways(ProcessSet& set);
   std::string complaint(ProcessSet& set) const;
   bool all_have_made_it(ProcessSet& set);
@@ -196,10 +195,6 @@ class Engine {
   std::optional<uint64_t> next_launch() const;
   void launched(uint64_t id, Launch& launch);
   Error not_in_a_graph(const Submission& submission, const ProcessSet& set) const;
-  bool goes_in_graph(Submission& submission, ProcessSet& set, uint64_t ticket);
-  void make_for_graphs(ProcessSet& set);
-  bool all_know_id_for_graphs(ProcessSet& set);
-  bool all_have_made_for_graphs(ProcessSet& set);
   void note_graph(const Launch& launch);
   void watch_graphs();
   std::string replay_text(const CapturedGraph::Replays& replays, uint64_t replay) const;

@@ -112,7 +112,7 @@ bool Engine::goes_by_gpu(Submission& s, ProcessSet& set, uint64_t ticket) {
     gpus.waiting.push_back({std::move(s), ticket});
     return true;
   }
-  if (s.in_graph) return goes_in_graph(s, set, ticket);
+  if (s.in_graph && (gpus.way != Way::nccl || !gpus.kernels)) return false;  // and fails
   if (gpus.way == Way::two_levels) {
     if (s.kind != OpKind::allreduce || s.half != Half::both) return false;
     begin_levels(std::move(s), set, ticket);
@@ -196,7 +196,7 @@ bool Engine::find_way(ProcessSet& set) {
     case Way::telling:
       return gpus.asked->done() && cards_are_here(set);
     case Way::making:
-      return set.in_host ? hosts_have_found_ways(set) : make_communicator(set, *gpus.nccl, Way::made);
+      return set.in_host ? hosts_have_found_ways(set) : make_communicator(set);
     case Way::made:
       return gpus.asked->done() && all_have_made_it(set);
     case Way::probing:
@@ -207,12 +207,6 @@ bool Engine::find_way(ProcessSet& set) {
       return check_values(set);
     case Way::checked:
       return gpus.asked->done() && all_have_checked(set);
-    case Way::telling_of_graphs:
-      return gpus.asked->done() && all_know_id_for_graphs(set);
-    case Way::making_for_graphs:
-      return make_communicator(set, *gpus.in_graphs.nccl, Way::made_for_graphs);
-    case Way::made_for_graphs:
-      return gpus.asked->done() && all_have_made_for_graphs(set);
     default:
       return false;
   }
@@ -227,11 +221,6 @@ bool Engine::give_way_up(ProcessSet& set) {
   for (Gpus::Waiting& one : std::exchange(gpus.waiting, {}))
     fail_agreed(set, one.submission, one.ticket, gpus.asked->error());
   return true;
-}
-
-// Where NCCL does not connect the ranks on one of them, the others wait in vain, and must be there in time to hear of it.
-Deadline Engine::until_connected() const {
-  return Deadline::in(Seconds(std::min(options_.timeout / 2, kMostToConnect)));
 }
 
 bool Engine::cards_are_here(ProcessSet& set) {
@@ -256,7 +245,8 @@ bool Engine::cards_are_here(ProcessSet& set) {
   }
   gpus.way = Way::making;
   if (set.in_host) return true;
-  gpus.until = until_connected();
+  // Where it fails on one rank, the others wait in vain, and must be there in time to hear of it.
+  gpus.until = Deadline::in(Seconds(std::min(options_.timeout / 2, kMostToConnect)));
   try {
     gpus.nccl = std::make_unique<Communicator>(*gpus.gpu, cards[0].id, set.size(), set.rank());
   } catch (const Error& error) {
@@ -266,16 +256,15 @@ bool Engine::cards_are_here(ProcessSet& set) {
   return true;
 }
 
-// Which is under way; `next` when this rank knows how it went, and has told.
-bool Engine::make_communicator(ProcessSet& set, Communicator& nccl, Way next) {
+bool Engine::make_communicator(ProcessSet& set) {
   Gpus& gpus = *set.gpus;
   try {
-    if (!nccl.settled() && !gpus.until.passed()) return false;
+    if (!gpus.nccl->settled() && !gpus.until.passed()) return false;
     if (gpus.until.passed()) gpus.said = kNotConnected;
   } catch (const Error& error) {
     gpus.said = error.what();
   }
-  tell_text(set, next, "made");
+  tell_text(set, Way::made, "made");
   return true;
 }
 

@@ -40,68 +40,20 @@ Error Engine::not_in_a_graph(const Submission& s, const ProcessSet& set) const {
   const std::string what = s.lane >= 0 ? s.bucket_name() : std::string(name_of(s.kind)) + " '" + s.name + "'";
   std::string why = "it goes through host memory or MPI, and only what NCCL carries out can be a part of one";
   if (set.gpus && set.gpus->way == Way::nccl)
-    why = set.gpus->in_graphs.why_not.empty() ? "it goes through host memory" : set.gpus->in_graphs.why_not;
+    why = set.gpus->kernels ? "it goes through host memory"
+                            : "some rank has no kernels of ringdp's, which compare the replays of all ranks";
   return {ErrorKind::usage, "rank " + std::to_string(rank_) + ": " + what +
                                 " cannot be captured in a CUDA graph: " + why + "; exchange it outside of the capture"};
 }
 
-// --- the communicator ---------------------------------------------------------------------------------------------------
-
-// False: it cannot be captured. As the ranks have agreed on all that this depends on, it is so on all.
-bool Engine::goes_in_graph(Submission& s, ProcessSet& set, uint64_t ticket) {
-  Gpus& gpus = *set.gpus;
-  if (gpus.way != Way::nccl || way_of(s, set, gpus.kernels) == By::host_memory) return false;
-  if (!gpus.kernels) gpus.in_graphs.why_not = "some rank has no kernels of ringdp's, which count the replays";
-  if (!gpus.in_graphs.why_not.empty()) return false;
-  if (gpus.in_graphs.nccl) {
-    begin_launch(std::move(s), set, ticket);
-  } else {
-    gpus.waiting.push_back({std::move(s), ticket});
-    make_for_graphs(set);
-  }
-  return true;
-}
-
-void Engine::make_for_graphs(ProcessSet& set) {
-  Gpus& gpus = *set.gpus;
-  gpus.way = Way::telling_of_graphs;
-  gpus.until = Deadline::in(Seconds(options_.timeout));
-  gpus.said.clear();
-  if (set.rank() == 0) gpus.card.id = Communicator::new_id();
-  tell_all(set, "graphs", &gpus.card.id, sizeof gpus.card.id);
-}
-
-bool Engine::all_know_id_for_graphs(ProcessSet& set) {
-  Gpus& gpus = *set.gpus;
-  nccl::UniqueId id;
-  RINGDP_CHECK(gpus.asked->result().output_bytes == static_cast<size_t>(set.size()) * sizeof id);
-  std::memcpy(&id, gpus.asked->result().output.get(), sizeof id);
-  gpus.way = Way::making_for_graphs;
-  gpus.until = until_connected();
-  try {
-    gpus.in_graphs.nccl = std::make_unique<Communicator>(*gpus.gpu, id, set.size(), set.rank());
-  } catch (const Error& error) {
-    gpus.said = error.what();
-    tell_text(set, Way::made_for_graphs, "made");
-  }
-  return true;
-}
-
-bool Engine::all_have_made_for_graphs(ProcessSet& set) {
-  InGraphs& in_graphs = set.gpus->in_graphs;
-  in_graphs.why_not = complaint(set);
-  if (!in_graphs.why_not.empty()) in_graphs.nccl.reset();
-  decide(set);
-  return true;
-}
-
 // --- replays ------------------------------------------------------------------------------------------------------------
 
-// One more exchange of it is captured.
+// One more exchange of it is captured. What stops a GPU is loaded now: while one waits for others, nothing might be.
 void Engine::note_graph(const Launch& launch) {
-  auto& graphs = launch.set.gpus->in_graphs.graphs;
+  auto& graphs = launch.set.gpus->graphs;
   const auto& graph = launch.submission.graph;
   forget_those_gone(graphs);
+  Kernels::of(*launch.set.gpus->gpu).load_for_replays();
   if (std::find(graphs.begin(), graphs.end(), graph) == graphs.end()) graphs.push_back(graph);
 }
 
@@ -109,7 +61,7 @@ void Engine::note_graph(const Launch& launch) {
 void Engine::watch_graphs() {
   for (const auto& [id, set] : sets_) {
     if (!set->gpus) continue;
-    auto& graphs = set->gpus->in_graphs.graphs;
+    auto& graphs = set->gpus->graphs;
     forget_those_gone(graphs);
     for (const auto& graph : graphs) look_at_replays(*set, graph->replays(id, set->size(), set->rank()));
   }
@@ -144,21 +96,22 @@ std::optional<Error> Engine::difference_of_replays(const ProcessSet& set, const 
 Error Engine::cause_of(const Error& error) const {
   for (const auto& [id, set] : sets_)
     if (set->gpus)
-      for (const auto& graph : set->gpus->in_graphs.graphs)
+      for (const auto& graph : set->gpus->graphs)
         if (const auto cause = difference_of_replays(*set, graph->replays(id, set->size(), set->rank()))) return *cause;
   return error;
 }
 
 // Nobody watches any more. A replay that is under way may wait for ever, or go on with anything: where it does not end by
-// itself, the GPU stops, and so it does at the beginning of each later one.
+// itself, the GPU stops, and so it does at the beginning of each later one. NCCL would end a communicator only behind the
+// graphs that refer to it, so while some are alive it cannot be aborted for other operations either.
 void Engine::end_graphs(const Error& why) {
   const bool in_peace = why.kind() == ErrorKind::closed;
   const Deadline until = Deadline::in(Seconds(in_peace ? kMostToEnd : 0));
   for (const auto& [id, set] : sets_) {
-    if (!set->gpus || !set->gpus->in_graphs.nccl) continue;
-    InGraphs& in_graphs = set->gpus->in_graphs;
-    bool under_way = false;
-    for (const auto& graph : in_graphs.graphs) {
+    if (!set->gpus || !set->gpus->graphs_are_alive()) continue;
+    bool under_way = !in_peace && std::any_of(running_.begin(), running_.end(),
+                                              [id = id](const Running& one) { return one.set == id; });
+    for (const auto& graph : set->gpus->graphs) {
       if (!graph->is_alive()) continue;
       CapturedGraph::Replays& replays = graph->replays(id, set->size(), set->rank());
       while (replays.is_under_way() && !until.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -166,7 +119,7 @@ void Engine::end_graphs(const Error& why) {
       under_way |= replays.is_under_way();
     }
     if (under_way) stop(*set->gpus->gpu, why);
-    if (in_graphs.is_in_use()) in_graphs.nccl->leave();
+    set->gpus->nccl->leave();
   }
 }
 

@@ -77,7 +77,7 @@ Launch::Launch(Submission given, ProcessSet& set, uint64_t ticket, std::vector<u
       deadline(deadline),
       by_(way_of(submission, set, set.gpus->kernels)),
       gpu_(*set.gpus->gpu),
-      nccl_(submission.graph ? *set.gpus->in_graphs.nccl : *set.gpus->nccl),
+      nccl_(*set.gpus->nccl),
       stream_(submission.graph ? submission.graph->stream() : gpu_.exchange()) {
   if (submission.kind == OpKind::allreduce || submission.kind == OpKind::reducescatter)
     chunks_ = chunks_of(submission, set);
@@ -117,8 +117,7 @@ void Launch::call() {
 
 // The first exchange of a graph. Its place in the order of all is its number, too, which no other one has.
 void Launch::begin_replay() {
-  const uint64_t place = Digest().add(clock).add(uint64_t(set.id)).add(uint64_t(lane())).add(sequence()).value();
-  replays().begin(std::max<uint64_t>(place, 1));
+  replays().begin(Digest().add(clock).add(uint64_t(set.id)).add(uint64_t(lane())).add(sequence()).value());
   nccl_.all_gather(replays().told(), replays().heard(), kernels::gpu::kToldBytes, stream_);
 }
 

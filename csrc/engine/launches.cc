@@ -227,13 +227,10 @@ void Engine::end_communicators() {
   end_graphs(closed_error());
   const Deadline until = Deadline::in(Seconds(5));
   for (const auto& [id, set] : sets_) {
-    if (!set->gpus) continue;
-    const InGraphs& in_graphs = set->gpus->in_graphs;
-    for (Communicator* nccl : {set->gpus->nccl.get(), in_graphs.is_in_use() ? nullptr : in_graphs.nccl.get()}) {
-      try {
-        while (nccl && !nccl->end() && !until.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      } catch (const Error&) {  // it is aborted with the set
-      }
+    if (!set->gpus || !set->gpus->nccl) continue;
+    try {
+      while (!set->gpus->nccl->end() && !until.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    } catch (const Error&) {  // it is aborted with the set
     }
   }
 }

@@ -44,24 +44,6 @@ struct SelfCheck {
   bool sum_done = false;
 };
 
-// NCCL for what CUDA graphs have captured. By a communicator of its own: what is replayed, and what is not, come in no order
-// that the ranks could agree on, and calls of one communicator must.
-struct InGraphs {
-  InGraphs() = default;
-  InGraphs(InGraphs&&) = default;
-  InGraphs& operator=(InGraphs&&) = default;
-  ~InGraphs() {
-    if (nccl && is_in_use()) nccl->leave();
-  }
-  bool is_in_use() const {
-    return std::any_of(graphs.begin(), graphs.end(), [](const auto& graph) { return graph->is_alive(); });
-  }
-
-  std::unique_ptr<Communicator> nccl;
-  std::string why_not;  // there is none, nor will be
-  std::vector<std::shared_ptr<CapturedGraph>> graphs;
-};
-
 struct Gpus {
   enum class Way {
     unknown,
@@ -73,9 +55,6 @@ struct Gpus {
     probed,
     checking,
     checked,
-    telling_of_graphs,
-    making_for_graphs,
-    made_for_graphs,
     host,
     nccl,
     mpi,
@@ -93,9 +72,13 @@ struct Gpus {
   Gpus& operator=(Gpus&&) = default;
   ~Gpus() {  // the GPU may still be at it
     if (check.on_gpu) check.on_gpu->is_lost = true;
+    if (nccl && graphs_are_alive()) nccl->leave();
   }
 
   bool nccl_is_in_use() const { return nccl != nullptr && way >= Way::checking; }
+  bool graphs_are_alive() const {
+    return std::any_of(graphs.begin(), graphs.end(), [](const auto& graph) { return graph->is_alive(); });
+  }
   bool is_decided() const { return way == Way::failed || way >= Way::host; }
 
   Way way = Way::unknown;
@@ -107,8 +90,8 @@ struct Gpus {
   std::string why_host;
   std::string why_not_nccl, why_not_mpi;  // "": all ranks could
   std::unique_ptr<Communicator> nccl;
-  bool kernels = false;  // all ranks have ours
-  InGraphs in_graphs;
+  bool kernels = false;                                // all ranks have ours
+  std::vector<std::shared_ptr<CapturedGraph>> graphs;  // that have captured exchanges, and may still be replayed
   SelfCheck check;
   Deadline until = Deadline::in(Seconds(0));
   std::deque<Waiting> waiting;
