@@ -51,21 +51,22 @@ nb::dict about_nccl() {
   return answer;
 }
 
-// A few bytes, in order with what the stream does.
-void upload(int ordinal, uint64_t stream, uintptr_t to, const nb::bytes& data) {
-  Gpu& gpu = Gpu::of(ordinal);
-  const auto pinned = gpu.pinned(data.size());
-  std::memcpy(pinned->data(), data.data(), data.size());
-  gpu.copy_to_gpu(pointer(to), pinned->data(), data.size(), stream_at(stream));
-  pinned->keep_until(gpu.record(stream_at(stream)));
-}
-
 bool is_captured(int ordinal, uint64_t stream) {
   Gpu& gpu = Gpu::of(ordinal);
   const Gpu::Current current(gpu);
   int status = 0;
   gpu.check(gpu.driver().is_capturing(stream_at(stream), &status), "cuStreamIsCapturing");
   return status != cuda::kCaptureNone;
+}
+
+// A few bytes, in order with what the stream does.
+void upload(int ordinal, uint64_t stream, uintptr_t to, const nb::bytes& data) {
+  if (is_captured(ordinal, stream)) fail(ErrorKind::internal, "a graph would copy what is no longer there");
+  Gpu& gpu = Gpu::of(ordinal);
+  const auto pinned = gpu.pinned(data.size());
+  std::memcpy(pinned->data(), data.data(), data.size());
+  gpu.copy_to_gpu(pointer(to), pinned->data(), data.size(), stream_at(stream));
+  pinned->keep_until(gpu.record(stream_at(stream)));
 }
 
 uintptr_t constant_in_graph(int ordinal, uint64_t stream, const nb::bytes& data) {

@@ -332,7 +332,7 @@ class Exchange:
 
     def _after_pass(self) -> None:
         self._weights.pass_ended()
-        self._outside += not graphs.is_captured(self._slots)
+        self._outside += not graphs.is_captured(self._plans)
         if self.local:
             return
         self._count += 1
@@ -457,7 +457,7 @@ class Exchange:
     # --- plans ------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        self._captured = graphs.is_captured(self._slots)
+        self._captured = graphs.is_captured(self._plans)
         if self._captured and not self._plans.out_of_date():
             self._plans.prepare()
         if self._captured and not self._begun():

@@ -18,12 +18,13 @@ from ringdp.torch.vote import Vote
 if TYPE_CHECKING:
     from ringdp.torch.bucket import Bucket
     from ringdp.torch.plans import Plans
-    from ringdp.torch.slot import Slot
 
 
-def is_captured(slots: Iterable[Slot]) -> bool:
+def is_captured(plans: Plans) -> bool:
     """What the current stream is given becomes a part of a CUDA graph."""
-    gpu = next((device.gpu_of(slot.param) for slot in slots if device.is_on_gpu(slot.param)), None)
+    gpu = plans.gpu
+    if not plans.buckets:  # not asked again and again of models on the CPU
+        gpu = next((device.gpu_of(slot.param) for slot in plans.slots if device.is_on_gpu(slot.param)), None)
     return gpu is not None and device.is_captured(gpu)
 
 

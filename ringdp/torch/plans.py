@@ -38,6 +38,7 @@ class Plans:
         self.wire = Wire(options)
         self.slots: list[Slot] = []  # all parameters, planned or not
         self.buckets: list[Bucket] = []  # of the plan, once `prepare` was called
+        self.gpu: int | None = None  # where some of them lie
         self.plan: Plan | None = None
         self._members: list[Slot] = []
         self._order: list[int] = []  # indices of the members, as their gradients are expected
@@ -121,6 +122,7 @@ class Plans:
         assert self.plan is not None
         if len(self.buckets) != len(self.plan.buckets):
             self.buckets = [Bucket(i, b, self._members) for i, b in enumerate(self.plan.buckets)]
+            self.gpu = next((bucket.gpu for bucket in self.buckets if bucket.gpu is not None), None)
 
     def out_of_date(self) -> bool:
         """There is no plan, or it is of a world that is gone: `shutdown()` and `init()` were called."""
