@@ -458,16 +458,18 @@ class Exchange:
 
     def _prepare(self) -> None:
         self._captured = graphs.is_captured(self._plans)
-        if self._captured and not self._plans.out_of_date():
-            self._plans.prepare()
         if self._captured and not self._begun():
-            graphs.check(self._plans, self._outside, self.name())
+            graphs.check(self._plans, self._outside, self._is_stepped(), self.name())
             self._plans.freeze()
         if self._plans.out_of_date():
             self._abandon()
             self._plans.start_over()
             self._plans.wire.world.members.add(self)
         self._plans.prepare()
+
+    def _is_stepped(self) -> bool:
+        """Shards of elements have been made for the buckets that there are."""
+        return self.options.shard != ELEMENTS or self.exchanged is self._plans.buckets
 
     @contextlib.contextmanager
     def _abandoned_on_failure(self) -> Iterator[None]:

@@ -28,16 +28,15 @@ def is_captured(plans: Plans) -> bool:
     return gpu is not None and device.is_captured(gpu)
 
 
-def check(plans: Plans, passes: int, name: str) -> None:
-    """Whether a window that begins now can be captured; `passes` of it have ended.
+def check(plans: Plans, passes: int, is_stepped: bool, name: str) -> None:
+    """Whether a window that begins now can be captured. `passes` of it have ended; `is_stepped`: shards are there.
 
     Raises:
         UsageError: it cannot, with the reason. On all ranks alike, if they do alike.
     """
-    options = plans.options
     reasons = (
         (
-            not plans.has_settled(),
+            not (plans.has_settled() and is_stepped),
             "take some steps before the capture (three will do), with all their gradients",
         ),
         (
@@ -45,7 +44,6 @@ def check(plans: Plans, passes: int, name: str) -> None:
             "weigh() has other numbers in each step, and a replay would have those of the capture",
         ),
         (plans.hook is not None, "communication hooks and compressions of one's own are not captured"),
-        (bool(options.shard), "shards are not captured"),
         (passes > 0, "all backward passes of a window must be captured, or none"),
         (any(bucket.gpu is None for bucket in plans.buckets), "all parameters must be on the GPU"),
     )

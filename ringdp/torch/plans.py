@@ -74,7 +74,9 @@ class Plans:
 
     def has_settled(self) -> bool:
         """It has memory, and a complete window was exchanged by it, or by the one of which it is a better order."""
-        return bool(self.buckets) and self._observed is None
+        return (
+            self.plan is not None and len(self.buckets) == len(self.plan.buckets) and self._observed is None
+        )
 
     def freeze(self) -> None:
         """A CUDA graph captures an exchange by this plan: no better one takes its place."""

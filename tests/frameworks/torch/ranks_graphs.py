@@ -121,6 +121,57 @@ def test_a_backward_pass_and_steps_outside(stream, options):
     assert world.current().engine.counters()["buckets"] == buckets  # nobody asked the core
 
 
+def own_elements(step):
+    """Of each bucket: its gradients, its parameters, and which elements are this rank's."""
+    shards = step.optimizer._shards.shards
+    return [
+        (b.flat, s.flat, s.own) for b, s in zip(step.optimizer._exchange._plans.buckets, shards, strict=True)
+    ]
+
+
+def test_a_whole_step_by_shards_of_elements(stream):
+    step = Step(shard="elements")
+    step.settle()
+
+    def whole():
+        step.backward()
+        step.optimizer.step()
+
+    graph = captured(stream, whole)
+    places = {p: slot.place for p, slot in zip(step.params, step.optimizer._exchange._slots, strict=True)}
+    for factor in (2, 3, 5):
+        step.put(factor)
+        for _, flat, (begin, end) in own_elements(step):  # what the optimizer would have made of its part
+            values = cupy.array(np.full(end - begin, 10 * hvd.rank() + factor, np.float32))
+            cupy.cuda.runtime.memcpyAsync(
+                flat.data_ptr() + 4 * begin, values.data.ptr, values.nbytes, 3, stream.ptr
+            )
+        graph.launch()
+        for gradients, parameters_now, (begin, end) in own_elements(step):
+            wanted = torch.zeros(gradients.numel())
+            for p, place in places.items():
+                if place.untyped_storage().data_ptr() == gradients.untyped_storage().data_ptr():
+                    offset = place.storage_offset() - gradients.storage_offset()
+                    wanted[offset : offset + p.numel()] = average(p, factor)
+            assert gradients[begin:end].tolist() == wanted[begin:end].tolist()
+            for rank, (b, e) in enumerate(hvd.allgather_object((begin, end))):
+                assert set(parameters_now[b:e].tolist()) == ({10.0 * rank + factor} if e > b else set())
+
+
+@pytest.mark.parametrize("shard", ["elements", "parameters"])
+def test_a_backward_pass_by_shards_and_steps_outside(stream, shard):
+    step = Step(shard=shard)
+    step.settle()
+    graph = captured(stream, step.backward)
+    for factor in (2, 3):
+        step.put(factor)
+        graph.launch()
+        before = [p.tolist() for p in step.params]
+        step.optimizer.step()
+        for p, was in zip(step.params, before, strict=True):
+            assert p.tolist() == (torch.tensor(was) - 0.5 * average(p, factor)).tolist()
+
+
 def test_steps_that_are_not_captured_go_on_by_the_same_plan(stream):
     step = Step()
     step.settle()
@@ -208,12 +259,6 @@ def refused(stream, body, why):
 def test_not_the_first_step(stream):
     step = Step()
     refused(stream, step.backward, "take some steps before the capture")
-
-
-def test_no_shards(stream):
-    step = Step(shard=True)
-    step.settle()
-    refused(stream, step.backward, "shards are not captured")
 
 
 def test_no_weights(stream):
