@@ -2,11 +2,8 @@
 // them, and the engine only watches how far these have come (device/captured_graph.h).
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <thread>
-#include <utility>
 
-#include "base/check.h"
 #include "device/kernels.h"
 #include "engine/engine.h"
 #include "world/gpus.h"
