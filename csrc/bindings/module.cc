@@ -345,6 +345,7 @@ void bind_engine(nb::module_& m) {
             counted["buckets"] = c.buckets.load();
             counted["places"] = c.places.load();
             counted["own"] = c.own.load();
+            counted["in_host"] = c.in_host.load();
             counted["votes"] = c.votes.load();
             counted["by_nccl"] = c.by_nccl.load();
             counted["by_chunks"] = c.by_chunks.load();

@@ -62,6 +62,7 @@ void Operation::run_in_host() {
   const Elements e = elements();
   const Memory memory{submission_.input, submission_.output};
   const InHost way = set_.one_host() || chosen_ == Algorithm::two_level ? way_of(told_) : InHost::messages;
+  if (way != InHost::messages) Counters::add(counters_.in_host);
   Schedule schedule = in_host_schedule(way, {e.prescale != 1, e.divide != 1 || e.postscale != 1});
   start_run(std::move(schedule), memory, e, 1, way == InHost::messages ? Shared{} : shared());
 }

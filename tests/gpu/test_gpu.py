@@ -157,6 +157,29 @@ def test_without_kernels_it_goes_through_host_memory() -> None:
 
 
 @pytest.mark.parametrize(
+    ("hosts", "shared"),
+    [((), 0), ((0, 0, 0), 1), ((0, 0, 1, 1), 1)],
+    ids=["messages", "one host", "two hosts"],
+)
+def test_through_host_memory_is_through_what_ranks_of_a_host_share(
+    hosts: tuple[int, ...], shared: int
+) -> None:
+    """Messages would give the same sums, and later."""
+    body = f"""
+    def one_sum():
+        sums(10)  # finds the way
+        counters = ringdp.world.current().engine.counters
+        before = counters()
+        rdp.allreduce(cupy.array(np.ones(300_000, np.float32))).get()
+        went = [counters()[name] - before[name] for name in ("by_host_memory", "in_host")]
+        assert went == [1, {shared}], went
+    on_ranks(one_sum, size={len(hosts) or 2}, hosts={hosts})
+    """
+    algorithm = "two_level" if len(set(hosts)) > 1 else "auto"
+    works(body, RINGDP_GPU_TRANSPORT="host", RINGDP_ALGORITHM=algorithm)
+
+
+@pytest.mark.parametrize(
     ("kernel", "what"),
     [
         ("ringdp_scale_float32", "the sum of known values"),

@@ -30,6 +30,8 @@ def test_an_operation_among_ranks_that_share_memory_meets_once() -> None:
     ringdp.allreduce_(array, name="first")  # on GPUs the ranks find their way then
     done = counted(lambda: ringdp.allreduce_(array, op=ringdp.Min, name="large"))
     assert done["named"] == 20 and done["places"] == 0
+    on_gpus = sum(done[way] for way in ("by_nccl", "by_chunks", "by_mpi"))
+    assert done["in_host"] == 20 - on_gpus  # messages would give the same result
 
 
 @pytest.mark.host_only
