@@ -90,9 +90,9 @@ RINGDP_SAME(bool, Bool)
 RINGDP_INTEGER_ELEMENTS(RINGDP_SAME)
 RINGDP_FLOAT_ELEMENTS(RINGDP_SAME)
 
-#define RINGDP_CASTS(half, Format, wide, WideFormat)                          \
-  RINGDP_PACK_AND_UNPACK(wide, half, Casting<Wide<WideFormat>, Narrow<Format>>) \
-  RINGDP_PACK_AND_UNPACK(half, wide, Casting<Narrow<Format>, Wide<WideFormat>>)
+#define RINGDP_CASTS(narrow, Format, wide, WideFormat)                            \
+  RINGDP_PACK_AND_UNPACK(wide, narrow, Casting<Wide<WideFormat>, Narrow<Format>>) \
+  RINGDP_PACK_AND_UNPACK(narrow, wide, Casting<Narrow<Format>, Wide<WideFormat>>)
 RINGDP_CASTS(float16, Float16, float32, Float32)
 RINGDP_CASTS(float16, Float16, float64, Float64)
 RINGDP_CASTS(bfloat16, Bfloat16, float32, Float32)
