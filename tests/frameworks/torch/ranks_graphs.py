@@ -6,7 +6,6 @@ the gradients of a replay where autograd has put those of the capture.
 
 import os
 
-import cupy
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,8 @@ import ringdp
 import ringdp.torch as hvd
 from ringdp import _core, world
 from ringdp.torch import device
+
+cupy = pytest.importorskip("cupy", reason="the stand-in for CuPy comes with --gpu")
 
 pytestmark = [
     pytest.mark.mixed,
