@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 from driver.environ import environment, mpirun
-from gpu.test_gpu import LANE, LIMIT, MPI, TESTS, WHO, run, says, works
+from gpu.processes import LIMIT, MPI, TESTS, run, says, works
 
 from ringdp import _core
 
@@ -24,8 +24,6 @@ needs_kernels = pytest.mark.skipif(
 
 # Every operation on 7 elements: `reduced` is who does the sums, `moved` who only moves.
 EACH = """
-from ringdp import world
-
 def each(moved, reduced):
     rdp.allreduce(cupy.array(np.ones(1)))  # finds the way
     sums = [1 + 2 * i for i in range(7)]
@@ -39,7 +37,7 @@ def each(moved, reduced):
         mine = [*range(3), *range(1, 4)] if ringdp.rank() == 0 else [*range(3, 7), *range(4, 8)]
         goes(moved, dtype, mine, lambda x: rdp.alltoall(x, splits=np.array([3, 4]))[0])
     ones = cupy.array(np.ones(4, np.float32))
-    assert who(lambda: rdp.allreduce(ones, op=rdp.Adasum)) == ["by_host_memory"]
+    assert ways(lambda: rdp.allreduce(ones, op=rdp.Adasum)) == ["by_host_memory"]
 """
 
 
@@ -48,9 +46,9 @@ def takes(body: str, way: str, **environ: str) -> str:
     check = f"""
     def way():
         sums(5)
-        assert who(lambda: sums(5000)) == [{way!r}], who(lambda: sums(5))
+        assert ways(lambda: sums(5000)) == [{way!r}], ways(lambda: sums(5))
     """
-    done = run(WHO + textwrap.dedent(check) + textwrap.dedent(body), **environ)
+    done = run(textwrap.dedent(check) + textwrap.dedent(body), **environ)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -60,17 +58,17 @@ def takes(body: str, way: str, **environ: str) -> str:
 
 @needs_kernels
 def test_all_of_it() -> None:
-    works(WHO + EACH + 'on_ranks(lambda: each(["by_mpi"], ["by_mpi"]))', **MPI)
+    works(EACH + 'on_ranks(lambda: each(["by_mpi"], ["by_mpi"]))', **MPI)
 
 
 def test_without_kernels_sums_go_through_host_memory() -> None:
-    body = WHO + EACH + 'on_ranks(lambda: each(["by_mpi"], ["by_host_memory"]))'
+    body = EACH + 'on_ranks(lambda: each(["by_mpi"], ["by_host_memory"]))'
     works(body, **MPI, RINGDP_STANDIN_FAIL="cuModuleLoadData:-1:209")
 
 
 @needs_kernels
 def test_one_gpu_without_kernels_is_enough_for_that() -> None:
-    body = WHO + EACH + 'on_ranks(lambda: each(["by_mpi"], ["by_host_memory"]))'
+    body = EACH + 'on_ranks(lambda: each(["by_mpi"], ["by_host_memory"]))'
     works(body, **MPI, RINGDP_STANDIN_NO_MODULES="1")
 
 
@@ -122,19 +120,18 @@ import numpy as np, standin
 standin.use()
 {settings}
 import cupy, ringdp, ringdp.cupy as rdp
+from counting import ways
 ringdp.init()
 x = cupy.array(np.arange(300_000, dtype=np.float32) % 1000 * (rank + 1))
-counters = ringdp.world.current().engine.counters
 with cupy.cuda.Stream():
     try:
         rdp.allreduce(x)  # finds the way
-        before = counters()
-        result = rdp.allreduce(x, op=rdp.Sum).get()
+        result = []
+        went = ways(lambda: result.append(rdp.allreduce(x, op=rdp.Sum).get()))
     except ringdp.RingdpError as error:
         print("raised", error, flush=True)
     else:
-        assert (result == np.arange(300_000) % 1000 * 3).all()
-        went = [name for name, count in counters().items() if name.startswith("by_") and count > before[name]]
+        assert (result[0] == np.arange(300_000) % 1000 * 3).all()
         print("went", went, flush=True)
 ringdp.shutdown()
 """
@@ -427,7 +424,7 @@ def test_few_at_a_time_hold_memory_in_between() -> None:
         assert library.standin_calls(b"cuMemAlloc_v2") - before <= 3 * 6
     on_ranks(many, size=3)
     """
-    works(LANE + textwrap.dedent(body), **MPI)
+    works(body, **MPI)
 
 
 def test_no_memory_for_an_output() -> None:

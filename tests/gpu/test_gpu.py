@@ -5,82 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from gpu.processes import run, says, works
 
-TESTS = Path(__file__).resolve().parent.parent
-LIMIT = 60.0
 # Not by their names alone: a test that is called "mpi" is left out where there is no mpirun.
 WAYS = [pytest.param(way, id=f"by_{way}") for way in ("host", "nccl", "mpi")]
-# The host can touch the memory of the stand-in, and MPI is said to take that of GPUs.
-MPI = {
-    "RINGDP_GPU_TRANSPORT": "mpi",
-    "RINGDP_STANDIN_OPEN": "1",
-    "RINGDP_MPI_TAKES_GPU_MEMORY": "yes",
-}
-BEGIN = """
-import os, sys, threading, time
-import numpy as np
-import standin
-standin.use(devices=4)
-import cupy
-import ringdp
-import ringdp.cupy as rdp
-from ranks.conftest import run_local
-from ringdp import _core
-
-def on_ranks(body, size=2, hosts=()):
-    def on_a_device():
-        with cupy.cuda.Device(ringdp.rank()), cupy.cuda.Stream():
-            body()
-    run_local(size, 1, list(hosts), on_a_device)
-
-def sums(count=300_000):
-    x = cupy.array(np.arange(count, dtype=np.float32) % 1000 * (ringdp.rank() + 1))
-    n = ringdp.size()
-    wanted = np.arange(count, dtype=np.float32) % 1000 * (n * (n + 1) // 2)
-    for _ in range(4):
-        assert (rdp.allreduce(x, op=rdp.Sum).get() == wanted).all(), "wrong sums"
-
-def until_it_raises():
-    for _ in range(100):
-        try:
-            sums()
-        except AssertionError:
-            pass
-"""
-
-
-def run(body: str, limit: float = LIMIT, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A Python process of its own."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(TESTS),
-        "RINGDP_TIMEOUT": "5",
-        "RINGDP_IDLE_LOOKS": "1000",
-        **(MPI if environ.get("RINGDP_GPU_TRANSPORT") == "mpi" else {}),
-        **environ,
-    }
-    code = BEGIN + textwrap.dedent(body)
-    return subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=limit
-    )
-
-
-def says(body: str, what: str, **environ: str) -> None:
-    """The process ends with an error that says so."""
-    done = run(body, **environ)
-    assert done.returncode == 1, done.stderr
-    assert re.search(what, done.stderr), done.stderr
-
-
-def works(body: str, limit: float = LIMIT, **environ: str) -> str:
-    done = run(body, limit, **environ)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -108,19 +39,7 @@ def test_a_wrong_offset_is_noticed() -> None:
     says("on_ranks(sums)", "wrong sums", RINGDP_GPU_TRANSPORT="host", RINGDP_STANDIN_WRONG_OFFSET="9")
 
 
-WHO = """
-def who(call):
-    before = ringdp.world.current().engine.counters()
-    call()
-    after = ringdp.world.current().engine.counters()
-    return [name for name in after if name.startswith("by_") and after[name] > before[name]]
-
-def goes(wanted, dtype, wanted_result, call):
-    x = cupy.array((np.arange(7) + ringdp.rank()).astype(dtype))
-    got = []
-    assert who(lambda: got.append(call(x).get())) == wanted, (dtype, wanted)
-    assert got[0].tolist() == wanted_result, (dtype, got[0], wanted_result)
-
+EVERYTHING = """
 def everything(whole, chunked):
     rdp.allreduce(cupy.array(np.ones(1)))  # finds the way
     for dtype in ("float32", "float16", "int32", "int16", "uint8"):
@@ -145,12 +64,14 @@ def everything(whole, chunked):
 
 
 def test_kernels_of_ours_do_what_nccl_does_not() -> None:
-    works(WHO + 'on_ranks(lambda: everything(["by_nccl"], ["by_chunks"]))', RINGDP_GPU_TRANSPORT="nccl")
+    works(
+        EVERYTHING + 'on_ranks(lambda: everything(["by_nccl"], ["by_chunks"]))', RINGDP_GPU_TRANSPORT="nccl"
+    )
 
 
 def test_without_kernels_it_goes_through_host_memory() -> None:
     works(
-        WHO + 'on_ranks(lambda: everything(["by_host_memory"], ["by_host_memory"]))',
+        EVERYTHING + 'on_ranks(lambda: everything(["by_host_memory"], ["by_host_memory"]))',
         RINGDP_GPU_TRANSPORT="nccl",
         RINGDP_STANDIN_FAIL="cuModuleLoadData:-1:209",
     )
@@ -168,11 +89,8 @@ def test_through_host_memory_is_through_what_ranks_of_a_host_share(
     body = f"""
     def one_sum():
         sums(10)  # finds the way
-        counters = ringdp.world.current().engine.counters
-        before = counters()
-        rdp.allreduce(cupy.array(np.ones(300_000, np.float32))).get()
-        went = [counters()[name] - before[name] for name in ("by_host_memory", "in_host")]
-        assert went == [1, {shared}], went
+        done = counted(lambda: sum_of(np.ones(300_000, np.float32)))
+        assert (done["by_host_memory"], done["in_host"]) == (1, {shared}), done
     on_ranks(one_sum, size={len(hosts) or 2}, hosts={hosts})
     """
     algorithm = "two_level" if len(set(hosts)) > 1 else "auto"
@@ -228,25 +146,6 @@ def test_sets_that_overlap_in_other_orders_on_each_rank() -> None:
     works(body, RINGDP_GPU_TRANSPORT="nccl")
 
 
-LANE = """
-from ringdp import world
-from ringdp.constants import Dtype
-from ringdp.ops import Handle
-
-def lane(name):
-    opened = world.current().engine.open_plan(0, name, "of buckets")
-    return Handle(opened, None, lambda core: int(core.lane()), world.current()).wait()
-
-def leave(number, index, x, digest=7, **options):
-    stream = cupy.cuda.get_current_stream().ptr
-    core = world.current().engine.submit_bucket(
-        0, number, index, digest, x.data.ptr, x.size, int(Dtype.float32), int(rdp.Sum), 1.0, 1.0,
-        gpu=x.device.id, stream=stream, **options,
-    )
-    return Handle(core, x, lambda _: x, world.current(), lambda: cupy.cuda.get_current_stream().ptr)
-"""
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("hosts", [(), (0, 0, 0), (0, 0, 1)], ids=["messages", "one host", "two hosts"])
 def test_buckets_of_plans_beside_named_operations(way: str, hosts: tuple[int, ...]) -> None:
@@ -269,7 +168,7 @@ def test_buckets_of_plans_beside_named_operations(way: str, hosts: tuple[int, ..
             assert named[0].wait().size == 5
     on_ranks(steps, size=3, hosts=HOSTS)
     """
-    works(LANE + textwrap.dedent(body.replace("HOSTS", repr(hosts))), RINGDP_GPU_TRANSPORT=way)
+    works(body.replace("HOSTS", repr(hosts)), RINGDP_GPU_TRANSPORT=way)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -288,7 +187,7 @@ def test_a_bucket_that_is_another_one_elsewhere_fails_on_all_ranks(way: str) -> 
         sums(100)
     on_ranks(differ)
     """
-    works(LANE + textwrap.dedent(body), RINGDP_GPU_TRANSPORT=way)
+    works(body, RINGDP_GPU_TRANSPORT=way)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -307,7 +206,7 @@ def test_a_bucket_that_a_rank_leaves_out_fails_in_time(way: str) -> None:
         sums(100)
     on_ranks(leaves_out)
     """
-    works(LANE + textwrap.dedent(body), RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
+    works(body, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -330,7 +229,7 @@ def test_a_rank_that_is_late_while_the_way_is_found_is_an_error_on_all(way: str)
         assert (x.get() == 1).all()
     on_ranks(late)
     """
-    works(LANE + textwrap.dedent(body), limit=40, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
+    works(body, limit=40, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="2")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -346,7 +245,7 @@ def test_a_bucket_whose_rank_has_left_fails_soon(way: str) -> None:
                 leave(number, 1, x).wait()
     on_ranks(leaves)
     """
-    works(LANE + textwrap.dedent(body), limit=40, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="1000")
+    works(body, limit=40, RINGDP_GPU_TRANSPORT=way, RINGDP_TIMEOUT="1000")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -377,7 +276,7 @@ def test_halves_of_a_bucket(way: str, hosts: tuple[int, ...], size: int, algorit
             assert (leave(number, 3 * i + 1, y, half=Half.all_gather).wait().get() == wanted).all()
     """
     body = textwrap.dedent(body) + f"on_ranks(halves, size={size}, hosts={hosts})"
-    works(LANE + body, RINGDP_GPU_TRANSPORT=way, RINGDP_ALGORITHM=algorithm)
+    works(body, RINGDP_GPU_TRANSPORT=way, RINGDP_ALGORITHM=algorithm)
 
 
 def test_a_name_with_tensors_on_a_gpu_and_in_host_memory_is_an_error_on_all() -> None:
@@ -521,21 +420,10 @@ def test_an_error_of_nccl_ends_all_ranks() -> None:
 def test_a_rank_that_fails_tells_the_others_at_once(fault: str, hosts: tuple[int, ...]) -> None:
     """Their GPUs wait for its GPU: long before any deadline all are let go, and each rank raises."""
     body = """
-    raised = []
-    def until_it_raises():
-        try:
-            while True:
-                try:
-                    sums(1000)
-                except AssertionError:
-                    pass
-        except ringdp.RingdpError as error:
-            raised.append(type(error).__name__)
-    on_ranks(until_it_raises, size=3, hosts=HOSTS)
-    assert len(raised) == 3 and "GpuError" in raised, raised
+    on_ranks(lambda: each_raises(lambda: until_it_raises(1000)), size=3, hosts=HOSTS)
+    assert len(raised) == 3 and "GpuError" in [kind for kind, _ in raised], raised
     """
-    body = body.replace("HOSTS", repr(hosts))
-    works(body, limit=40, RINGDP_STANDIN_NCCL_FAIL=fault, RINGDP_TIMEOUT="1000")
+    works(body.replace("HOSTS", repr(hosts)), limit=40, RINGDP_STANDIN_NCCL_FAIL=fault, RINGDP_TIMEOUT="1000")
 
 
 def test_what_never_ends_on_a_gpu_is_ended_in_time() -> None:
@@ -556,7 +444,6 @@ def test_after_a_failure_every_call_says_so() -> None:
         for call in (lambda: world.current().engine.is_idle(0), sums, rdp.barrier):
             with pytest.raises(ringdp.RingdpError):
                 call()
-    from ringdp import world
     on_ranks(goes_on)
     """
     works(body, RINGDP_STANDIN_NCCL_FAIL="async:12:6")
@@ -564,10 +451,8 @@ def test_after_a_failure_every_call_says_so() -> None:
 
 def test_communicators_end_without_an_abort() -> None:
     body = """
-    import ctypes
     on_ranks(sums, size=3)
-    nccl = ctypes.CDLL(os.environ["RINGDP_NCCL_LIBRARY"])
-    assert (nccl.standin_nccl_destroyed(), nccl.standin_nccl_aborted()) == (3, 0)
+    assert ended_communicators() == (3, 0)
     """
     works(body, RINGDP_GPU_TRANSPORT="nccl")
 

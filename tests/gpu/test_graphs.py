@@ -6,7 +6,7 @@ import re
 import textwrap
 
 import pytest
-from gpu.test_gpu import run as run_plain
+from gpu.processes import run as run_plain
 
 BEGIN = """
 from ringdp import ProcessSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from gpu.test_gpu import run, works
+from gpu.processes import run, works
 
 from ringdp import _core
 

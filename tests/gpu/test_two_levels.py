@@ -6,28 +6,12 @@ import re
 import textwrap
 
 import pytest
-from gpu.test_gpu import LANE, run
+from gpu.processes import run
 
 TWO_HOSTS = (0, 0, 1, 1)
 BEGIN = """
-def counted(call):
-    before = ringdp.world.current().engine.counters()
-    call()
-    after = ringdp.world.current().engine.counters()
-    return {name: after[name] - before[name] for name in after if after[name] != before[name]}
-
 def on_two_hosts(body):
     on_ranks(body, size=4, hosts=HOSTS)
-
-def sum_of(x, **options):
-    return rdp.allreduce(cupy.array(x), op=rdp.Sum, **options).get()
-
-raised = []
-def each_raises(call):
-    try:
-        call()
-    except ringdp.RingdpError as error:
-        raised.append((type(error).__name__, str(error)))
 """
 
 
@@ -57,7 +41,7 @@ def test_each_segment_takes_three_steps_that_overlap() -> None:
             assert (got[0] == np.arange(x.size) % 1000 * 10).all()
             assert (done["by_two_levels"], done["by_nccl"], done["by_host_memory"]) == (1, 2 * segments, segments), done
             assert "by_chunks" not in done
-            assert done.get("overlapped", 0) >= (1 if segments >= 4 else 0), done
+            assert done["overlapped"] >= (1 if segments >= 4 else 0), done
     on_two_hosts(steps)
     """
     works(body)
@@ -140,15 +124,15 @@ def test_a_process_set_in_one_host_goes_by_nccl_and_one_of_other_places_through_
         r = ringdp.rank()
         host, across, all_of_them = (rdp.add_process_set(ranks) for ranks in ([0, 1], [1, 2], [0, 1, 2, 3]))
         x = np.ones(1000, np.float32)
-        ways = []
+        went = []
         for one in (host, across, all_of_them):
             if one.included():
                 sum_of(x, process_set=one)  # finds the way
-                ways.append([n for n in counted(lambda: sum_of(x, process_set=one)) if n.startswith("by_")])
+                went.append(ways(lambda: sum_of(x, process_set=one)))
         two_levels = ["by_nccl", "by_host_memory", "by_two_levels"]
         host_memory = ["by_host_memory"]
-        assert ways == [[["by_nccl"], two_levels], [["by_nccl"], host_memory, two_levels], [host_memory, two_levels],
-                        [two_levels]][r], ways
+        assert went == [[["by_nccl"], two_levels], [["by_nccl"], host_memory, two_levels], [host_memory, two_levels],
+                        [two_levels]][r], went
         assert rdp.remove_process_set(all_of_them)
         assert (sum_of(x) == 4).all()
     on_two_hosts(sets)
@@ -177,7 +161,7 @@ def test_buckets_of_plans_beside_named_operations() -> None:
         assert world.current().engine.counters()["by_two_levels"] >= 4 * 7
     on_two_hosts(steps)
     """
-    works(LANE + textwrap.dedent(body))
+    works(body)
 
 
 # --- without it ---------------------------------------------------------------------------------------------
@@ -234,13 +218,7 @@ def test_hosts_with_other_numbers_of_ranks(hosts: tuple[int, ...]) -> None:
 def test_a_failure_in_one_host_ends_all_ranks(fault: str) -> None:
     """Long before any deadline; the other host's GPUs and rings wait for it."""
     body = """
-    def until_it_raises():
-        for _ in range(200):
-            try:
-                sums(2_000_000)
-            except AssertionError:
-                pass
-    on_two_hosts(lambda: each_raises(until_it_raises))
+    on_two_hosts(lambda: each_raises(lambda: until_it_raises(2_000_000)))
     import re
     kinds = [kind for kind, _ in raised]
     assert len(raised) == 4 and "GpuError" in kinds, raised
@@ -252,13 +230,7 @@ def test_a_failure_in_one_host_ends_all_ranks(fault: str) -> None:
 
 def test_what_never_ends_on_one_gpu_ends_all_ranks_in_time() -> None:
     body = """
-    def until_it_raises():
-        for _ in range(200):
-            try:
-                sums(1000)
-            except AssertionError:
-                pass
-    on_two_hosts(lambda: each_raises(until_it_raises))
+    on_two_hosts(lambda: each_raises(lambda: until_it_raises(1000)))
     assert len(raised) == 4 and "GpuError" in [kind for kind, _ in raised], raised
     """
     works(body, limit=50, RINGDP_STANDIN_NCCL_FAIL="async:25:-1", RINGDP_TIMEOUT="2")
@@ -295,7 +267,7 @@ def test_a_bucket_that_is_another_one_elsewhere_fails_on_all_ranks() -> None:
         sums(100)
     on_two_hosts(differ)
     """
-    works(LANE + textwrap.dedent(body))
+    works(body)
 
 
 def test_a_bucket_that_a_rank_leaves_out_fails_in_time() -> None:
@@ -313,13 +285,12 @@ def test_a_bucket_that_a_rank_leaves_out_fails_in_time() -> None:
         sums(100)
     on_two_hosts(leaves_out)
     """
-    works(LANE + textwrap.dedent(body), RINGDP_TIMEOUT="2")
+    works(body, RINGDP_TIMEOUT="2")
 
 
 def test_a_rank_that_leaves_early_is_still_there_for_what_was_begun() -> None:
     """And in the end no communicator was aborted."""
     body = """
-    import ctypes
     def leaves():
         sums(10)
         handles = [rdp.allreduce_async(cupy.array(np.ones(2_000_000, np.float32)), op=rdp.Sum) for _ in range(3)]
@@ -329,8 +300,7 @@ def test_a_rank_that_leaves_early_is_still_there_for_what_was_begun() -> None:
         else:
             handles[-1].wait()
     on_two_hosts(leaves)
-    nccl = ctypes.CDLL(os.environ["RINGDP_NCCL_LIBRARY"])
-    assert (nccl.standin_nccl_destroyed(), nccl.standin_nccl_aborted()) == (4, 0)
+    assert ended_communicators() == (4, 0)
     """
     works(body, RINGDP_TIMEOUT="1000")
 
@@ -347,7 +317,7 @@ def test_a_bucket_whose_rank_has_left_fails_soon() -> None:
                 leave(number, 1, x).wait()
     on_two_hosts(leaves)
     """
-    works(LANE + textwrap.dedent(body), limit=40, RINGDP_TIMEOUT="1000")
+    works(body, limit=40, RINGDP_TIMEOUT="1000")
 
 
 def test_without_its_waits_the_sums_are_wrong() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import counting
 import numpy as np
 import pytest
 
@@ -10,13 +13,9 @@ from ringdp import world
 from ringdp.constants import Dtype
 
 
-def counted(act, times: int = 20) -> dict[str, int]:
-    counters = world.current().engine.counters
+def counted(act, times: int = 20) -> Counter[str]:
     ringdp.barrier()
-    before = counters()
-    for _ in range(times):
-        act()
-    return {what: count - before[what] for what, count in counters().items()}
+    return counting.counted(lambda: [act() for _ in range(times)])
 
 
 def chosen(array: np.ndarray) -> str:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from counting import counted
 from frameworks.torch.helpers import same_on_all_ranks
 
 import ringdp.torch as hvd
-from ringdp import world
 
 
 def network(seed=0, width=4):
@@ -24,10 +24,7 @@ def inputs(step=0):
 
 
 def named_done(act):
-    counters = world.current().engine.counters
-    before = counters()["named"]
-    act()
-    return counters()["named"] - before
+    return counted(act)["named"]
 
 
 def equal(model):

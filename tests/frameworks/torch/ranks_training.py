@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from counting import counted
 from frameworks.torch.helpers import (
     average,
     batches,
@@ -20,7 +21,6 @@ from frameworks.torch.helpers import (
 )
 
 import ringdp.torch as hvd
-from ringdp import world
 from ringdp.torch import device
 
 OPTIMIZERS = {
@@ -116,10 +116,7 @@ def test_a_steady_step_agrees_on_nothing_but_its_vote():
     model = network()
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), bucket_bytes=2048)
     train(model, optimizer, 4)
-    counters = world.current().engine.counters
-    before = counters()
-    train(model, optimizer, 10)
-    done = {what: count - before[what] for what, count in counters().items()}
+    done = counted(lambda: train(model, optimizer, 10))
     assert done["buckets"] >= 20 and done["votes"] == 10 and done["named"] == 0
 
 
