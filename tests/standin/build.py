@@ -23,7 +23,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-CUDA = ["cuda.cc", "graphs.cc", "memory.cc", "streams.cc", "kernels.cc"]
+CUDA = ["cuda.cc", "captures.cc", "graphs.cc", "memory.cc", "streams.cc", "kernels.cc"]
 NCCL = [
     f"nccl{part}.cc" for part in ("", "_collectives", "_communicator", "_elements", "_messages", "_shared")
 ]

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "captures.h"
 #include "graphs.h"
 #include "kernel.h"
 #include "memory.h"
@@ -25,11 +26,14 @@ using namespace ringdp::cuda;
 using standin::Memory;
 using standin::misuse;
 
+using standin::capture_mutex, standin::give, standin::is_stopped, standin::refusal;
+using standin::kCapturedEvent, standin::kCaptureImplicit, standin::kCaptureInvalidated, standin::kCaptureIsolation,
+    standin::kCaptureMerge, standin::kCaptureUnjoined, standin::kCaptureUnmatched, standin::kCaptureUnsupported,
+    standin::kCaptureWrongThread, standin::kIllegalState;
+
 namespace {
 
 constexpr Result kInvalidContext = 201, kInvalidHandle = 400, kNoImage = 209, kLaunchFailure = 719;
-constexpr Result kCaptureUnsupported = 900, kCaptureInvalidated = 901, kCaptureMerge = 902, kCaptureUnmatched = 903,
-                 kCaptureUnjoined = 904, kCaptureIsolation = 905, kCapturedEvent = 907, kCaptureWrongThread = 908;
 
 const char* setting(const char* name) {
   const char* text = std::getenv(name);
@@ -100,11 +104,15 @@ class Handles {
     std::lock_guard lock(mutex_);
     return all_.insert(std::move(made)).first->get();
   }
-  T* find(const void* handle) {
+  template <class Is>
+  T* find_if(const Is& is_it) {
     std::lock_guard lock(mutex_);
     for (const auto& one : all_)
-      if (one.get() == handle) return one.get();
+      if (is_it(*one)) return one.get();
     return nullptr;
+  }
+  T* find(const void* handle) {
+    return find_if([handle](const T& one) { return &one == handle; });
   }
   std::unique_ptr<T> remove(const void* handle) {
     std::lock_guard lock(mutex_);
@@ -143,23 +151,32 @@ Handles<standin::Event>& events() {
 
 using standin::Order;
 
-// Those that their captures have ended; executables; objects that no graph holds yet.
-Handles<standin::SharedGraph>& graphs() {
-  static auto& all = *new Handles<standin::SharedGraph>;
+// Of captures that have ended: a graph's handle is its address, before that, too.
+Handles<std::shared_ptr<standin::Graph>>& graphs() {
+  static auto& all = *new Handles<std::shared_ptr<standin::Graph>>;
   return all;
 }
 Handles<standin::Executable>& executables() {
   static auto& all = *new Handles<standin::Executable>;
   return all;
 }
-Handles<standin::SharedObject>& user_objects() {
-  static auto& all = *new Handles<standin::SharedObject>;
-  return all;
-}
 using GraphExec = struct ExecutableOfDriver*;
 
+std::shared_ptr<standin::Graph>* at(Graph handle) {
+  return graphs().find_if([handle](const auto& graph) { return reinterpret_cast<Graph>(graph.get()) == handle; });
+}
+
+struct OwnedObject {  // by who made it
+  std::shared_ptr<standin::UserObject> object;
+  unsigned references;
+};
+Handles<OwnedObject>& user_objects() {
+  static auto& all = *new Handles<OwnedObject>;
+  return all;
+}
+
 std::shared_ptr<standin::Capture> capture_of(const standin::Stream& stream) {
-  std::lock_guard lock(standin::capture_mutex());
+  std::lock_guard lock(capture_mutex());
   return stream.capture;
 }
 
@@ -257,6 +274,9 @@ std::atomic<bool> events_pass{false};
 #define UNDISTURBED \
   if (standin::disturbs_a_capture()) return kCaptureUnsupported
 
+// What a call has found may be of a device that a kernel has stopped meanwhile.
+static Result unless_stopped(Result found) { return is_stopped() ? kLaunchFailure : found; }
+
 extern "C" {
 
 Result cuInit(unsigned) {
@@ -280,7 +300,17 @@ Result cuGetErrorName(Result error, const char** name) {
                                                       {kNotFound, "CUDA_ERROR_NOT_FOUND"},
                                                       {kNotReady, "CUDA_ERROR_NOT_READY"},
                                                       {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
-                                                      {719, "CUDA_ERROR_LAUNCH_FAILED"}};
+                                                      {kLaunchFailure, "CUDA_ERROR_LAUNCH_FAILED"},
+                                                      {kIllegalState, "CUDA_ERROR_ILLEGAL_STATE"},
+                                                      {kCaptureUnsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+                                                      {kCaptureInvalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
+                                                      {kCaptureMerge, "CUDA_ERROR_STREAM_CAPTURE_MERGE"},
+                                                      {kCaptureUnmatched, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED"},
+                                                      {kCaptureUnjoined, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"},
+                                                      {kCaptureIsolation, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"},
+                                                      {kCaptureImplicit, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"},
+                                                      {kCapturedEvent, "CUDA_ERROR_CAPTURED_EVENT"},
+                                                      {kCaptureWrongThread, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"}};
   const auto found = names.find(error);
   *name = found == names.end() ? nullptr : found->second;
   return found == names.end() ? kInvalidValue : kSuccess;
@@ -425,11 +455,10 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream s
   device_memory(to, bytes, "cuMemcpyHtoDAsync");
   check_pinned(from, bytes, "cuMemcpyHtoDAsync");
   const size_t off = wrong_offset(bytes);
-  in->push([=] {
+  return give(*in, [=] {
     std::byte* reached = device_memory(to, bytes, "cuMemcpyHtoDAsync");
     std::memcpy(reached, static_cast<const std::byte*>(from) + off, bytes - off);
   });
-  return kSuccess;
 }
 
 Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream) {
@@ -439,8 +468,7 @@ Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream)
   if (in == nullptr) return kInvalidHandle;
   device_memory(from, bytes, "cuMemcpyDtoHAsync");
   check_pinned(to, bytes, "cuMemcpyDtoHAsync");
-  in->push([=] { std::memcpy(to, device_memory(from, bytes, "cuMemcpyDtoHAsync"), bytes); });
-  return kSuccess;
+  return give(*in, [=] { std::memcpy(to, device_memory(from, bytes, "cuMemcpyDtoHAsync"), bytes); });
 }
 
 Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream stream) {
@@ -450,11 +478,10 @@ Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream strea
   if (in == nullptr) return kInvalidHandle;
   device_memory(to, bytes, "cuMemcpyDtoDAsync");
   device_memory(from, bytes, "cuMemcpyDtoDAsync");
-  in->push([=] {
+  return give(*in, [=] {
     std::byte* target = device_memory(to, bytes, "cuMemcpyDtoDAsync");
     std::memmove(target, device_memory(from, bytes, "cuMemcpyDtoDAsync"), bytes);
   });
-  return kSuccess;
 }
 
 Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Stream stream) {
@@ -463,8 +490,7 @@ Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Stream str
   standin::Stream* in = at(stream);
   if (in == nullptr) return kInvalidHandle;
   device_memory(to, bytes, "cuMemsetD8Async");
-  in->push([=] { std::memset(device_memory(to, bytes, "cuMemsetD8Async"), value, bytes); });
-  return kSuccess;
+  return give(*in, [=] { std::memset(device_memory(to, bytes, "cuMemsetD8Async"), value, bytes); });
 }
 
 // --- streams and events --------------------------------------------------------------------------------------------------
@@ -483,39 +509,51 @@ Result cuStreamSynchronize(Stream stream) {
   UNDISTURBED;
   standin::Stream* of = at(stream);
   if (of == nullptr) return kInvalidHandle;
-  if (const auto capture = capture_of(*of)) {
-    capture->is_invalid = true;
-    return kCaptureUnsupported;
+  {
+    std::lock_guard lock(capture_mutex());
+    const Result refused = refusal(*of);
+    if (of->capture) of->capture->is_invalid = true;
+    if (refused != kSuccess || of->capture) return of->capture ? kCaptureUnsupported : refused;
   }
   of->synchronize();
-  return standin::is_stopped() ? kLaunchFailure : kSuccess;
+  return unless_stopped(kSuccess);
 }
 
 // --- captures and graphs ------------------------------------------------------------------------------------------------------
+
+static Result capture_info(Stream stream, int* status, uint64_t* id, Graph* graph, const GraphNode** dependencies,
+                           size_t* count) {
+  standin::Stream* of = at(stream);
+  if (of == nullptr) return kInvalidHandle;
+  std::lock_guard lock(capture_mutex());
+  if (standin::is_unusable(*of)) return kCaptureImplicit;
+  const auto& capture = of->capture;
+  *status = !capture ? kCaptureNone : capture->is_invalid ? 2 : kCaptureActive;
+  if (*status != kCaptureActive) return kSuccess;
+  if (id != nullptr) *id = capture->id;
+  if (graph != nullptr) *graph = reinterpret_cast<Graph>(capture->graph());
+  const auto& nodes = capture->dependencies(*of);
+  if (dependencies != nullptr) *dependencies = reinterpret_cast<const GraphNode*>(nodes.data());
+  if (count != nullptr) *count = nodes.size();
+  return kSuccess;
+}
 
 Result cuStreamGetCaptureInfo_v2(Stream stream, int* status, uint64_t* id, Graph* graph, const GraphNode** dependencies,
                                  size_t* count) {
   BEGIN("cuStreamGetCaptureInfo_v2");
   IN_CONTEXT;
-  standin::Stream* of = at(stream);
-  if (of == nullptr || dependencies != nullptr || count != nullptr)
-    return of == nullptr ? kInvalidHandle : kInvalidValue;
-  const auto capture = capture_of(*of);
-  *status = !capture ? kCaptureNone : capture->is_invalid ? 2 : kCaptureActive;
-  if (*status != kCaptureActive) return kSuccess;
-  if (id != nullptr) *id = capture->id;
-  if (graph != nullptr) *graph = reinterpret_cast<Graph>(capture->graph.get());
-  return kSuccess;
+  return capture_info(stream, status, id, graph, dependencies, count);
 }
 
 Result cuStreamIsCapturing(Stream stream, int* status) {
   BEGIN("cuStreamIsCapturing");
-  return cuStreamGetCaptureInfo_v2(stream, status, nullptr, nullptr, nullptr, nullptr);
+  IN_CONTEXT;
+  return capture_info(stream, status, nullptr, nullptr, nullptr, nullptr);
 }
 
 Result cuThreadExchangeStreamCaptureMode(int* mode) {
   BEGIN("cuThreadExchangeStreamCaptureMode");
-  if (*mode < 0 || *mode > kCaptureRelaxed) return kInvalidValue;
+  if (*mode < standin::global || *mode > standin::relaxed) return kInvalidValue;
   std::swap(*mode, standin::mode_of_thread());
   return kSuccess;
 }
@@ -524,10 +562,9 @@ Result cuStreamBeginCapture_v2(Stream stream, int mode) {
   BEGIN("cuStreamBeginCapture_v2");
   IN_CONTEXT;
   standin::Stream* of = at(stream);
-  if (of == nullptr) return kInvalidHandle;
-  if (of->order() == Order::legacy || capture_of(*of)) return kCaptureUnsupported;
-  standin::begin_capture(*of, mode);
-  return kSuccess;
+  if (of == nullptr || mode < standin::global || mode > standin::relaxed)
+    return of == nullptr ? kInvalidHandle : kInvalidValue;
+  return standin::begin_capture(*of, mode);
 }
 
 Result cuStreamEndCapture(Stream stream, Graph* graph) {
@@ -535,25 +572,28 @@ Result cuStreamEndCapture(Stream stream, Graph* graph) {
   IN_CONTEXT;
   *graph = nullptr;
   standin::Stream* of = at(stream);
-  const auto capture = of == nullptr ? nullptr : capture_of(*of);
-  if (!capture || &capture->origin != of) return kCaptureUnmatched;
-  if (capture->mode != kCaptureRelaxed && capture->thread != std::this_thread::get_id()) return kCaptureWrongThread;
-  std::unique_lock lock(standin::capture_mutex());
+  if (of == nullptr) return kInvalidHandle;
+  std::shared_ptr<standin::Graph> captured;  // outlives the lock, as what it holds may end with it
+  std::lock_guard lock(capture_mutex());
+  const auto capture = of->capture;
+  if (!capture) return kIllegalState;
+  if (&capture->origin != of) return kCaptureUnmatched;
+  if (capture->mode != standin::relaxed && capture->thread != std::this_thread::get_id()) return kCaptureWrongThread;
   const bool is_joined = capture->is_joined();
-  const auto captured = standin::end_capture(*capture);
-  lock.unlock();
+  captured = capture->end();
   if (capture->is_invalid) return kCaptureInvalidated;
   if (!is_joined) return kCaptureUnjoined;
-  *graph = reinterpret_cast<Graph>(graphs().add(standin::SharedGraph{captured}));
+  *graph = reinterpret_cast<Graph>(captured.get());
+  graphs().add(captured);
   return kSuccess;
 }
 
 Result cuGraphInstantiateWithFlags(GraphExec* executable, Graph graph, unsigned long long) {
   BEGIN("cuGraphInstantiateWithFlags");
   IN_CONTEXT;
-  const standin::SharedGraph* found = graphs().find(graph);
+  const std::shared_ptr<standin::Graph>* found = at(graph);
   if (found == nullptr) return kInvalidHandle;
-  *executable = reinterpret_cast<GraphExec>(executables().add(found->graph, current.back()));
+  *executable = reinterpret_cast<GraphExec>(executables().add(*found, current.back()));
   return kSuccess;
 }
 
@@ -563,43 +603,49 @@ Result cuGraphLaunch(GraphExec executable, Stream stream) {
   standin::Executable* found = executables().find(executable);
   standin::Stream* of = at(stream);
   if (found == nullptr || of == nullptr) return kInvalidHandle;
-  if (capture_of(*of)) return kCaptureUnsupported;  // CUDA makes it a node
+  std::lock_guard lock(capture_mutex());
+  if (of->capture) misuse("cuGraphLaunch into a stream that is captured: this stand-in knows no graphs in graphs");
+  if (const Result refused = refusal(*of); refused != kSuccess) return refused;
   found->launch(*of);
   return kSuccess;
 }
 
-// Behind what was launched: its lanes end first.
+// What it still does is done, and what it holds ends behind that; the caller does not wait.
 Result cuGraphExecDestroy(GraphExec executable) {
   BEGIN("cuGraphExecDestroy");
-  return executables().remove(executable) ? kSuccess : kInvalidHandle;
+  auto gone = executables().remove(executable);
+  if (!gone) return kInvalidHandle;
+  if (!gone->idle()) std::thread([gone = std::move(gone)] {}).detach();
+  return kSuccess;
 }
 
 Result cuGraphDestroy(Graph graph) {
   BEGIN("cuGraphDestroy");
-  return graphs().remove(graph) ? kSuccess : kInvalidHandle;
+  return graphs().remove(at(graph)) ? kSuccess : kInvalidHandle;
 }
 
 Result cuUserObjectCreate(UserObject* object, void* given, void (*destroy)(void*), unsigned references,
                           unsigned flags) {
   BEGIN("cuUserObjectCreate");
-  if (references != 1 || flags != kNoDestructorSync) return kInvalidValue;
-  *object = reinterpret_cast<UserObject>(
-      user_objects().add(standin::SharedObject{std::make_shared<standin::UserObject>(given, destroy)}));
+  if (destroy == nullptr || references == 0 || flags != kNoDestructorSync) return kInvalidValue;
+  auto made = std::make_shared<standin::UserObject>(given, destroy);
+  *object = reinterpret_cast<UserObject>(user_objects().add(OwnedObject{std::move(made), references}));
   return kSuccess;
 }
 
-// Of the graph that is being captured, too. The references move: the caller has none any more.
+// Of a graph that is being captured, too. The references are the caller's no more.
 Result cuGraphRetainUserObject(Graph graph, UserObject object, unsigned count, unsigned flags) {
   BEGIN("cuGraphRetainUserObject");
-  if (count != 1 || flags != kMoveReferences) return kInvalidValue;
-  const auto moved = user_objects().remove(object);
-  if (!moved) return kInvalidHandle;
-  standin::Graph* held_by = nullptr;
-  if (const standin::SharedGraph* found = graphs().find(graph)) held_by = found->graph.get();
-  std::lock_guard lock(standin::capture_mutex());
-  if (held_by == nullptr) held_by = standin::captured_graph(graph);
-  if (held_by == nullptr) return kInvalidHandle;
-  held_by->held.push_back(moved->object);
+  if (flags != kMoveReferences) misuse("cuGraphRetainUserObject that does not move references");
+  std::lock_guard lock(capture_mutex());
+  const std::shared_ptr<standin::Graph>* kept = at(graph);
+  standin::Graph* holder = kept != nullptr ? kept->get() : standin::captured_graph(graph);
+  OwnedObject* owned = user_objects().find(object);
+  if (holder == nullptr || owned == nullptr) return kInvalidHandle;
+  if (count == 0 || count > owned->references) return kInvalidValue;
+  holder->held.push_back(owned->object);
+  owned->references -= count;
+  if (owned->references == 0) user_objects().remove(object);
   return kSuccess;
 }
 
@@ -609,10 +655,7 @@ Result cuStreamWaitEvent(Stream stream, Event event, unsigned) {
   standin::Stream* of = at(stream);
   standin::Event* until = at(event);
   if (of == nullptr || until == nullptr) return kInvalidHandle;
-  if (drops_wait()) return kSuccess;
-  const auto held = until->hold_up(*of);
-  if (held == standin::Event::Held::in_two_captures) return kCaptureMerge;
-  return held == standin::Event::Held::not_captured ? kCaptureIsolation : kSuccess;
+  return drops_wait() ? kSuccess : until->hold_up(*of);
 }
 
 Result cuEventCreate(Event* event, unsigned) {
@@ -628,8 +671,7 @@ Result cuEventRecord(Event event, Stream stream) {
   standin::Stream* of = at(stream);
   standin::Event* recorded = at(event);
   if (of == nullptr || recorded == nullptr || of->device() != recorded->device()) return kInvalidHandle;
-  recorded->record(*of);
-  return kSuccess;
+  return recorded->record(*of);
 }
 
 Result cuEventQuery(Event event) {
@@ -637,8 +679,8 @@ Result cuEventQuery(Event event) {
   UNDISTURBED;
   standin::Event* asked = at(event);
   if (asked == nullptr) return kInvalidHandle;
-  if (asked->is_captured()) return kCapturedEvent;
-  return events_pass || asked->passed() ? kSuccess : kNotReady;
+  if (asked->is_nothing_to_ask()) return kCapturedEvent;
+  return unless_stopped(events_pass || asked->passed() ? kSuccess : kNotReady);
 }
 
 // For the tests' own events, as ringdp's have no times.
@@ -647,15 +689,16 @@ Result cuEventSynchronize(Event event) {
   UNDISTURBED;
   standin::Event* asked = at(event);
   if (asked == nullptr) return kInvalidHandle;
-  if (asked->is_captured()) return kCapturedEvent;
+  if (asked->is_nothing_to_ask()) return kCapturedEvent;
   asked->synchronize();
-  return kSuccess;
+  return unless_stopped(kSuccess);
 }
 
 Result cuEventElapsedTime(float* milliseconds, Event from, Event to) {
   BEGIN("cuEventElapsedTime");
   standin::Event *first = at(from), *last = at(to);
   if (first == nullptr || last == nullptr) return kInvalidHandle;
+  if (first->is_nothing_to_ask() || last->is_nothing_to_ask()) return kCapturedEvent;
   if (!first->passed() || !last->passed()) return kNotReady;
   *milliseconds = static_cast<float>((last->seconds() - first->seconds()) * 1e3);
   return kSuccess;
@@ -698,12 +741,11 @@ Result cuLaunchKernel(Function function, unsigned grid_x, unsigned grid_y, unsig
   auto copy = std::make_shared<std::vector<std::byte>>(kernel->parameter_bytes);
   std::memcpy(copy->data(), parameters[0], copy->size());
   if (leaves_out(kernel->name)) return kSuccess;
-  in->push([=] {
+  return give(*in, [=] {
     kernel->run(grid_x, block_x, copy->data());
     spoil(*kernel, copy->data());
     Memory::instance().check_gaps();
   });
-  return kSuccess;
 }
 
 // --- for tests ---------------------------------------------------------------------------------------------------------------
@@ -720,7 +762,10 @@ int standin_hold(Stream stream) {
   if (capture_of(*at(stream))) misuse("standin_hold of a stream that is captured");
   std::lock_guard lock(held_mutex);
   held().emplace_back();
-  at(stream)->push([until = held().back().get_future().share()] { until.wait(); });
+  at(stream)->push([until = held().back().get_future().share()] {
+    while (until.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready && !is_stopped()) {
+    }
+  });
   return static_cast<int>(held().size()) - 1;
 }
 
@@ -763,24 +808,41 @@ Stream standin_stream(Stream stream, int device) {
   return reinterpret_cast<Stream>(found);
 }
 
-void standin_enqueue(Stream stream, std::function<void()>* work) {
-  const std::unique_ptr<std::function<void()>> owned(work);
-  standin::Stream& found = *streams().find(stream);
-  capture_of(found) ? found.push(std::move(*owned))
-                    : found.push_mark(std::move(*owned));  // it looks itself who has stopped
-}
-
 uint64_t standin_capture(Stream stream) {
   const auto capture = capture_of(*streams().find(stream));
   return capture ? capture->id : 0;
 }
 
-int standin_stopped() { return standin::is_stopped(); }
+Result standin_enqueue(Stream stream, uint64_t capture, std::function<void()>* work) {
+  const std::unique_ptr<std::function<void()>> owned(work);
+  standin::Stream& to = *streams().find(stream);
+  std::lock_guard lock(capture_mutex());
+  if (standin_capture(stream) != capture) return kCaptureUnmatched;
+  if (const Result refused = refusal(to); refused != kSuccess) return refused;
+  to.capture ? to.capture->add(to, std::move(*owned)) : to.push_mark(std::move(*owned));
+  return kSuccess;
+}
 
+int standin_stopped() { return is_stopped(); }
+
+// From now on no call says that all is well, and then nothing that was not done looks as if it were.
 void standin_trap() {
+  {
+    std::lock_guard lock(faults().mutex);
+    faults().sticky = kLaunchFailure;
+  }
   standin::stop_all();
-  std::lock_guard lock(faults().mutex);
-  faults().sticky = kLaunchFailure;
+}
+
+void standin_check_pinned(uint64_t at, size_t bytes) {
+  std::lock_guard lock(pinned_mutex);
+  const auto* from = reinterpret_cast<const char*>(at);
+  auto block = pinned().upper_bound(from);
+  if (block != pinned().begin()) {
+    const auto* begin = static_cast<const char*>((--block)->first);
+    if (from + bytes <= begin + block->second) return;
+  }
+  misuse("a kernel at an address that is neither the GPU's nor pinned");
 }
 
 std::byte* standin_reach(Address at, size_t bytes, const char* who, int device) {

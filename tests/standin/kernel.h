@@ -20,6 +20,7 @@ const StandinKernel* standin_kernels(size_t* count);
 // itself, and its kernels, find it so many bytes further.
 extern ptrdiff_t standin_alias;
 extern uint64_t standin_device_memory, standin_device_bytes;  // all other addresses are the host's
-// Of cuda.cc. The context ends with an error.
+// Of cuda.cc. The context ends with an error; and what it is not: memory of the host that kernels may touch.
 void standin_trap();
+void standin_check_pinned(uint64_t at, size_t bytes);
 }

@@ -82,6 +82,15 @@ std::function<void()> work_of(const Shared& c, const std::vector<Work>& works, b
   };
 }
 
+// The state that the communicator has then: of a capture that has become invalid, NCCL knows what CUDA answers.
+Result enqueue(cuda::Stream stream, uint64_t capture, std::function<void()> work) {
+  constexpr cuda::Result kCaptureUnmatched = 903;
+  const cuda::Result result = of_cuda().enqueue(stream, capture, new std::function<void()>(std::move(work)));
+  if (result == kCaptureUnmatched)
+    misuse(std::string(capture == 0 ? "a capture began" : "the capture ended") + " while a call of NCCL was under way");
+  return result == cuda::kSuccess ? kSuccess : kUnhandledCudaError;
+}
+
 // Under way when it returns; then the stream gets it.
 Result issue(const Shared& c, cuda::Stream stream, const std::vector<Work>& works) {
   c->state = kInProgress;
@@ -89,10 +98,9 @@ Result issue(const Shared& c, cuda::Stream stream, const std::vector<Work>& work
   std::thread([c, stream, capture, work = work_of(c, works, capture != 0)] {
     static std::atomic<unsigned> seed{1};
     std::this_thread::sleep_for(std::chrono::microseconds(std::minstd_rand(seed++)() % 60));
-    if (of_cuda().capture(stream) != capture) misuse("the capture ended while a call of NCCL was under way");
-    of_cuda().enqueue(stream, new std::function<void()>(work));
+    const Result state = enqueue(stream, capture, work);
     Result expected = kInProgress;
-    c->state.compare_exchange_strong(expected, kSuccess);
+    c->state.compare_exchange_strong(expected, state);
   }).detach();
   return kInProgress;
 }

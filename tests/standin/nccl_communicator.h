@@ -23,14 +23,14 @@ using ringdp::nccl::kSuccess;
 using ringdp::nccl::Operation;
 using ringdp::nccl::Result;
 
-constexpr Result kSystemError = 2, kInternalError = 3, kInvalidArgument = 4, kInvalidUsage = 5;
+constexpr Result kUnhandledCudaError = 1, kSystemError = 2, kInternalError = 3, kInvalidArgument = 4, kInvalidUsage = 5;
 
 // What the stand-in for libcuda has for this one (standin.h).
 struct Cuda {
   std::byte* (*reach)(cuda::Address, size_t, const char*, int);
   cuda::Stream (*stream)(cuda::Stream, int);
-  void (*enqueue)(cuda::Stream, std::function<void()>*);
   uint64_t (*capture)(cuda::Stream);
+  cuda::Result (*enqueue)(cuda::Stream, uint64_t capture, std::function<void()>*);
   int (*stopped)();
   cuda::Uuid (*uuid)();
   int (*ordinal)();

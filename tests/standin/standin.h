@@ -25,13 +25,14 @@ void standin_fail(const char* function, int after, int error);
 // From now on cuEventQuery says that each event has passed, or the truth again.
 void standin_events_pass(int early);
 
-// For the stand-in for libnccl. The stream that a handle means, which must be one of the GPU; work for its thread, in order,
-// which takes it over; where the bytes of a GPU are; the GPU of the current context.
+// For the stand-in for libnccl. The stream that a handle means, which must be one of the GPU; the number of the capture that
+// it is in, or 0; work for its thread, in order, which takes it over, or its answer where it is not in that capture now
+// (903: stream capture unmatched), or cannot be given anything; where the bytes of a GPU are; the GPU of the current
+// context; whether a kernel has stopped all GPUs of this process.
 ringdp::cuda::Stream standin_stream(ringdp::cuda::Stream stream, int device);
-void standin_enqueue(ringdp::cuda::Stream stream, std::function<void()>* work);
-std::byte* standin_reach(ringdp::cuda::Address at, size_t bytes, const char* who, int device);
-// The number of the capture that the stream is in, or 0; whether a kernel has stopped all GPUs of this process.
 uint64_t standin_capture(ringdp::cuda::Stream stream);
+ringdp::cuda::Result standin_enqueue(ringdp::cuda::Stream stream, uint64_t capture, std::function<void()>* work);
+std::byte* standin_reach(ringdp::cuda::Address at, size_t bytes, const char* who, int device);
 int standin_stopped();
 ringdp::cuda::Uuid standin_uuid();
 int standin_ordinal();

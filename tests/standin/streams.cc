@@ -1,6 +1,6 @@
 #include "streams.h"
 
-#include "graphs.h"
+#include "captures.h"
 
 #include <atomic>
 #include <chrono>
@@ -101,10 +101,6 @@ Stream::~Stream() {
 }
 
 void Stream::push(Work work) {
-  {
-    std::lock_guard lock(capture_mutex());
-    if (capture) return capture->add(*this, std::move(work));
-  }
   push_mark([work = std::move(work)] {
     if (!is_stopped()) work();
   });
@@ -176,42 +172,38 @@ Event::Point Event::now() {
   return point_;
 }
 
-void Event::record(Stream& stream) {
-  auto point = std::make_shared<Passing>();
+Result Event::record(Stream& stream) {
   std::lock_guard capturing(capture_mutex());
+  if (const Result refused = refusal(stream); refused != ringdp::cuda::kSuccess) return refused;
   std::lock_guard lock(mutex_);
   captured_ = stream.capture;
-  point_ = captured_ ? nullptr : point;
+  point_ = captured_ ? nullptr : std::make_shared<Passing>();
   if (captured_)
     nodes_ = captured_->last(stream);
   else
-    stream.push_mark([point] { point->pass(); });
-}
-
-bool Event::is_captured() {
-  std::lock_guard lock(mutex_);
-  return captured_ != nullptr;
+    stream.push_mark([point = point_] { point->pass(); });
+  return ringdp::cuda::kSuccess;
 }
 
 // An event that was never recorded holds nothing up.
-Event::Held Event::hold_up(Stream& stream) {
+Result Event::hold_up(Stream& stream) {
+  std::lock_guard capturing(capture_mutex());
+  if (const Result refused = refusal(stream); refused != ringdp::cuda::kSuccess) return refused;
+  std::lock_guard lock(mutex_);
+  if (captured_) return captured_->join(stream, nodes_);
+  if (point_ && stream.capture) {
+    stream.capture->is_invalid = true;
+    return kCaptureIsolation;
+  }
+  if (point_) stream.push_mark([point = point_] { point->wait(); });
+  return ringdp::cuda::kSuccess;
+}
+
+bool Event::is_nothing_to_ask() {
   std::lock_guard capturing(capture_mutex());
   std::lock_guard lock(mutex_);
-  if (captured_ && stream.capture && stream.capture != captured_) {
-    captured_->is_invalid = stream.capture->is_invalid = true;
-    return Held::in_two_captures;
-  }
-  if (captured_ ? captured_->is_over : stream.capture && point_) {
-    if (stream.capture) stream.capture->is_invalid = true;
-    return Held::not_captured;
-  }
-  if (captured_) {
-    stream.capture = captured_;
-    captured_->come_after(stream, nodes_);
-  } else if (point_) {
-    stream.push_mark([point = point_] { point->wait(); });
-  }
-  return Held::well;
+  if (captured_) captured_->is_invalid = true;
+  return captured_ != nullptr;
 }
 
 bool Event::passed() {

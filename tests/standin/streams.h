@@ -10,7 +10,11 @@
 #include <set>
 #include <thread>
 
+#include "device/cuda.h"
+
 namespace standin {
+
+using ringdp::cuda::Result;
 
 // How a stream stands to the legacy default stream of its device: it is that one; what is given to either waits for what
 // the other one was given before; it has nothing to do with it.
@@ -21,14 +25,14 @@ class Stream {
   using Work = std::function<void()>;
   Stream(int device, Order order);
   ~Stream();                  // when all it was given is done
-  void push(Work work);       // or noted, where it is captured; left out where the device has stopped
+  void push(Work work);       // left out where a kernel has stopped the device
   void push_mark(Work work);  // of what orders streams: done in any case
   void synchronize();
   bool idle();
   int device() const { return device_; }
   Order order() const { return order_; }
 
-  std::shared_ptr<class Capture> capture;  // of which it is a part: graphs.h
+  std::shared_ptr<class Capture> capture;  // of which it is a part: captures.h
 
  private:
   void main();
@@ -52,10 +56,11 @@ class Event {
  public:
   using Point = std::shared_ptr<class Passing>;
   explicit Event(int device) : device_(device) {}
-  void record(Stream& stream);
-  enum class Held { well, in_two_captures, not_captured };
-  Held hold_up(Stream& stream);
-  bool is_captured();  // it is a point in a graph, and nobody can wait for it
+  // CUDA's answers.
+  [[nodiscard]] Result record(Stream& stream);
+  [[nodiscard]] Result hold_up(Stream& stream);
+  // It is a point in a graph, which passes again and again or never: who asks whether it has passed spoils the capture.
+  bool is_nothing_to_ask();
   bool passed();
   void synchronize();
   double seconds();  // when it passed, on some clock
