@@ -20,7 +20,11 @@ from standin.build import build
 
 TESTS = Path(__file__).resolve().parent.parent
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_FOUND, NOT_READY = 0, 1, 2, 500, 600
-INVALID_DEVICE, INVALID_CONTEXT, INVALID_HANDLE = 101, 201, 400
+INVALID_DEVICE, INVALID_CONTEXT, INVALID_HANDLE, ILLEGAL_STATE, LAUNCH_FAILED = 101, 201, 400, 401, 719
+UNSUPPORTED, INVALIDATED, MERGE, UNMATCHED, UNJOINED, ISOLATION, IMPLICIT = range(900, 907)
+CAPTURED_EVENT, WRONG_THREAD = 907, 908
+GLOBAL, THREAD_LOCAL, RELAXED = range(3)  # modes of captures and of threads
+NONE, ACTIVE, INVALID = range(3)  # of a stream: whether it is captured
 IN_PROGRESS, SYSTEM_ERROR, INVALID_ARGUMENT, INVALID_USAGE = 7, 2, 4, 5
 SUM, PRODUCT, MAX, MIN, AVERAGE = range(5)
 TYPES = {
@@ -64,7 +68,6 @@ class Config(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("magic", c_uint), ("version", c_uint), ("blocking", c_int)]
 
 
-DESTROY = ctypes.CFUNCTYPE(None, c_void_p)  # of user objects
 _CUDA = {
     "cuPointerGetAttribute": (c_void_p, c_int, c_ulonglong),
     "cuCtxPushCurrent_v2": (c_void_p,),
@@ -80,28 +83,23 @@ _CUDA = {
     "cuStreamCreateWithPriority": (POINTER(c_void_p), c_uint, c_int),
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
-    "cuStreamIsCapturing": (c_void_p, POINTER(c_int)),
-    "cuStreamGetCaptureInfo_v2": (
-        c_void_p,
-        POINTER(c_int),
-        POINTER(c_ulonglong),
-        POINTER(c_void_p),
-        c_void_p,
-        c_void_p,
-    ),
+    "cuEventCreate": (POINTER(c_void_p), c_uint),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventQuery": (c_void_p,),
+    "cuEventSynchronize": (c_void_p,),
+    "cuEventElapsedTime": (c_void_p, c_void_p, c_void_p),
     "cuStreamBeginCapture_v2": (c_void_p, c_int),
     "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuStreamIsCapturing": (c_void_p, POINTER(c_int)),
+    "cuStreamGetCaptureInfo_v2": (c_void_p, *5 * (c_void_p,)),
     "cuThreadExchangeStreamCaptureMode": (POINTER(c_int),),
     "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphExecDestroy": (c_void_p,),
     "cuGraphDestroy": (c_void_p,),
-    "cuUserObjectCreate": (POINTER(c_void_p), c_void_p, DESTROY, c_uint, c_uint),
+    "cuUserObjectCreate": (POINTER(c_void_p), c_void_p, c_void_p, c_uint, c_uint),
     "cuGraphRetainUserObject": (c_void_p, c_void_p, c_uint, c_uint),
-    "cuEventCreate": (POINTER(c_void_p), c_uint),
-    "cuEventRecord": (c_void_p, c_void_p),
-    "cuEventQuery": (c_void_p,),
-    "cuEventSynchronize": (c_void_p,),
+    "cuModuleLoadData": (POINTER(c_void_p), c_char_p),
     "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
     "cuLaunchKernel": (c_void_p, *7 * (c_uint,), c_void_p, POINTER(c_void_p), c_void_p),
     "standin_read": (c_ulonglong, c_void_p, c_size_t),
@@ -260,6 +258,73 @@ def stays_behind(marker: int) -> None:
     """It is not passed, however long one waits."""
     time.sleep(0.02)
     assert not passed(marker)
+
+
+# --- captures and graphs -------------------------------------------------------------------------------------
+
+
+def begin(at: int, mode: int = RELAXED) -> None:
+    ok(cuda().cuStreamBeginCapture_v2(at, mode))
+
+
+def end(at: int) -> int:
+    """The graph."""
+    graph = c_void_p()
+    ok(cuda().cuStreamEndCapture(at, byref(graph)))
+    return graph.value or 0
+
+
+def ends_with(at: int) -> int:
+    """What a capture that failed ends with."""
+    graph = c_void_p(1)
+    status = cuda().cuStreamEndCapture(at, byref(graph))
+    assert graph.value is None
+    return status
+
+
+def status(at: int) -> int:
+    found = c_int()
+    ok(cuda().cuStreamIsCapturing(at, byref(found)))
+    return found.value
+
+
+def instantiate(graph: int) -> int:
+    """What can be launched."""
+    executable = c_void_p()
+    ok(cuda().cuGraphInstantiateWithFlags(byref(executable), graph, 0))
+    return executable.value or 0
+
+
+def captured(at: int, *calls: Callable[[], object], mode: int = RELAXED) -> int:
+    """What can be launched of what these give the stream. Its graph is gone."""
+    begin(at, mode)
+    for call in calls:
+        call()
+    graph = end(at)
+    executable = instantiate(graph)
+    ok(cuda().cuGraphDestroy(graph))
+    return executable
+
+
+def replay(executable: int, at: int) -> None:
+    ok(cuda().cuGraphLaunch(executable, at))
+
+
+@contextlib.contextmanager
+def mode_of_thread(mode: int) -> Iterator[None]:
+    swapped = c_int(mode)
+    ok(cuda().cuThreadExchangeStreamCaptureMode(byref(swapped)))
+    try:
+        yield
+    finally:
+        ok(cuda().cuThreadExchangeStreamCaptureMode(byref(swapped)))
+        assert swapped.value == mode
+
+
+def pinned(nbytes: int) -> int:
+    made = c_void_p()
+    ok(cuda().cuMemHostAlloc(byref(made), nbytes, 1))
+    return made.value or 0
 
 
 # --- ranks, each a thread with a GPU of its own -------------------------------------------------------------

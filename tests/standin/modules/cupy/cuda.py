@@ -65,7 +65,8 @@ class ExternalStream:
         with inside(current_device()):
             call("cuStreamWaitEvent", ctypes.c_void_p(self.ptr), event.handle, ctypes.c_uint(0))
 
-    def begin_capture(self, mode=runtime.streamCaptureModeRelaxed):
+    def begin_capture(self, mode=None):
+        mode = runtime.streamCaptureModeRelaxed if mode is None else mode
         with inside(current_device()):
             call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.ptr), ctypes.c_int(mode))
 
@@ -93,6 +94,9 @@ class Graph:
     def launch(self, stream=None):
         with inside(current_device()):
             call("cuGraphLaunch", self._executable, ctypes.c_void_p((stream or get_current_stream()).ptr))
+
+    def upload(self, stream=None):
+        """Nothing here makes the first launch slower than others."""
 
     def __del__(self):
         with contextlib.suppress(Exception):  # at the end of the process there may be nothing left
