@@ -25,7 +25,7 @@ UNSUPPORTED, INVALIDATED, MERGE, UNMATCHED, UNJOINED, ISOLATION, IMPLICIT = rang
 CAPTURED_EVENT, WRONG_THREAD = 907, 908
 GLOBAL, THREAD_LOCAL, RELAXED = range(3)  # modes of captures and of threads
 NONE, ACTIVE, INVALID = range(3)  # of a stream: whether it is captured
-IN_PROGRESS, SYSTEM_ERROR, INVALID_ARGUMENT, INVALID_USAGE = 7, 2, 4, 5
+IN_PROGRESS, UNHANDLED_CUDA_ERROR, SYSTEM_ERROR, INVALID_ARGUMENT, INVALID_USAGE = 7, 1, 2, 4, 5
 SUM, PRODUCT, MAX, MIN, AVERAGE = range(5)
 TYPES = {
     "int8": 0,
@@ -286,6 +286,17 @@ def status(at: int) -> int:
     found = c_int()
     ok(cuda().cuStreamIsCapturing(at, byref(found)))
     return found.value
+
+
+class CaptureInfo:
+    """What a stream says of its capture."""
+
+    def __init__(self, at: int) -> None:
+        found, number, graph, nodes, count = c_int(), c_ulonglong(), c_void_p(), c_void_p(), c_size_t()
+        out = [byref(x) for x in (found, number, graph, nodes, count)]
+        ok(cuda().cuStreamGetCaptureInfo_v2(at, *out))
+        self.status, self.number, self.graph = found.value, number.value, graph.value
+        self.nodes = list((c_void_p * count.value).from_address(nodes.value)) if count.value else []
 
 
 def instantiate(graph: int) -> int:
