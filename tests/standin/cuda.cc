@@ -493,7 +493,7 @@ Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Stream str
   return give(*in, [=] { std::memset(device_memory(to, bytes, "cuMemsetD8Async"), value, bytes); });
 }
 
-// --- streams and events --------------------------------------------------------------------------------------------------
+// --- streams -----------------------------------------------------------------------------------------------------------------
 
 Result cuStreamCreateWithPriority(Stream* stream, unsigned flags, int) {
   BEGIN("cuStreamCreateWithPriority");
@@ -521,6 +521,8 @@ Result cuStreamSynchronize(Stream stream) {
 
 // --- captures and graphs ------------------------------------------------------------------------------------------------------
 
+constexpr int kCaptureInvalid = 2;  // the status of a stream, beside the core's
+
 static Result capture_info(Stream stream, int* status, uint64_t* id, Graph* graph, const GraphNode** dependencies,
                            size_t* count) {
   standin::Stream* of = at(stream);
@@ -528,7 +530,7 @@ static Result capture_info(Stream stream, int* status, uint64_t* id, Graph* grap
   std::lock_guard lock(capture_mutex());
   if (standin::is_unusable(*of)) return kCaptureImplicit;
   const auto& capture = of->capture;
-  *status = !capture ? kCaptureNone : capture->is_invalid ? 2 : kCaptureActive;
+  *status = !capture ? kCaptureNone : capture->is_invalid ? kCaptureInvalid : kCaptureActive;
   if (*status != kCaptureActive) return kSuccess;
   if (id != nullptr) *id = capture->id;
   if (graph != nullptr) *graph = reinterpret_cast<Graph>(capture->graph());
@@ -649,6 +651,8 @@ Result cuGraphRetainUserObject(Graph graph, UserObject object, unsigned count, u
   return kSuccess;
 }
 
+// --- events ------------------------------------------------------------------------------------------------------------------
+
 Result cuStreamWaitEvent(Stream stream, Event event, unsigned) {
   BEGIN("cuStreamWaitEvent");
   IN_CONTEXT;
@@ -679,7 +683,7 @@ Result cuEventQuery(Event event) {
   UNDISTURBED;
   standin::Event* asked = at(event);
   if (asked == nullptr) return kInvalidHandle;
-  if (asked->is_nothing_to_ask()) return kCapturedEvent;
+  if (asked->asking_disturbs()) return kCapturedEvent;
   return unless_stopped(events_pass || asked->passed() ? kSuccess : kNotReady);
 }
 
@@ -689,7 +693,7 @@ Result cuEventSynchronize(Event event) {
   UNDISTURBED;
   standin::Event* asked = at(event);
   if (asked == nullptr) return kInvalidHandle;
-  if (asked->is_nothing_to_ask()) return kCapturedEvent;
+  if (asked->asking_disturbs()) return kCapturedEvent;
   asked->synchronize();
   return unless_stopped(kSuccess);
 }
@@ -698,7 +702,7 @@ Result cuEventElapsedTime(float* milliseconds, Event from, Event to) {
   BEGIN("cuEventElapsedTime");
   standin::Event *first = at(from), *last = at(to);
   if (first == nullptr || last == nullptr) return kInvalidHandle;
-  if (first->is_nothing_to_ask() || last->is_nothing_to_ask()) return kCapturedEvent;
+  if (first->asking_disturbs() || last->asking_disturbs()) return kCapturedEvent;
   if (!first->passed() || !last->passed()) return kNotReady;
   *milliseconds = static_cast<float>((last->seconds() - first->seconds()) * 1e3);
   return kSuccess;

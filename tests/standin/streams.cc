@@ -199,7 +199,7 @@ Result Event::hold_up(Stream& stream) {
   return ringdp::cuda::kSuccess;
 }
 
-bool Event::is_nothing_to_ask() {
+bool Event::asking_disturbs() {
   std::lock_guard capturing(capture_mutex());
   std::lock_guard lock(mutex_);
   if (captured_) captured_->is_invalid = true;

@@ -59,8 +59,8 @@ class Event {
   // CUDA's answers.
   [[nodiscard]] Result record(Stream& stream);
   [[nodiscard]] Result hold_up(Stream& stream);
-  // It is a point in a graph, which passes again and again or never: who asks whether it has passed spoils the capture.
-  bool is_nothing_to_ask();
+  // It is a point in a graph, which passes again and again or never. Who asks whether it has passed spoils the capture.
+  bool asking_disturbs();
   bool passed();
   void synchronize();
   double seconds();  // when it passed, on some clock
