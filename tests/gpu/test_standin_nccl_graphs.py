@@ -138,6 +138,38 @@ def test_a_replay_waits_for_the_other_ranks_and_its_other_branches_do_not() -> N
         ranks(2, body)
 
 
+def test_no_branch_begins_with_a_launch_before_the_launch_before_has_ended() -> None:
+    def body(rank: Rank) -> None:
+        place, beside, branch, other = put(np.ones(8, np.float32)), allocate(4), stream(), stream()
+
+        def calls() -> None:
+            wait(branch, mark(rank.stream))
+            rank.call("ncclAllReduce", place, place, 8, F32, SUM)
+            fill(beside, 1, 4, branch)
+            wait(rank.stream, mark(branch))
+
+        executable = captured(rank.stream, calls)
+        if rank.rank == 0:
+            replay(executable, rank.stream)
+            on_standins.becomes(lambda: bool((get(beside, 4) == 1).all()), "a branch waits for another one")
+            write(beside, np.zeros(4, np.uint8))
+            replay(executable, other)  # nothing else orders the two streams
+            stays_behind(mark(other))
+            assert not get(beside, 4).any()
+            came.set()
+        else:
+            assert came.wait(on_standins.LIMIT)
+            replay(executable, rank.stream)
+            replay(executable, other)
+        finish(other)
+        assert (get(beside, 4) == 1).all() and (get(place, 8, np.float32) == 4).all()
+        give_up(executable)
+
+    came = threading.Event()
+    with on(0):
+        ranks(2, body)
+
+
 def test_what_was_captured_in_two_graphs_may_be_replayed_in_any_order_that_is_the_same_on_all_ranks() -> None:
     def body(rank: Rank) -> None:
         one, two = put(np.ones(4, np.int32)), put(np.ones(4, np.int32))
