@@ -106,7 +106,8 @@ class Exchange:
         """Finish the window: zeros for what has not come, and everything is reduced. Waits for all ranks."""
         if self.finished:
             return
-        if self._plans.frozen and not self._begun() and not self._has_come():
+        is_joined = self._joined is not None
+        if self._plans.frozen and not is_joined and not self._begun() and not self._has_come():
             return  # replays of CUDA graphs have exchanged what there is
         self._uncover()
         self._passes.stop()

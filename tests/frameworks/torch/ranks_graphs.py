@@ -4,6 +4,7 @@ PyTorch computes at once there, whatever is captured; what ringdp does is captur
 the gradients of a replay where autograd has put those of the capture.
 """
 
+import gc
 import os
 
 import numpy as np
@@ -38,10 +39,10 @@ class Step:
 
     def __init__(self, sizes=(3, 5, 700), **options):
         self.params = parameters(sizes)
-        self.left = {}
-        for p in self.params:
+        self.left = {}  # by number: a hook that refers to its parameter would keep all of this alive
+        for i, p in enumerate(self.params):
             p.data = to_gpu(p.data)
-            p.register_post_accumulate_grad_hook(lambda p: self.left.update({p: p.grad}))
+            p.register_post_accumulate_grad_hook(lambda p, i=i, left=self.left: left.update({i: p.grad}))
         self.optimizer = wrap(self.params, **options)
 
     def backward(self, factor=1, params=None):
@@ -58,13 +59,20 @@ class Step:
 
     def put(self, factor):
         """What autograd would compute in a replay."""
-        for p, grad in self.left.items():
-            values = cupy.array(gradient(p, factor=factor).numpy())
+        for i, grad in self.left.items():
+            values = cupy.array(gradient(self.params[i], factor=factor).numpy())
             stream = cupy.cuda.get_current_stream().ptr
             cupy.cuda.runtime.memcpyAsync(grad.data_ptr(), values.data.ptr, values.nbytes, 3, stream)
 
     def is_reduced(self, factor):
         return all(p.grad is not None and p.grad.tolist() == average(p, factor).tolist() for p in self.params)
+
+
+@pytest.fixture(autouse=True)
+def _gone():
+    """Optimizers take part in later joins as long as they are there."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -118,7 +126,9 @@ def test_a_backward_pass_and_steps_outside(stream, options):
             assert p.grad.tolist() == (times * average(p, factor)).tolist()
             assert p.tolist() == (torch.tensor(was) - 0.5 * times * average(p, factor)).tolist()
         if "compression" in options:
-            assert all(step.left[p].tolist() == average(p, factor).tolist() for p in step.params)
+            assert all(
+                step.left[i].tolist() == average(p, factor).tolist() for i, p in enumerate(step.params)
+            )
     assert world.current().engine.counters()["buckets"] == buckets  # nobody asked the core
 
 
@@ -200,6 +210,22 @@ def test_steps_that_are_not_captured_go_on_by_the_same_plan(stream):
     graph.launch()
     views = [slot.place for slot in step.optimizer._exchange._slots]
     assert [v.tolist() for v in views] == [average(p, 7).tolist() for p in step.params]
+
+
+def test_ranks_join_when_they_have_replayed_all_they_have(stream):
+    step = Step()
+    step.settle()
+    graph = captured(stream, step.backward)
+    step.put(2)
+    graph.launch()
+    step.optimizer.step()
+    if hvd.rank() == 0:
+        cupy.cuda.get_current_stream().synchronize()
+    assert hvd.join() in range(hvd.size())
+    step.optimizer.zero_grad()
+    step.backward(3)
+    step.optimizer.step()
+    assert step.is_reduced(3)
 
 
 def test_several_graphs_of_one_optimizer(stream):
