@@ -1,4 +1,4 @@
-// Who is in a process set, and in its levels, as Python tells it.
+// Who is on which host, as Python tells it.
 #pragma once
 
 #include <algorithm>

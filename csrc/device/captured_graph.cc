@@ -16,6 +16,8 @@ namespace {
 using kernels::gpu::kToldBytes;
 using kernels::gpu::Progress;
 
+constexpr double kMostToCopy = 60;  // seconds
+
 struct Capture {
   uint64_t id = 0;  // 0: none
   cuda::Graph graph = nullptr;
@@ -52,7 +54,7 @@ Registry& registry() {
 std::shared_ptr<CapturedGraph> CapturedGraph::of(Gpu& gpu, cuda::Stream stream) {
   const Capture capture = capture_of(gpu, stream);
   if (capture.id == 0) return nullptr;
-  std::vector<std::shared_ptr<CapturedGraph>> gone;  // outlive the lock: they take it, too
+  std::vector<std::shared_ptr<CapturedGraph>> gone;  // their memory is given back outside of the lock
   Registry& all = registry();
   std::lock_guard lock(all.mutex);
   if (const auto found = all.graphs.find(capture.id); found != all.graphs.end()) return found->second;
@@ -70,8 +72,6 @@ std::shared_ptr<CapturedGraph> CapturedGraph::of(Gpu& gpu, cuda::Stream stream) 
   made->stay_with(capture.graph);
   return all.graphs[capture.id] = made;
 }
-
-CapturedGraph::~CapturedGraph() = default;
 
 // The driver calls back when the graph and all executables that were made of it are gone.
 void CapturedGraph::stay_with(cuda::Graph graph) {
@@ -106,7 +106,11 @@ void* CapturedGraph::constant(const void* bytes, size_t count) {
   std::memcpy(pinned->data(), bytes, count);
   gpu_.copy_to_gpu(there, pinned->data(), count, gpu_.from_host());
   const Gpu::Point copied = gpu_.record(gpu_.from_host());
-  while (!copied->passed()) std::this_thread::yield();
+  const Deadline until = Deadline::in(Seconds(kMostToCopy));
+  while (!copied->passed()) {
+    if (until.passed()) fail(ErrorKind::gpu, gpu_.label(), " has not copied ", count, " bytes within a minute");
+    std::this_thread::yield();
+  }
   return there;
 }
 
@@ -126,6 +130,7 @@ CapturedGraph::Replays& CapturedGraph::replays(int process_set, int ranks, int r
 CapturedGraph::Replays::Replays(Gpu& gpu, CapturedGraph& graph, int ranks, int rank)
     : gpu_(gpu), graph_(graph), ranks_(ranks), rank_(rank), host_(gpu.pinned(sizeof(Progress))) {
   new (host_->data()) Progress{};
+  Kernels::of(gpu).load_for_replays();
   const std::vector<std::byte> zeros(sizeof(uint64_t) + kToldBytes * (1 + static_cast<size_t>(ranks)));
   count_ = static_cast<std::byte*>(graph.constant(zeros.data(), zeros.size()));
   mine_ = count_ + sizeof(uint64_t);

@@ -65,7 +65,6 @@ class CapturedGraph {
   // Made when first asked for.
   Replays& replays(int process_set, int ranks, int rank);
 
-  ~CapturedGraph();
   CapturedGraph(const CapturedGraph&) = delete;
   CapturedGraph& operator=(const CapturedGraph&) = delete;
 

@@ -60,6 +60,7 @@ class Kernels {
   void quantise(void* wire, const void* from, size_t count, size_t block, cuda::Stream stream);
   void dequantise(void* to, const void* wire, size_t count, size_t block, cuda::Stream stream);
 
+  // Loads what may have to be launched while a kernel waits for other ranks: CUDA might load it only behind that.
   void load_for_replays();
   // Of replays of a CUDA graph. `progress`: kernels::gpu::Progress in host memory that the GPU writes.
   void begin_replay(void* progress, void* count, void* told, uint64_t graph, cuda::Stream stream);

@@ -45,12 +45,11 @@ Error Engine::not_in_a_graph(const Submission& s, const ProcessSet& set) const {
 
 // --- replays ------------------------------------------------------------------------------------------------------------
 
-// One more exchange of it is captured. What stops a GPU is loaded now: while one waits for others, nothing might be.
+// One more exchange of it is captured.
 void Engine::note_graph(const Launch& launch) {
   auto& graphs = launch.set.gpus->graphs;
   const auto& graph = launch.submission.graph;
   forget_those_gone(graphs);
-  Kernels::of(*launch.set.gpus->gpu).load_for_replays();
   if (std::find(graphs.begin(), graphs.end(), graph) == graphs.end()) graphs.push_back(graph);
 }
 

@@ -91,6 +91,7 @@ std::string Launch::label() const {
 bool Launch::prepare() {
   Submission& s = submission;
   try {
+    if (submission.graph) replays();
     const uint64_t bytes = scratch_bytes();
     scratch_ = static_cast<std::byte*>(submission.graph ? submission.graph->scratch(bytes) : gpu_.scratch(bytes));
   } catch (const Error&) {

@@ -43,7 +43,7 @@ class Launch {
   // comes no earlier than.
   auto place() const { return std::tuple(clock, set.id, lane(), sequence()); }
   By by() const { return by_; }
-  bool prepare();  // asks for the output; false where there is no memory
+  bool prepare();  // asks for memory, the output's too; false where there is none
   void call();     // NCCL, in our stream
   bool settled() { return nccl_.settled(); }
   bool go_on();      // that is settled: launches what comes behind it; true if NCCL was called again

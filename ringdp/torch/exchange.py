@@ -333,7 +333,7 @@ class Exchange:
 
     def _after_pass(self) -> None:
         self._weights.pass_ended()
-        self._outside += not graphs.is_captured(self._plans)
+        self._outside += not self._captured
         if self.local:
             return
         self._count += 1

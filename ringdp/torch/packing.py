@@ -72,15 +72,12 @@ class Table:
         start = self._flat.storage_offset()
         tensors = [(grad.data_ptr(), grad.numel(), place.storage_offset() - start) for place, grad in copies]
         wanted = stream, tensors
-        if device.is_captured(gpu):  # replays need it when all others have long been given up
+        is_captured = device.is_captured(gpu)
+        if is_captured or wanted != self._of:
             data, entries, tiles = _core.gpu.kernels.table(int(DTYPES[copies[0][1].dtype]), tensors)
-            return (
-                gpu,
-                stream,
-                (_core.gpu.constant_in_graph(gpu, stream, data) if data else 0, entries, tiles),
-            )
-        if wanted != self._of:
-            data, entries, tiles = _core.gpu.kernels.table(int(DTYPES[copies[0][1].dtype]), tensors)
+            if is_captured:  # replays need it when all others have long been given up
+                address = _core.gpu.constant_in_graph(gpu, stream, data) if data else 0
+                return gpu, stream, (address, entries, tiles)
             # New memory: a launch that is under way still reads the other, which PyTorch gives out again behind it.
             self._memory = self._flat.new_empty(max(len(data), 1), dtype=torch.uint8)
             if data:

@@ -156,6 +156,26 @@ def test_what_is_in_flight_at_a_replay_may_meet_it_on_other_ranks() -> None:
     assert done.returncode == -6 and "ncclAllGather of 16 uint8" in done.stderr, done.stderr
 
 
+def test_a_rank_without_memory_for_what_a_graph_keeps() -> None:
+    body = """
+    import ctypes
+    library = ctypes.CDLL(os.environ["RINGDP_CUDA_LIBRARY"])
+
+    def no_memory(r, n):
+        x = arange(1000)
+        barrier.wait()
+        if r == 0:
+            library.standin_fail(b"cuMemAlloc_v2", 1, 2)
+        barrier.wait()
+        capture(lambda: fails(lambda: rdp.allreduce_(x, op=rdp.Sum)), THREAD_LOCAL)
+        sums(10)
+
+    barrier = threading.Barrier(2)
+    in_a_stream(no_memory)
+    """
+    assert works(body).count("a rank has no memory") == 2
+
+
 def test_several_graphs_and_process_sets() -> None:
     body = """
     def several(r, n):

@@ -60,12 +60,17 @@ class Step:
     def put(self, factor):
         """What autograd would compute in a replay."""
         for i, grad in self.left.items():
-            values = cupy.array(gradient(self.params[i], factor=factor).numpy())
-            stream = cupy.cuda.get_current_stream().ptr
-            cupy.cuda.runtime.memcpyAsync(grad.data_ptr(), values.data.ptr, values.nbytes, 3, stream)
+            write(grad.data_ptr(), gradient(self.params[i], factor=factor).numpy())
 
     def is_reduced(self, factor):
         return all(p.grad is not None and p.grad.tolist() == average(p, factor).tolist() for p in self.params)
+
+
+def write(address, values):
+    """Float32 into memory on the GPU, in the current stream."""
+    source = cupy.array(np.asarray(values, np.float32))
+    stream = cupy.cuda.get_current_stream().ptr
+    cupy.cuda.runtime.memcpyAsync(address, source.data.ptr, source.nbytes, 3, stream)
 
 
 @pytest.fixture(autouse=True)
@@ -153,10 +158,7 @@ def test_a_whole_step_by_shards_of_elements(stream):
     for factor in (2, 3, 5):
         step.put(factor)
         for _, flat, (begin, end) in own_elements(step):  # what the optimizer would have made of its part
-            values = cupy.array(np.full(end - begin, 10 * hvd.rank() + factor, np.float32))
-            cupy.cuda.runtime.memcpyAsync(
-                flat.data_ptr() + 4 * begin, values.data.ptr, values.nbytes, 3, stream.ptr
-            )
+            write(flat.data_ptr() + 4 * begin, np.full(end - begin, 10 * hvd.rank() + factor))
         graph.launch()
         for gradients, parameters_now, (begin, end) in own_elements(step):
             wanted = torch.zeros(gradients.numel())
@@ -260,9 +262,7 @@ def test_operations_by_name(stream):
     ranks = range(hvd.size())
     for turn in (1, 2):
         for tensor in (x, y):
-            values = np.full(tuple(tensor.shape), hvd.rank() + turn, np.float32)
-            source = cupy.array(values)
-            cupy.cuda.runtime.memcpyAsync(tensor.data_ptr(), source.data.ptr, source.nbytes, 3, stream.ptr)
+            write(tensor.data_ptr(), np.full(tuple(tensor.shape), hvd.rank() + turn))
         graph.launch()
         assert made["sum"].tolist() == [sum(r + turn for r in ranks)] * 1000
         assert made["all"].tolist() == [[r + turn] * 2 for r in ranks for _ in range(r + 1)]
@@ -390,8 +390,7 @@ def test_collectives_of_torch_distributed(stream, c10d):
     assert seen == [True]
     for turn in (1, 2):
         for tensor in (x, y):
-            source = cupy.array(np.full(tuple(tensor.shape), hvd.rank() + turn, np.float32))
-            cupy.cuda.runtime.memcpyAsync(tensor.data_ptr(), source.data.ptr, source.nbytes, 3, stream.ptr)
+            write(tensor.data_ptr(), np.full(tuple(tensor.shape), hvd.rank() + turn))
         graph.launch()
         total = sum(r + turn for r in range(hvd.size()))
         assert x.tolist() == [total] * 1000
