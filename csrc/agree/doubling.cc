@@ -162,6 +162,8 @@ void Doubling::merge(Gathering& meeting, const Note& note, const std::byte* payl
   const Stage& stage = stages_[meeting.stage];
   Note& heard = meeting.heard;
   if (stage.is_result) {
+    const bool has_data = !(note.flags & (Note::kPoison | Note::kLeft | Note::kJoined));
+    if (note.bytes != (has_data ? meeting.mine.bytes : 0)) refuse(stage.peer);
     heard = note;
     meeting.merged.assign(payload, payload + note.bytes);
     return;
@@ -176,7 +178,7 @@ void Doubling::merge(Gathering& meeting, const Note& note, const std::byte* payl
   heard.flags |= note.flags;
   if (!both_silent) heard.flags &= ~uint32_t{Note::kSilent};
   const bool data_stay = heard.flags & Note::kJoined;
-  if (both_speak && (heard.signature != note.signature || (heard.bytes != note.bytes && !data_stay)))
+  if ((both_speak && heard.signature != note.signature) || (heard.bytes != note.bytes && !data_stay))
     heard.flags |= Note::kPoison;
   if (data_stay || (heard.flags & (Note::kPoison | Note::kLeft))) {
     heard.bytes = 0;
@@ -218,10 +220,12 @@ bool Doubling::poll() {
       Envelope envelope;
       std::memcpy(&envelope, in.buffer.data(), sizeof envelope);
       const int peer = stages_[in.stage].peer;
+      const Note& note = envelope.note;
+      const bool names_rank = note.topic == news || (note.flags & Note::kLeft);
       if (length < sizeof envelope || envelope.magic != Envelope::kMagic || envelope.version != Envelope::kVersion ||
-          length != sizeof envelope + envelope.note.bytes)
-        fail(ErrorKind::transport, "rank ", transport_.name_of(rank()), ": rank ", transport_.name_of(peer),
-             " sent a message that this version of ringdp does not know: install the same one on all hosts");
+          length != sizeof envelope + note.bytes || note.topic > last_topic ||
+          (names_rank && note.ticket >= static_cast<uint64_t>(transport_.size())))
+        refuse(peer);
       take(in.stage, envelope.note, in.buffer.data() + sizeof envelope);
       post(in);
       moved = true;
@@ -234,6 +238,11 @@ bool Doubling::poll() {
     moved = true;
   }
   return moved;
+}
+
+void Doubling::refuse(int peer) const {
+  fail(ErrorKind::transport, "rank ", transport_.name_of(rank()), ": rank ", transport_.name_of(peer),
+       " sent a message that this version of ringdp does not know: install the same one on all hosts");
 }
 
 void Doubling::cancel() {
@@ -250,6 +259,7 @@ void Doubling::tell_news() {
 }
 
 void Doubling::take_news(size_t stage, const Note& note) {
+  if (news_missing_ == 0) refuse(stages_[stage].peer);
   --news_missing_;
   heard_of_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison);
   tell_news();

@@ -78,6 +78,7 @@ class Doubling final : public Meetings {
   void come_with_mark(const Subject& subject, Gathering& meeting);
   void enter(Gathering& meeting);
   void send(int peer, const Note& note, const void* payload);
+  [[noreturn]] void refuse(int peer) const;  // what it has sent makes no sense
   void tell_news();
   void take_news(size_t stage, const Note& note);
   void partner_is_silent();

@@ -14,7 +14,7 @@ Letters::Letters(std::shared_ptr<Host> host, std::vector<int> members, std::vect
       places_(std::move(places)),
       me_(me),
       has_left_(members_.size(), false) {
-  if (members_.size() > 1) mail_ = std::make_unique<Mail>(me, parts);
+  if (members_.size() > 1) mail_ = std::make_unique<Mail>(me, parts, places_);
 }
 
 Letters::Gathering& Letters::at(const Subject& subject) {
@@ -55,7 +55,12 @@ bool Letters::poll() {
 }
 
 void Letters::receive(int member, const Note& note, const std::byte* payload) {
+  const bool names_member =
+      std::any_of(members_.begin(), members_.end(), [&](int m) { return static_cast<uint64_t>(m) == note.ticket; });
+  if (note.topic > last_topic || ((note.topic == leaving || (note.flags & Note::kLeft)) && !names_member))
+    mail_->refuse(member);
   if (note.topic == leaving) {
+    if (has_left_[member]) mail_->refuse(member);
     has_left_[member] = true;
     ++left_count_;
     heard_of_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison);

@@ -36,7 +36,7 @@ namespace ringdp {
 
 class Meetings {
  public:
-  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order };
+  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order, last_topic = order };
 
   struct Received {
     bool here = false;

@@ -6,9 +6,7 @@
 #include <nanobind/stl/string.h>
 
 #include <cstring>
-#include <map>
 #include <memory>
-#include <numeric>
 #include <string>
 
 #include "shared/host.h"
@@ -31,16 +29,6 @@ std::string attach(Host& host, int rank, nb::bytes text) {
   if (text.size() != sizeof card) return "another version of ringdp";
   std::memcpy(&card, text.c_str(), sizeof card);
   return host.attach(rank, card);
-}
-
-// This rank's part of the mail of so many members: its offset in the heap, or nothing where memory is lacking.
-uint64_t make_mail(Host& host, int members) {
-  Heap& heap = host.heap();
-  const size_t bytes = Mail::part_bytes(members);
-  auto* part = static_cast<std::byte*>(heap.allocate(bytes));
-  if (part == nullptr) return Heap::kNowhere;
-  Mail::prepare(part, members, heap.card().token[0] ^ heap.card().token[1]);
-  return heap.offset_of(part, bytes);
 }
 
 // An array of bytes that keeps the heap alive; None where memory is lacking.
@@ -67,45 +55,12 @@ void bind_host(nb::module_& m) {
       .def("attach", &attach, "rank"_a, "card"_a, "Map a rank's heap; why it cannot be, or an empty string.")
       .def(
           "unlink", [](Host& h) { h.heap().unlink(); }, "All have mapped the file: take its name away.")
-      .def("make_mail", &make_mail, "members"_a)
+      .def(
+          "make_mail", [](Host& h, int members) { return Mail::make(h.heap(), members); }, "members"_a)
       .def(
           "free_mail", [](Host& h, uint64_t offset) { h.heap().free(h.heap().at(offset)); }, "offset"_a,
           "When no rank looks at it any more.")
       .def("allocate", &allocate, "bytes"_a, "Zeroed only where the memory is new.");
-}
-
-std::vector<Neighbourhood> local_hosts(const std::vector<int>& hosts) {
-  const int size = static_cast<int>(hosts.size());
-  std::vector<Neighbourhood> all(size);
-  std::vector<int> ranks(size);
-  std::iota(ranks.begin(), ranks.end(), 0);
-  const auto members_of = [&](int rank) {
-    std::vector<int> members;
-    for (int r = 0; r < size; ++r)
-      if (hosts[r] == hosts[rank]) members.push_back(r);
-    return members;
-  };
-  for (int r = 0; r < size; ++r) {
-    all[r].host = make_host(r, "memfd");
-    all[r].members = members_of(r);
-  }
-  for (int r = 0; r < size; ++r)
-    for (const int member : all[r].members) {
-      if (member == r) continue;
-      const std::string reason = all[r].host->attach(member, all[member].host->heap().card());
-      if (!reason.empty()) fail(ErrorKind::transport, reason);
-    }
-  add_local_mail(all, ranks);
-  return all;
-}
-
-void add_local_mail(std::vector<Neighbourhood>& neighbourhoods, const std::vector<int>& ranks) {
-  std::map<int, uint64_t> mail;
-  for (size_t r = 0; r < ranks.size(); ++r)
-    if (neighbourhoods[r].host)
-      mail[ranks[r]] = make_mail(*neighbourhoods[r].host, static_cast<int>(neighbourhoods[r].members.size()));
-  for (Neighbourhood& one : neighbourhoods)
-    for (const int member : one.members) one.mail_offsets.push_back(mail.at(member));
 }
 
 }  // namespace ringdp

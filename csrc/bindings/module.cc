@@ -24,7 +24,6 @@
 #include "bindings/host.h"
 #include "bindings/kernels.h"
 #include "bindings/local.h"
-#include "bindings/members.h"
 #include "bindings/schedules.h"
 #include "bindings/tensor.h"
 #include "bucket/plan.h"

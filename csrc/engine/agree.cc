@@ -109,6 +109,14 @@ void Engine::begin_vote(ProcessSet& set, int lane_id) {
   set.meetings().come(note, words.data(), static_cast<uint64_t>(lane_id));
 }
 
+// What the ranks of a host have told is as long as what this rank has: all have agreed on it.
+void Engine::check_lengths(const ProcessSet& set, const Meetings::Meeting& meeting) {
+  for (size_t member = 0; member < meeting.from.size(); ++member)
+    if (meeting.from[member].payload.size() != meeting.mine.bytes)
+      fail(ErrorKind::transport, "rank ", set.name(), ": rank ", set.ranks[member], " has told ",
+           meeting.from[member].payload.size(), " bytes where ", meeting.mine.bytes, " are agreed on");
+}
+
 // Two payloads of a meeting on their way to all.
 void Engine::merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left) {
   if (meeting.mine.topic != Meetings::named) return merge_votes(mine, theirs, meeting.mine.bytes);
@@ -133,7 +141,7 @@ bool Engine::listen(ProcessSet& set) {
     else if (topic == Meetings::vote)
       counted(set, *meeting);
     else if (topic == Meetings::bucket || topic == Meetings::order)
-      launch_met(meetings, *meeting);
+      launch_met(set, *meeting);
   }
   return moved;
 }
@@ -199,6 +207,7 @@ void Engine::met_by_others(ProcessSet& set, Meetings::Meeting& meeting) {
 
 // Chunk by chunk in the order of the ring, i+1, i+2, …, i: so a tensor has the same sum whichever way it goes in a host.
 void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Meetings::Meeting& meeting) {
+  check_lengths(set, meeting);
   const int ranks = set.size();
   const size_t item = size_of(s.dtype);
   for (int chunk = 0; chunk < ranks; ++chunk) {
@@ -215,19 +224,22 @@ void Engine::sum_letters(const Submission& s, const ProcessSet& set, const Meeti
 }
 
 void Engine::take_sum(const Submission& s, const ProcessSet& set, const Meetings::Meeting& meeting) {
+  RINGDP_CHECK(meeting.merged.size() == meeting.mine.bytes);
   kernels::copy(s.output, meeting.merged.data(), meeting.merged.size());
   elements_of(s, set.size()).finish(s.output, s.output, s.count());
 }
 
-// What all ranks have said together, if they agreed: the smaller word of each.
-std::vector<uint64_t> Engine::merged_words(Meetings::Meeting& meeting) {
+// What all ranks have said together: the smaller word of each. Nothing if they do not agree.
+std::vector<uint64_t> Engine::merged_words(const ProcessSet& set, Meetings::Meeting& meeting) {
+  if (!meeting.agreed) return {};
+  check_lengths(set, meeting);
   std::vector<std::byte> merged = std::move(meeting.merged);
   for (const Meetings::Received& one : meeting.from) {
     if (merged.empty()) merged = one.payload;
-    if (meeting.agreed) merge_votes(merged.data(), one.payload.data(), merged.size());
+    merge_votes(merged.data(), one.payload.data(), merged.size());
   }
   std::vector<uint64_t> words(merged.size() / sizeof(uint64_t));
-  std::memcpy(words.data(), merged.data(), merged.size());
+  if (!words.empty()) std::memcpy(words.data(), merged.data(), words.size() * sizeof words[0]);
   return words;
 }
 
@@ -236,7 +248,7 @@ void Engine::counted(ProcessSet& set, Meetings::Meeting& meeting) {
   Lane& lane = set.lanes[lane_id];
   const bool agreed = meeting.agreed;
   Result result;
-  result.words = merged_words(meeting);
+  result.words = merged_words(set, meeting);
   set.meetings().close(meeting);
   if (lane.votes.empty()) return;  // given up here
   if (!agreed)

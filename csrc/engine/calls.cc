@@ -236,13 +236,17 @@ void Engine::forget(int process_set) {
   sets_.erase(process_set);
 }
 
-bool Engine::shutdown(double seconds) {
+void Engine::begin_shutdown() {
   {
     std::lock_guard lock(mutex_);
     leaving_ = true;
     has_arrivals_ = true;
   }
   wake();
+}
+
+bool Engine::shutdown(double seconds) {
+  begin_shutdown();
   const Deadline deadline = Deadline::in(Seconds(seconds));
   {
     std::unique_lock lock(mutex_);

@@ -1,5 +1,7 @@
 // What follows when the ranks have told each other what they mean by an operation: an error with a table of it, or some rank
 // has joined, and takes part in what the others have submitted.
+#include <algorithm>
+#include <new>
 #include <utility>
 
 #include "base/check.h"
@@ -60,8 +62,10 @@ void Operation::described() {
   }
   RINGDP_CHECK(encoded != nullptr);
   if (divides_by_active) divisor_ = active;
-  if (submission_.absent) take_part(*encoded);
+  part_ = 2;
+  if (submission_.absent && !take_part(*encoded)) return refuse("a rank that has joined has no memory for it");
   const Submission& s = submission_;
+  RINGDP_CHECK(s.kind != OpKind::broadcast || (s.root >= 0 && s.root < set_.size()));
   const auto is_absent = [&](int rank) { return all[rank] == kAbsent || all[rank] == kAbsentNotCounted; };
   const bool lacks_root = s.kind == OpKind::broadcast && is_absent(s.root);
   if (lacks_root || s.kind == OpKind::alltoall || s.kind == OpKind::open_plan) {
@@ -81,12 +85,11 @@ void Operation::described() {
   }
   run_.reset();
   sizes_known_ = false;
-  part_ = 2;
   begin();
 }
 
-// As one that has submitted it, too, with what changes nothing.
-void Operation::take_part(const std::string& encoded) {
+// As one that has submitted it, too, with what changes nothing. False where memory is lacking.
+bool Operation::take_part(const std::string& encoded) {
   Submission mine = Submission::decoded(encoded);
   mine.process_set = submission_.process_set;
   mine.key = submission_.key;
@@ -94,14 +97,18 @@ void Operation::take_part(const std::string& encoded) {
   mine.handle = submission_.handle;
   submission_ = std::move(mine);
   Submission& s = submission_;
+  RINGDP_CHECK(!s.shape.empty() || !(s.first_may_differ() || s.kind == OpKind::reducescatter));
   if (s.first_may_differ()) s.shape[0] = 0;
   chosen_ = choose();
   const uint64_t bytes = s.count() * size_of(s.dtype);
-  scratch_.resize(s.kind == OpKind::reducescatter ? 2 * bytes : bytes);
-  s.input = s.output = scratch_.data();
-  if (s.kind == OpKind::reducescatter) s.output = scratch_.data() + bytes;
+  scratch_.reset(new (std::nothrow)
+                     std::byte[std::max<uint64_t>(1, s.kind == OpKind::reducescatter ? 2 * bytes : bytes)]);
+  if (!scratch_) return false;
+  s.input = s.output = scratch_.get();
+  if (s.kind == OpKind::reducescatter) s.output = scratch_.get() + bytes;
   if (s.kind == OpKind::allreduce || s.kind == OpKind::reducescatter)
-    fill_neutral(scratch_.data(), s.count(), s.dtype, s.op);
+    fill_neutral(scratch_.get(), s.count(), s.dtype, s.op);
+  return true;
 }
 
 }  // namespace ringdp

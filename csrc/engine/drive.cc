@@ -67,6 +67,11 @@ bool Engine::turn(Submission* own) {
   return false;
 }
 
+bool Engine::take_turn() {
+  std::lock_guard drive(drive_);
+  return !stop_ && turn();
+}
+
 // Until somebody submits or drives no more.
 void Engine::thread_sleeps(std::chrono::microseconds most) {
   const uint32_t dozed = thread_bell_.doze();

@@ -94,6 +94,10 @@ class Engine {
   // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or
   // the seconds are over. The thread is joined. False if other ranks were still there.
   bool shutdown(double seconds);
+  void begin_shutdown();  // its first part alone: nothing more is submitted here
+
+  // A turn of whoever takes those of all ranks, in an order of its own (tests), while a Caller keeps the thread off.
+  bool take_turn();
 
   // Ends the whole job at once.
   void abort(int code);
@@ -154,7 +158,8 @@ class Engine {
   void met_by_others(ProcessSet& set, Meetings::Meeting& meeting);
   static void sum_letters(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
   static void take_sum(const Submission& submission, const ProcessSet& set, const Meetings::Meeting& meeting);
-  static std::vector<uint64_t> merged_words(Meetings::Meeting& meeting);
+  static void check_lengths(const ProcessSet& set, const Meetings::Meeting& meeting);
+  static std::vector<uint64_t> merged_words(const ProcessSet& set, Meetings::Meeting& meeting);
   void counted(ProcessSet& set, Meetings::Meeting& meeting);
   void leave(ProcessSet& set);
   void look_for_dead();
@@ -190,7 +195,7 @@ class Engine {
   void sizes_are_known(Operation& operation);
   void add_launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows);
   void propose(uint64_t id, Launch& launch);
-  void launch_met(Meetings& meetings, Meetings::Meeting& meeting);
+  void launch_met(ProcessSet& set, Meetings::Meeting& meeting);
   bool advance_launches();
   std::optional<uint64_t> next_launch() const;
   void launched(uint64_t id, Launch& launch);

@@ -229,6 +229,8 @@ bool Engine::cards_are_here(ProcessSet& set) {
   std::vector<GpuCard> cards(set.ranks.size());
   RINGDP_CHECK(result.output_bytes == cards.size() * sizeof cards[0]);
   std::memcpy(cards.data(), result.output.get(), result.output_bytes);
+  for (const GpuCard& card : cards)
+    RINGDP_CHECK(card.wants >= GpuTransport::automatic && card.wants <= GpuTransport::two_level);
   gpus.why_not_nccl = objection_to_nccl(cards, set);
   gpus.why_not_mpi = objection_to_mpi(cards, set);
   const auto insists_on = [&](GpuTransport way) {
@@ -238,7 +240,7 @@ bool Engine::cards_are_here(ProcessSet& set) {
        {std::pair(GpuTransport::nccl, gpus.why_not_nccl), std::pair(GpuTransport::mpi, gpus.why_not_mpi)})
     if (insists_on(way) && !why_not.empty())
       fail(ErrorKind::gpu, "rank ", rank_, ": RINGDP_GPU_TRANSPORT=", name_of(way), ", but ", why_not);
-  gpus.kernels = std::all_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.kernels; });
+  gpus.kernels = std::all_of(cards.begin(), cards.end(), [](const GpuCard& card) { return card.kernels != 0; });
   if (!gpus.why_not_nccl.empty()) {
     go_without_nccl(set);
     return true;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "agree/digest.h"
+#include "base/check.h"
 #include "engine/operation.h"
 
 namespace ringdp {
@@ -89,11 +90,21 @@ Shared Operation::shared() const {
   const Host& host = *letters.host();
   Shared shared;
   shared.me = static_cast<size_t>(letters.me());
+  const uint64_t item = size_of(submission_.dtype), bytes = submission_.count() * item;
   for (size_t member = 0; member < told_.size(); ++member) {
     const int rank = letters.members()[member], place = letters.places()[member];
-    const auto mapped = [&](uint64_t offset) { return offset == Heap::kNowhere ? nullptr : host.at(place, offset); };
+    const auto mapped = [&](uint64_t offset, uint64_t most) -> std::byte* {
+      if (offset == Heap::kNowhere) return nullptr;
+      if (!host.holds(place, offset, most))
+        fail(ErrorKind::transport, "rank ", set_.name(), ": ", label(), ": rank ", place,
+             " has told a place that lies outside its shared memory");
+      return host.at(place, offset);
+    };
     const Whereabouts& told = told_[member];
-    shared.mates.push_back({rank, mapped(told.output), mapped(told.area), &Counts::at(mapped(told.counts)), told.base});
+    const uint64_t area = told.area == Heap::kNowhere ? 0 : area_of(set_, submission_, options_) * item;
+    std::byte* const counts = mapped(told.counts, sizeof(Counts::Line));
+    RINGDP_CHECK(counts != nullptr && reinterpret_cast<uintptr_t>(counts) % alignof(Counts::Line) == 0);
+    shared.mates.push_back({rank, mapped(told.output, bytes), mapped(told.area, area), &Counts::at(counts), told.base});
   }
   shared.ring = [&letters] { letters.ring(); };
   return shared;

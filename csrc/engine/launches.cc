@@ -71,12 +71,12 @@ void Engine::propose(uint64_t id, Launch& launch) {
 }
 
 // All ranks have come to a bucket, or proposed a place.
-void Engine::launch_met(Meetings& meetings, Meetings::Meeting& meeting) {
+void Engine::launch_met(ProcessSet& set, Meetings::Meeting& meeting) {
   const auto found = launches_.find(meeting.token);
   const bool agreed = meeting.agreed, is_bucket = meeting.mine.topic == Meetings::bucket;
   const uint64_t id = meeting.token;
-  const std::vector<uint64_t> words = merged_words(meeting);
-  meetings.close(meeting);
+  const std::vector<uint64_t> words = merged_words(set, meeting);
+  set.meetings().close(meeting);
   if (in_levels_.count(id) > 0) return levels_met(id, agreed, agreed && words.at(0) > 0);
   if (found == launches_.end()) return;  // given up here
   Launch& launch = found->second;

@@ -188,13 +188,25 @@ void Operation::run_sizes() {
   }
 }
 
+// What the ranks have told of their rows.
+void Operation::check_sizes() const {
+  const uint64_t item = describes() ? 1 : size_of(submission_.dtype) * std::max<uint64_t>(1, row_count());
+  uint64_t left = kMostBytes;
+  for (size_t rank = 0; rank < all_sizes_.size(); ++rank) {
+    const auto rows = static_cast<uint64_t>(all_sizes_[rank]);
+    if (all_sizes_[rank] < 0 || rows > left / item)
+      fail(ErrorKind::transport, "rank ", set_.name(), ": ", label(), ": rank ", set_.ranks[rank], " has told ",
+           all_sizes_[rank], " rows, which no memory holds");
+    left -= rows * item;
+  }
+}
+
 void Operation::run_variable_data() {
   Elements e;
   e.dtype = describes() ? Dtype::uint8 : submission_.dtype;
   std::vector<uint64_t> counts;
   uint64_t total = 0, rows_of_all = 0;
   for (const int64_t rows : all_sizes_) {
-    RINGDP_CHECK(rows >= 0);
     result_.rows.push_back(static_cast<uint64_t>(rows));
     counts.push_back(static_cast<uint64_t>(rows) * row_count());
     total += counts.back();
@@ -208,9 +220,12 @@ void Operation::run_variable_data() {
   if (!fits && !stages) result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
   void* output = stages ? staged : fits ? submission_.output : result_.output.get();
   const Memory memory{describes() ? description_.data() : submission_.input, output};
+  // Without memory nothing is exchanged but that: moves for all of it would be as many as there is no memory for.
+  const uint64_t most = output == nullptr ? 1 : kMostBytes;
+  for (uint64_t& count : counts) count = std::min(count, most);
   if (submission_.kind == OpKind::alltoall && !describes()) {
     std::vector<uint64_t> mine;
-    for (const uint64_t rows : submission_.splits) mine.push_back(rows * row_count());
+    for (const uint64_t rows : submission_.splits) mine.push_back(std::min(rows * row_count(), most));
     // Every rank has other counts, and both ends of a channel must cut alike: the segment does not grow with them.
     start_run(pairwise_alltoall(set_.rank(), mine, counts, pipeline(0, e.dtype)), memory, e, 1);
   } else {
@@ -299,6 +314,7 @@ void Operation::run_finished() {
   }
   if ((describes() || submission_.first_may_differ()) && !sizes_known_) {
     sizes_known_ = true;
+    check_sizes();
     if (!submission_.by_nccl) return run_variable_data();
     result_.rows.assign(all_sizes_.begin(), all_sizes_.end());
     done_ = true;

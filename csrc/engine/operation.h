@@ -66,6 +66,7 @@ class Operation {
   bool describes() const { return describe_ != Describe::no; }
   void run_finished();
   void run_sizes();
+  void check_sizes() const;
   void run_variable_data();
   std::string no_output() const;
   void start_run(Schedule schedule, Memory memory, Elements elements, uint32_t part, Shared shared = {});
@@ -104,7 +105,7 @@ class Operation {
   std::vector<std::string> descriptions() const;
   std::string disagreement(const std::vector<std::string>& descriptions) const;
   void described();
-  void take_part(const std::string& encoded);
+  bool take_part(const std::string& encoded);
 
   // Of tensors on a GPU: by_mpi.cc.
   void wait_for(Gpu::Point point, Next next);
@@ -136,11 +137,11 @@ class Operation {
   Next next_ = nullptr;
   // All ranks choose the same for an operation: they have agreed on its bytes and dtype, by its signature or its plan.
   Algorithm chosen_;
-  int divisor_;                     // of averages
-  uint32_t part_ = 0;               // of the first run
-  int adasum_level_ = -1;           // the exchange that is on
-  std::vector<std::byte> theirs_;   // what it brings
-  std::vector<std::byte> scratch_;  // of a rank that has joined: its input and output
+  int divisor_;                           // of averages
+  uint32_t part_ = 0;                     // of the first run
+  int adasum_level_ = -1;                 // the exchange that is on
+  std::vector<std::byte> theirs_;         // what it brings
+  std::unique_ptr<std::byte[]> scratch_;  // of a rank that has joined: its input and output
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Meetings::Meeting* meeting_ = nullptr;

@@ -7,14 +7,10 @@
 
 namespace ringdp {
 
-namespace {
-
-uint64_t area_of(const ProcessSet& set, const Submission& s, const Options& options) {  // elements
+uint64_t area_of(const ProcessSet& set, const Submission& s, const Options& options) {
   if (set.one_host()) return shared_area(set.size(), s.count(), cut_for_shared_memory(s.dtype, options));
   return two_level_area(*set.levels, s.count(), cut_for_two_levels(*set.levels, s.count(), s.dtype, options));
 }
-
-}  // namespace
 
 InHost way_of(const std::vector<Whereabouts>& told) {
   const auto all = [&](auto can) { return !told.empty() && std::all_of(told.begin(), told.end(), can); };

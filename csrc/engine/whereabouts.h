@@ -35,6 +35,9 @@ void take_memory(Whereabouts& mine, ProcessSet& set, const Submission& submissio
 // counts_too: false where others have still to see what stands in them.
 void give_back(Whereabouts& mine, ProcessSet& set, bool counts_too = true);
 
+// Elements of an area.
+uint64_t area_of(const ProcessSet& set, const Submission& submission, const Options& options);
+
 // What the letters of a meeting say, by member.
 std::vector<Whereabouts> told_in(const Meetings::Meeting& meeting);
 

@@ -23,6 +23,9 @@ constexpr uint64_t kGrowth = 1 << 20;             // memory is reserved in steps
 constexpr uint64_t kIdleMost = 64 << 20;          // more memory than this in free blocks goes back to the system
 constexpr uint64_t kHollowLeast = 1 << 20;        // blocks smaller than this keep theirs
 
+constexpr uint64_t kMostCapacity = uint64_t{1} << 46;  // of an address space
+constexpr const char* kFiles = "/dev/shm/ringdp-";
+
 constexpr uint64_t round_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit * unit; }
 
 std::string why(const char* call) { return std::string(call) + ": " + std::strerror(errno); }
@@ -45,13 +48,23 @@ uint64_t pid_space() {
   return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
 }
 
+// Where another process finds the heap; "" for what no card of ours says.
+std::string path_of(const HeapCard& card) {
+  if (card.kind == HeapKind::memfd && card.pid > 0 && card.fd >= 0)
+    return "/proc/" + std::to_string(card.pid) + "/fd/" + std::to_string(card.fd);
+  const std::string name(card.name, strnlen(card.name, sizeof card.name));
+  const bool is_ours = name.size() < sizeof card.name && name.compare(0, std::strlen(kFiles), kFiles) == 0 &&
+                       name.find('/', std::strlen(kFiles)) == std::string::npos;
+  return card.kind == HeapKind::file && is_ours ? name : "";
+}
+
 int open_file(HeapCard& card) {
   if (card.kind == HeapKind::memfd) {
     const int fd = memfd_create("ringdp", MFD_CLOEXEC);
     if (fd >= 0) fchmod(fd, 0600);
     return fd;
   }
-  std::snprintf(card.name, sizeof card.name, "/dev/shm/ringdp-%d-%08x", card.pid, unsigned(card.token[0]));
+  std::snprintf(card.name, sizeof card.name, "%s%d-%08x", kFiles, card.pid, unsigned(card.token[0]));
   return open(card.name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 }
 
@@ -106,6 +119,7 @@ bool Heap::grow(uint64_t bytes) {
   if (more > card_.capacity - end_ || !reserve(end_, more)) return false;
   give_back(end_, more, false);
   end_ += more;
+  head().end.store(end_, std::memory_order_release);
   return true;
 }
 
@@ -174,11 +188,15 @@ std::unique_ptr<PeerHeap> PeerHeap::map(const HeapCard& card, std::string& reaso
     reason = "another version of ringdp";
     return nullptr;
   }
-  char path[64];
-  std::snprintf(path, sizeof path, "/proc/%d/fd/%d", card.pid, card.fd);
-  const int fd = open(card.kind == HeapKind::memfd ? path : card.name, O_RDWR | O_CLOEXEC);
+  const std::string path = path_of(card);
+  if (path.empty() || card.capacity < kPage || card.capacity > kMostCapacity) {
+    reason = "its card makes no sense";
+    return nullptr;
+  }
+  const int follow = card.kind == HeapKind::file ? O_NOFOLLOW : 0;  // the other is a link of the kernel's
+  const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | follow);
   if (fd < 0) {
-    reason = why(card.kind == HeapKind::memfd ? path : card.name);
+    reason = why(path.c_str());
     return nullptr;
   }
   // Whatever was opened may be another process's file of any length: look before touching.

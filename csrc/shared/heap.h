@@ -5,6 +5,8 @@
 // the same on all ranks, wherever each has mapped it. Blocks are given and taken back by the owner alone, from any thread.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -23,7 +25,7 @@ enum class HeapKind { memfd, file };
 
 // What another process needs to map a heap, and to be sure that it is the one that was meant.
 struct HeapCard {
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;
   uint32_t version = kVersion;
   HeapKind kind = HeapKind::memfd;
   int32_t pid = 0, fd = -1;
@@ -36,8 +38,11 @@ struct HeapCard {
 // The first bytes of every heap.
 struct HeapHead {
   uint64_t token[2];
-  alignas(64) Bell bell;  // rung by peers
+  alignas(64) Bell bell;                  // rung by peers
+  alignas(64) std::atomic<uint64_t> end;  // there is memory up to here; written by the owner alone
 };
+
+inline bool lies_below(uint64_t offset, uint64_t bytes, uint64_t end) { return offset <= end && bytes <= end - offset; }
 
 class Heap {
  public:
@@ -52,6 +57,7 @@ class Heap {
   const HeapCard& card() const { return card_; }
   HeapHead& head() const { return *reinterpret_cast<HeapHead*>(base_); }
   std::byte* at(uint64_t offset) const { return base_ + offset; }
+  bool holds(uint64_t offset, uint64_t bytes) const { return lies_below(offset, bytes, reserved()); }
   void unlink();  // the file's name, once all who need it have opened it
 
   // Zeroed when it is new; aligned to a page from a page on, else to a cache line. nullptr where memory is lacking.
@@ -60,7 +66,7 @@ class Heap {
 
   // The offset of these bytes, or kNowhere if they are not all in this heap.
   uint64_t offset_of(const void* data, size_t bytes) const;
-  uint64_t reserved() const { return end_; }
+  uint64_t reserved() const { return head().end.load(std::memory_order_acquire); }
 
  private:
   struct Free {
@@ -94,6 +100,9 @@ class PeerHeap {
 
   HeapHead& head() const { return *reinterpret_cast<HeapHead*>(base_); }
   std::byte* at(uint64_t offset) const { return base_ + offset; }
+  bool holds(uint64_t offset, uint64_t bytes) const {
+    return lies_below(offset, bytes, std::min(head().end.load(std::memory_order_acquire), capacity_));
+  }
 
  private:
   PeerHeap(std::byte* base, uint64_t capacity) : base_(base), capacity_(capacity) {}

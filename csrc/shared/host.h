@@ -29,6 +29,11 @@ class Host {
     return rank == rank_ ? heap_->at(offset) : peers_.at(rank).heap->at(offset);
   }
 
+  // Whether a peer has memory there: what it has told of a place may be anything.
+  bool holds(int rank, uint64_t offset, uint64_t bytes) const {
+    return rank == rank_ ? heap_->holds(offset, bytes) : peers_.at(rank).heap->holds(offset, bytes);
+  }
+
   // Peers whose process has ended; looks at most once in 10 ms, and finds none in between.
   struct Dead {
     int rank, pid;

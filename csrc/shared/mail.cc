@@ -1,6 +1,7 @@
 #include "shared/mail.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 
@@ -19,7 +20,15 @@ void Mail::prepare(std::byte* memory, int members, uint64_t secret) {
   Part(memory, members).head->secret = secret;
 }
 
-Mail::Mail(int me, const std::vector<std::byte*>& parts) {
+uint64_t Mail::make(Heap& heap, int members) {
+  const size_t bytes = part_bytes(members);
+  auto* part = static_cast<std::byte*>(heap.allocate(bytes));
+  if (part == nullptr) return Heap::kNowhere;
+  prepare(part, members, heap.card().token[0] ^ heap.card().token[1]);
+  return heap.offset_of(part, bytes);
+}
+
+Mail::Mail(int me, const std::vector<std::byte*>& parts, std::vector<int> names) : me_(me), names_(std::move(names)) {
   const int members = static_cast<int>(parts.size());
   for (int m = 0; m < members; ++m) {
     const Part part(parts[m], members);
@@ -32,6 +41,12 @@ Mail::Mail(int me, const std::vector<std::byte*>& parts) {
     for (int reader = 0; reader < members; ++reader)
       if (reader != me) readers_.push_back(&part.cursors[reader]);
   }
+}
+
+void Mail::refuse(int member) const {
+  const auto name = [this](int m) { return names_.empty() ? m : names_[static_cast<size_t>(m)]; };
+  fail(ErrorKind::transport, "rank ", name(me_), ": what rank ", name(member),
+       " has written into the memory of their host makes no sense");
 }
 
 void Mail::post(const Note& note, const void* payload) {

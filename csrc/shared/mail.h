@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "agree/note.h"
+#include "shared/heap.h"
 
 namespace ringdp {
 
@@ -29,27 +30,33 @@ class Mail {
   static constexpr uint32_t kMostPayload = 32 << 10;                   // bytes
   static size_t part_bytes(int members);                               // what one rank's part takes of its heap
   static void prepare(std::byte* part, int members, uint64_t secret);  // by its owner, before the others use it
+  static uint64_t make(Heap& heap, int members);  // both, in the owner's heap: its offset; nowhere without memory
 
-  // parts[i]: the part of member i as mapped here, prepared.
-  Mail(int me, const std::vector<std::byte*>& parts);
+  // parts[i]: the part of member i as mapped here, prepared. names[i]: what users are told of it; none: its number here.
+  Mail(int me, const std::vector<std::byte*>& parts, std::vector<int> names = {});
 
   // To all other members. Waits in this process's memory where the outbox is full: poll() carries it on.
   void post(const Note& note, const void* payload);
 
-  // Calls take(member, note, payload) for each letter that has come; the memory is valid during the call only.
+  // Calls take(member, note, payload) for each letter that has come; the memory is valid during the call only. What a
+  // letter says of its own length is read once and believed within the outbox alone.
   template <class Take>
   bool poll(Take&& take) {
     bool moved = !overflow_.empty() && post_overflow();
     for (Inbox& in : inboxes_) {
       while (const Letter* letter = next(in)) {
         moved = true;
-        if (!(letter->flags & Note::kGap)) take(in.member, *letter, payload_of(*letter));
-        done_with(in, *letter);
+        const Note note = *letter;
+        if (!fits(in, note)) refuse(in.member);
+        if (!(note.flags & Note::kGap)) take(in.member, note, payload_of(*letter, note));
+        done_with(in, note);
       }
     }
     return moved;
   }
   bool all_posted() const { return overflow_.empty(); }
+
+  [[noreturn]] void refuse(int member) const;  // what it has written makes no sense
 
  private:
   static constexpr uint64_t kLines = 4096;  // 256 KiB
@@ -74,21 +81,28 @@ class Mail {
   };
 
   static uint64_t lines_of(uint32_t bytes) { return 1 + (bytes <= Letter::kInLine ? 0 : (bytes + 63) / 64); }
-  static const void* payload_of(const Letter& letter) {
-    return letter.bytes <= Letter::kInLine ? static_cast<const void*>(letter.in_line) : &letter + 1;
+  static const void* payload_of(const Letter& letter, const Note& note) {
+    return note.bytes <= Letter::kInLine ? static_cast<const void*>(letter.in_line) : &letter + 1;
+  }
+  static bool fits(const Inbox& in, const Note& note) {
+    const uint64_t left = kLines - in.at % kLines;
+    if (note.flags & Note::kGap) return note.ticket > 0 && note.ticket <= left;
+    return note.bytes <= kMostPayload && lines_of(note.bytes) <= left;
   }
   const Letter* next(const Inbox& in) const {
     const Letter& letter = in.lines[in.at % kLines];
     return letter.stamp.load(std::memory_order_acquire) == in.at + in.secret ? &letter : nullptr;
   }
-  void done_with(Inbox& in, const Letter& letter) {
-    in.at += (letter.flags & Note::kGap) ? letter.ticket : lines_of(letter.bytes);
+  void done_with(Inbox& in, const Note& note) {
+    in.at += (note.flags & Note::kGap) ? note.ticket : lines_of(note.bytes);
     in.cursor->read.store(in.at, std::memory_order_release);
   }
   bool write(const Note& note, const void* payload);
   bool has_room(uint64_t lines);
   bool post_overflow();
 
+  const int me_;
+  const std::vector<int> names_;
   Letter* lines_ = nullptr;  // of our outbox
   std::vector<const Cursor*> readers_;
   std::vector<Inbox> inboxes_;

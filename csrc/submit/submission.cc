@@ -1,5 +1,6 @@
 #include "submit/submission.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iomanip>
@@ -47,17 +48,29 @@ class Reader {
   template <class T>
   T take() {
     T value{};
-    RINGDP_CHECK(at_ + sizeof value <= text_.size());
+    RINGDP_CHECK(sizeof value <= left());
     std::memcpy(&value, text_.data() + at_, sizeof value);
     at_ += sizeof value;
     return value;
   }
-  std::string text() {
-    const auto length = take<uint64_t>();
-    RINGDP_CHECK(length <= text_.size() - at_);
-    at_ += length;
-    return text_.substr(at_ - length, length);
+  // One of so many, in a byte.
+  template <class T>
+  T one_of(int many) {
+    const auto number = take<uint8_t>();
+    RINGDP_CHECK(number < many);
+    return static_cast<T>(number);
   }
+  uint64_t length(uint64_t item) {  // of items that all are still to come
+    const auto length = take<uint64_t>();
+    RINGDP_CHECK(length <= left() / item);
+    return length;
+  }
+  std::string text() {
+    const uint64_t bytes = length(1);
+    at_ += bytes;
+    return text_.substr(at_ - bytes, bytes);
+  }
+  uint64_t left() const { return text_.size() - at_; }
 
  private:
   const std::string& text_;
@@ -123,16 +136,22 @@ Submission Submission::decoded(const std::string& text) {
     group->signature = signature;
     s.group = std::move(group);
   }
-  s.kind = in.take<OpKind>();
-  s.dtype = in.take<Dtype>();
-  s.on_gpu = in.take<bool>();
-  s.in_graph = in.take<bool>();
-  s.op = in.take<ReduceOp>();
+  s.kind = in.one_of<OpKind>(kOpKinds);
+  s.dtype = in.one_of<Dtype>(kDtypes);
+  s.on_gpu = in.one_of<bool>(2);
+  s.in_graph = in.one_of<bool>(2);
+  s.op = in.one_of<ReduceOp>(kReduceOps);
   s.prescale = in.take<double>();
   s.postscale = in.take<double>();
   s.root = in.take<int32_t>();
-  s.shape.resize(in.take<uint64_t>());
-  for (uint64_t& length : s.shape) length = in.take<uint64_t>();
+  s.shape.resize(in.length(sizeof s.shape[0]));
+  uint64_t bytes = size_of(s.dtype);
+  for (uint64_t& length : s.shape) {
+    length = in.take<uint64_t>();
+    RINGDP_CHECK(length <= kMostBytes / bytes);
+    bytes *= std::max<uint64_t>(1, length);
+  }
+  RINGDP_CHECK(in.left() == 0);
   return s;
 }
 

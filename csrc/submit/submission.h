@@ -17,10 +17,14 @@
 namespace ringdp {
 
 enum class OpKind : uint8_t { allreduce, reducescatter, broadcast, allgather, alltoall, barrier, open_plan, join };
+inline constexpr int kOpKinds = 8;
+
+// More than any memory has: what another rank tells of its sizes must stay below it, so that sums of bytes do not overflow.
+inline constexpr uint64_t kMostBytes = uint64_t{1} << 50;
 
 constexpr const char* name_of(OpKind kind) {
-  constexpr const char* names[] = {"allreduce", "reducescatter", "broadcast", "allgather",
-                                   "alltoall",  "barrier",       "open_plan", "join"};
+  constexpr const char* names[kOpKinds] = {"allreduce", "reducescatter", "broadcast", "allgather",
+                                           "alltoall",  "barrier",       "open_plan", "join"};
   return names[static_cast<int>(kind)];
 }
 
@@ -93,9 +97,9 @@ struct Submission {
   uint64_t count() const;           // elements
   uint64_t row_count() const;       // elements of one row of the first dimension
   bool first_may_differ() const { return kind == OpKind::allgather || kind == OpKind::alltoall; }
-  uint64_t signature() const;   // digest of everything that must be equal on all ranks
-  std::string encoded() const;  // all that a rank needs to know that has not submitted it
-  static Submission decoded(const std::string& text);
+  uint64_t signature() const;                          // digest of everything that must be equal on all ranks
+  std::string encoded() const;                         // all that a rank needs to know that has not submitted it
+  static Submission decoded(const std::string& text);  // throws for what no rank can have encoded
   std::string description() const;  // the same in words: "allreduce float32[3, 4] Average, prescale 1, postscale 1"
 };
 

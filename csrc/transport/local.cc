@@ -1,12 +1,15 @@
 #include "transport/local.h"
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <mutex>
-#include <random>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
+#include "agree/digest.h"
 #include "base/error.h"
 #include "kernels/copy.h"
 
@@ -16,6 +19,9 @@ namespace {
 
 constexpr int kMaxTag = 4095;  // few, so that tests come around them
 
+// As MPI, which takes what is short at once: who has sent it may go before it is received.
+constexpr size_t kShort = 64;  // bytes
+
 struct Message {
   bool is_send;
   void* data;  // const for a send; never written then
@@ -24,30 +30,31 @@ struct Message {
   bool matched = false;
   bool forgotten = false;  // by who has posted it
   bool too_long = false;
-  int not_yet = 0;  // test() answers "not yet" so often first
+  int not_yet = 0;                   // test() answers "not yet" so often first
+  std::vector<std::byte> copy = {};  // of a send that was taken at once
 };
 
 }  // namespace
 
 class LocalHub {
  public:
-  LocalHub(int size, uint64_t seed) : size_(size), random_(seed), delays_(seed != 0) {}
+  LocalHub(int size, uint64_t seed) : size_(size), seed_(seed) {}
   int size() const { return size_; }
 
   uint64_t post(int from, int to, int tag, Message message) {
     std::lock_guard lock(mutex_);
     check();
-    if (delays_) message.not_yet = static_cast<int>(random_() % 8);
+    auto& [waiting, posted] = channels_[{from, to, tag}];
+    message.not_yet = delay(from, to, tag, message.is_send, posted[message.is_send]++);
     const uint64_t id = ++last_;
     auto& entry = messages_.emplace(id, message).first->second;
-    auto& waiting = channels_[{from, to, tag}];
     if (!waiting.empty() && messages_.at(waiting.front()).is_send != entry.is_send) {
       match(messages_.at(waiting.front()), entry);
       if (messages_.at(waiting.front()).forgotten) messages_.erase(waiting.front());
       waiting.pop_front();
     } else {
       waiting.push_back(id);
-      entry.done = message.is_send && message.bytes == 0;  // as MPI, which sends what is short at once
+      if (message.is_send && message.bytes <= kShort) take(entry);
     }
     return id;
   }
@@ -57,32 +64,41 @@ class LocalHub {
     check();
     auto it = messages_.find(id);
     if (!it->second.done || it->second.not_yet-- > 0) return false;
-    const Message message = it->second;
-    if (message.matched)
+    const bool too_long = it->second.too_long;
+    if (received) *received = it->second.bytes;
+    if (it->second.matched)
       messages_.erase(it);
     else
       it->second.forgotten = true;
-    if (message.too_long) fail(ErrorKind::transport, "a message was longer than its receive");
-    if (received) *received = message.bytes;
+    if (too_long) fail(ErrorKind::transport, "a message was longer than its receive");
     return true;
   }
 
   void cancel(uint64_t id) {
     std::lock_guard lock(mutex_);
     messages_.erase(id);
-    for (auto& [channel, waiting] : channels_)
-      for (auto it = waiting.begin(); it != waiting.end();) it = *it == id ? waiting.erase(it) : it + 1;
+    for (auto& [ends, channel] : channels_) {
+      auto& waiting = channel.waiting;
+      waiting.erase(std::remove(waiting.begin(), waiting.end(), id), waiting.end());
+    }
   }
 
-  // A rank that goes takes along what it has posted and nobody has matched: its memory goes too.
+  // A rank that goes takes along what it has posted and nobody has matched, as its memory goes too; not what was taken.
   void withdraw(int rank) {
     std::lock_guard lock(mutex_);
-    for (auto& [channel, waiting] : channels_) {
+    for (auto& [ends, channel] : channels_) {
+      auto& waiting = channel.waiting;
       if (waiting.empty()) continue;
       const bool sends = messages_.at(waiting.front()).is_send;  // a channel holds messages of one side only
-      if ((sends ? std::get<0>(channel) : std::get<1>(channel)) != rank) continue;
-      for (const uint64_t id : waiting) messages_.erase(id);
-      waiting.clear();
+      if ((sends ? std::get<0>(ends) : std::get<1>(ends)) != rank) continue;
+      std::deque<uint64_t> left;
+      for (const uint64_t id : waiting) {
+        Message& message = messages_.at(id);
+        const bool taken = message.is_send && message.bytes <= kShort;
+        if (taken) message.forgotten = true, left.push_back(id);
+        if (!taken) messages_.erase(id);
+      }
+      waiting = std::move(left);
     }
   }
 
@@ -92,6 +108,26 @@ class LocalHub {
   }
 
  private:
+  struct Channel {
+    std::deque<uint64_t> waiting;
+    uint64_t posted[2] = {0, 0};  // receives, sends
+  };
+
+  // By the place of a message in its channel, and not by when it was posted: so ranks whose turns are taken in the same
+  // order see the same again.
+  int delay(int from, int to, int tag, bool is_send, uint64_t number) const {
+    if (seed_ == 0) return 0;
+    const uint64_t channel = uint64_t(from) << 48 | uint64_t(to) << 32 | uint64_t(tag) << 1 | uint64_t{is_send};
+    return static_cast<int>(Digest().add(seed_).add(channel).add(number).value() % 8);
+  }
+
+  static void take(Message& send) {
+    const auto* bytes = static_cast<const std::byte*>(send.data);
+    if (send.bytes > 0) send.copy.assign(bytes, bytes + send.bytes);
+    send.data = send.copy.data();
+    send.done = true;
+  }
+
   static void match(Message& a, Message& b) {
     Message& send = a.is_send ? a : b;
     Message& receive = a.is_send ? b : a;
@@ -111,9 +147,8 @@ class LocalHub {
   std::mutex mutex_;
   uint64_t last_ = 0;
   std::unordered_map<uint64_t, Message> messages_;
-  std::map<std::tuple<int, int, int>, std::deque<uint64_t>> channels_;
-  std::minstd_rand random_;
-  const bool delays_;
+  std::map<std::tuple<int, int, int>, Channel> channels_;  // by sender, receiver, tag
+  const uint64_t seed_;
   int aborted_ = 0;
 };
 

@@ -30,8 +30,8 @@ struct GpuCard {
   int32_t nccl = 0;  // its version; 0: none
   GpuTransport wants = GpuTransport::automatic;
   TakesGpuMemory mpi = TakesGpuMemory::no;
-  bool kernels = false;  // it has ours, and its GPU takes them
-  nccl::UniqueId id{};   // of the communicator to be; the first rank's counts
+  uint8_t kernels = 0;  // it has ours, and its GPU takes them
+  nccl::UniqueId id{};  // of the communicator to be; the first rank's counts
 };
 
 // What is exchanged to see whether the numbers come out right: numbers that a kernel of ours has scaled are summed, with

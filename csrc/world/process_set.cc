@@ -1,5 +1,7 @@
 #include "world/process_set.h"
 
+#include <map>
+
 #include "world/gpus.h"
 
 namespace ringdp {
@@ -27,6 +29,13 @@ Placement placement_of(const Membership& m) {
   placement.shared_memory = m.neighbourhood.members.size() == m.ranks.size();
   placement.two_levels = levels_of(m.sharing, 0).has_value();
   return placement;
+}
+
+Placement placement_on(const std::vector<int>& hosts) {
+  std::map<int, int> ranks_of;
+  int most = 0;
+  for (const int host : hosts) most = std::max(most, ++ranks_of[host]);
+  return {static_cast<int>(hosts.size()), static_cast<int>(ranks_of.size()), most};
 }
 
 // The ranks of this host that are in the set meet by letters, or at least tell each other their places.

@@ -131,4 +131,7 @@ struct ProcessSet {
 // Where its ranks are, with what they share.
 Placement placement_of(const Membership& membership);
 
+// Of ranks on the hosts of these numbers.
+Placement placement_on(const std::vector<int>& hosts);
+
 }  // namespace ringdp

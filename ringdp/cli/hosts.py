@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,15 @@ class Host:
     slots: int | None = None  # ranks it takes; None: not said
 
 
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<slots>[0-9]+))?")
+_SLOTS = "[0-9]{1,6}"
+_HOST = re.compile(rf"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<slots>{_SLOTS}))?")
 
 
 def parse_host(text: str) -> Host:
     """`name` or `name:slots`; an IPv6 address stands in brackets."""
     match = _HOST.fullmatch(text.strip())
-    if not match or match["slots"] == "0":
-        raise HostError(f"{text.strip()!r} is no host: write host:slots, such as node1:4")
+    if not match or (match["slots"] and int(match["slots"]) == 0):
+        raise HostError(f"{text.strip()[:80]!r} is no host: write host:slots, such as node1:4")
     return Host(match["name"], int(match["slots"]) if match["slots"] else None)
 
 
@@ -41,6 +43,8 @@ def parse_hostfile(path: str | Path) -> list[Host]:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
         raise HostError(f"cannot read the hostfile {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise HostError(f"the hostfile {path} is no text") from None
     hosts = []
     for number, line in enumerate(lines, 1):
         words = line.split("#")[0].split()
@@ -59,10 +63,10 @@ def _hostfile_line(words: Sequence[str]) -> Host:
     host = parse_host(words[0])
     for word in words[1:]:
         key, _, value = word.partition("=")
-        if key == "slots" and value.isdecimal() and int(value) > 0:
+        if key == "slots" and re.fullmatch(_SLOTS, value) and int(value) > 0:
             host = Host(host.name, int(value))
         elif key not in ("max_slots", "max-slots"):
-            raise HostError(f"{word!r} is not understood: write `{host.name} slots=4`")
+            raise HostError(f"{word[:80]!r} is not understood: write `{host.name} slots=4`")
     return host
 
 
@@ -72,14 +76,14 @@ def allocated_hosts(environ: Mapping[str, str]) -> list[Host]:
     Names come from PBS only; those of Slurm stand in a compressed list that its launcher expands itself.
     """
     tasks = environ.get("SLURM_TASKS_PER_NODE", "")  # "2(x3),1": three hosts of two, one of one
-    groups = [re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part) for part in tasks.split(",")]
+    groups = [re.fullmatch(rf"({_SLOTS})(?:\(x({_SLOTS})\))?", part) for part in tasks.split(",")]
     if tasks and all(groups):
         return [Host("", int(g[1])) for g in groups if g for _ in range(int(g[2] or 1))]
     try:
         names = Path(environ["PBS_NODEFILE"]).read_text().split()  # a line for each slot
-    except (KeyError, OSError):
+    except (KeyError, OSError, UnicodeDecodeError):
         return []
-    return [Host(name, names.count(name)) for name in dict.fromkeys(names)]
+    return [Host(name, slots) for name, slots in Counter(names).items()]
 
 
 def total_slots(hosts: Sequence[Host]) -> int | None:

@@ -110,12 +110,11 @@ def candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def recognise(text: str) -> tuple[str, tuple[int, ...]] | None:
     """Family and version from the output of `mpirun --version`, or None for an MPI that is not known."""
-    match = re.search(r"\((?:Open MPI|OpenRTE)\)\s+([0-9.]+)", text)
+    number = r"([0-9]{1,9}(?:\.[0-9]{1,9})*)"
+    match = re.search(rf"\((?:Open MPI|OpenRTE)\)\s+{number}", text)
     family = "openmpi"
     if not match:  # Intel MPI is of MPICH's family: the same binary interface, the same Hydra
-        match = re.search(
-            r"HYDRA[^\0]*?Version:\s+([0-9.]+)|Intel\(R\) MPI Library.*?Version ([0-9.]+)", text
-        )
+        match = re.search(rf"HYDRA[^\0]*?Version:\s+{number}|Intel\(R\) MPI Library.*?Version {number}", text)
         family = "mpich"
     if not match:
         return None

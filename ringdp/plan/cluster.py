@@ -70,7 +70,7 @@ class Cluster:
         """
         try:
             table = tomllib.loads(Path(path).read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # no TOML, no text, a number that is too long
             raise UsageError(f"{path}: {error}") from None
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(table) - known):

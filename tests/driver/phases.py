@@ -67,7 +67,7 @@ class Selection:
 
 
 def lint(_: Selection) -> list[Command]:
-    folders = (ROOT / "csrc", TESTS / "gpu", TESTS / "native", TESTS / "perf", TESTS / "standin")
+    folders = (ROOT / "csrc", *(TESTS / name for name in ("fuzz", "gpu", "native", "perf", "standin")))
     sources = sorted(
         str(p.relative_to(ROOT)) for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cc", ".cu")
     )
@@ -97,8 +97,13 @@ def unit(selection: Selection) -> list[Command]:
 
 
 def native(selection: Selection) -> list[Command]:
-    # Most of it is compiling: for this machine, and with --all for two more targets.
-    return [plain("native", "native", selection, 1500 if selection.everything else 240)]
+    # Most of it is compiling: for this machine, and with --all for aarch64.
+    return [plain("native", "native/test_native.py", selection, 2400 if selection.everything else 300)]
+
+
+def sanitize(selection: Selection) -> list[Command]:
+    """The same with sanitizers; with --all only."""
+    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600)] if selection.everything else []
 
 
 def local(selection: Selection) -> list[Command]:
@@ -199,7 +204,20 @@ def examples(selection: Selection) -> list[Command]:
 
 PHASES = {
     f.__name__: f
-    for f in (lint, types, unit, native, local, ranks, algorithms, gpu, frameworks, cluster, examples)
+    for f in (
+        lint,
+        types,
+        unit,
+        native,
+        sanitize,
+        local,
+        ranks,
+        algorithms,
+        gpu,
+        frameworks,
+        cluster,
+        examples,
+    )
 }
 
 

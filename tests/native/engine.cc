@@ -3,13 +3,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "check.h"
-#include "transport/local.h"
+#include "engine/local_ranks.h"
 
 using namespace ringdp;
 
@@ -37,16 +36,7 @@ Floats total(int ranks, size_t count) {
 
 class Ranks {
  public:
-  Ranks(int size, uint64_t delay_seed) {
-    const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
-    std::vector<int> ranks(static_cast<size_t>(size));
-    std::iota(ranks.begin(), ranks.end(), 0);
-    for (int r = 0; r < size; ++r) {
-      Membership everybody{ranks, make_local_transport(data, r), make_local_transport(control, r), {size, 1, size}, {},
-                           {}};
-      engines_.push_back(std::make_unique<Engine>(options(), 0, std::move(everybody)));
-    }
-  }
+  Ranks(int size, uint64_t delay_seed) : engines_(local_engines(options(), size, delay_seed, {})) {}
 
   int size() const { return static_cast<int>(engines_.size()); }
   Engine& operator[](int rank) { return *engines_[rank]; }

@@ -1,8 +1,8 @@
 """The core without Python and without MPI: the tests in the .cc files beside this one, compiled into one executable.
 
-On this machine's architecture always; with --all also for aarch64, under an emulator, and with ThreadSanitizer. The
-emulator runs aarch64's instructions, not its memory ordering, which is weaker than that of x86-64: what is ordered by
-accident still works there. ThreadSanitizer goes by what C++ promises, on any machine.
+On this machine's architecture always; with --all also for aarch64, under an emulator. That runs aarch64's instructions,
+not its memory ordering, which is weaker than that of x86-64: what is ordered by accident still works there. What C++
+promises is checked on any machine by sanitizers (test_sanitizers.py).
 """
 
 from __future__ import annotations
@@ -11,73 +11,33 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
 from driver.phases import ROOT
+from native.building import LIMIT, NAMES, QUICKLY, TARGETS, cxx, make, program, run
 
 from ringdp._build import FLAGS, VERSION
 
-HERE = Path(__file__).parent
-# By file, in the order in which they stand there.
-TESTS = {
-    file.stem: re.findall(r"^TEST\((\w+)\)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    for file in sorted(HERE.glob("*.cc"))
-}
-NAMES = [name for names in TESTS.values() for name in names]
 BINDINGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "bindings").glob("*.cc"))
 MPI_UNIT = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "transport" / "mpi").glob("*.cc"))
 
 AARCH64_CXX = "aarch64-linux-gnu-g++"
 AARCH64 = "aarch64 is not tested: Debian: apt install g++-aarch64-linux-gnu qemu-user"
-LIMIT = 120.0  # seconds for one test, under the emulator too
-
-
-# --- compiling ------------------------------------------------------------------------------------------------------
-
-
-def program(name: str, why: str) -> str:
-    """The path of a program; skips, saying why, where there is none."""
-    return shutil.which(name) or pytest.skip(f"{why} ({name} is missing)")
-
-
-def cxx() -> list[str]:
-    """The compiler that ringdp is built with: CXX, or the first on PATH."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in [named] if named else [["g++"], ["c++"], ["clang++"]]:
-        if shutil.which(command[0]):
-            return command
-    pytest.skip("there is no C++ compiler: Debian: apt install g++")
-
-
-def run(*command: str, env: dict[str, str] | None = None, limit: float = LIMIT) -> str:
-    """What the command writes to its standard output; fails with all that it wrote unless it exits with 0."""
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env={**os.environ, **(env or {})}
-    )
-    if done.returncode != 0:
-        written = (done.stdout + done.stderr).splitlines()
-        shown = [shlex.join(command), *written[:60]]  # the first error is the one to read
-        pytest.fail("\n".join([*shown, f"exit code {done.returncode}"]), pytrace=False)
-    return done.stdout
-
-
-def make(name: str, compiler: list[str], flags: str) -> str:
-    """The path of the executable, made in build/native/<name>, where what did not change is kept."""
-    jobs = os.environ.get("RINGDP_BUILD_JOBS") or str(len(os.sched_getaffinity(0)))
-    out = f"build/native/{name}"
-    words = [program("make", "Debian: apt install make"), "-s", "-j", jobs, "-f", "tests/native/Makefile"]
-    run(*words, f"OUT={out}", f"CXX={shlex.join(compiler)}", f"FLAGS={flags}", limit=900)
-    return str(ROOT / out / "run")
 
 
 @pytest.fixture(scope="module")
-def native() -> list[str]:
-    """How to call the executable of this machine's architecture; compiled quickly rather than to run fast."""
-    return [make("here", cxx(), f"{FLAGS} -O1")]
+def folder() -> Path:
+    """Of the executables of this machine's architecture."""
+    return make("here", cxx(), QUICKLY)
+
+
+@pytest.fixture(scope="module")
+def native(folder: Path) -> list[str]:
+    """How to call the tests on this machine."""
+    return [str(folder / "run")]
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +46,7 @@ def aarch64() -> list[str]:
     compiler = program(AARCH64_CXX, AARCH64)
     emulator = program("qemu-aarch64", AARCH64)
     libraries = Path(run(compiler, "-print-file-name=libc.so.6").strip()).resolve().parent
-    return [emulator, "-L", str(libraries.parent), make("aarch64", [compiler], FLAGS)]
-
-
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The same with ThreadSanitizer."""
-    probe = tmp_path_factory.mktemp("sanitizer") / "probe"
-    source = probe.with_suffix(".cc")
-    source.write_text("int main() { return 0; }\n")
-    words = [*cxx(), "-fsanitize=thread", str(source), "-o", str(probe)]
-    if subprocess.run(words, capture_output=True).returncode:
-        pytest.skip("this compiler comes without ThreadSanitizer: Debian's g++ and clang have it")
-    if subprocess.run([probe], capture_output=True).returncode:
-        pytest.skip("ThreadSanitizer does not run on this kernel")
-    return [make("thread-sanitizer", cxx(), f"{FLAGS} -O1 -g -fsanitize=thread")]
+    return [emulator, "-L", str(libraries.parent), str(make("aarch64", [compiler], FLAGS) / "run")]
 
 
 # --- the tests ------------------------------------------------------------------------------------------------------
@@ -124,10 +70,22 @@ def test_aarch64_computes_the_same_bits(native: list[str], aarch64: list[str]) -
     assert run(*aarch64, "--bits") == bits
 
 
+@pytest.mark.parametrize(("way", "seeds"), [("turns", 400), ("threads", 60)])
+def test_scenarios_end_as_they_must(native: list[str], way: str, seeds: int) -> None:
+    """Random ranks, operations, orders and faults, by seed: tests/native/play.h."""
+    run(*native, "--play", way, "1", str(seeds))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TESTS["engine"])
-def test_no_data_races(sanitized: list[str], name: str) -> None:
-    run(*sanitized, name)
+@pytest.mark.parametrize(("way", "seeds"), [("turns", 8000), ("threads", 800)])
+def test_thousands_of_scenarios_end_as_they_must(native: list[str], way: str, seeds: int) -> None:
+    run(*native, "--play", way, "1000", str(seeds), limit=600)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_any_input_is_taken_or_refused(folder: Path, target: str) -> None:
+    """See tests/fuzz/README.md."""
+    run(str(folder / "fuzz"), "--seconds", "1", target)
 
 
 @pytest.mark.slow
@@ -165,6 +123,11 @@ def python_includes() -> list[str]:
 def test_every_test_is_run(native: list[str]) -> None:
     assert sorted(run(*native, "--list").split()) == sorted(NAMES)
     assert len(NAMES) == len(set(NAMES)) > 20
+
+
+def test_every_target_is_fed(folder: Path) -> None:
+    assert sorted(run(str(folder / "fuzz"), "--list").split()) == TARGETS
+    assert len(TARGETS) == len(set(TARGETS)) > 8
 
 
 def test_a_check_that_fails_is_noticed(native: list[str]) -> None:

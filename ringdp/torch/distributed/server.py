@@ -7,11 +7,14 @@ is answered when they are there, or when its time has passed.
 from __future__ import annotations
 
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ringdp.errors import TransportError, UsageError
 
 REQUEST_TAG = 0
 FIRST_REPLY_TAG, REPLY_TAGS = 1, 32000
@@ -20,6 +23,7 @@ GROWTH = 1.1
 TIMED_OUT = b"timed out"
 DONE = b"done"
 FAILED = b"failed"
+CALLS = ("set", "get", "check", "add", "append", "compare_set", "delete", "count")
 
 
 def pack(fields: Sequence[bytes]) -> bytes:
@@ -29,10 +33,17 @@ def pack(fields: Sequence[bytes]) -> bytes:
 
 
 def unpack(message: bytes) -> list[bytes]:
-    """The fields of a message."""
-    (count,) = struct.unpack_from("<I", message)
-    lengths = struct.unpack_from(f"<{count}Q", message, 4)
-    fields, start = [], 4 + 8 * count
+    """The fields of a message.
+
+    Raises:
+        TransportError: it is none of ours.
+    """
+    (count,) = struct.unpack_from("<I", message) if len(message) >= 4 else (0,)
+    start = 4 + 8 * count
+    lengths = struct.unpack_from(f"<{count}Q", message, 4) if start <= len(message) else ()
+    if start + sum(lengths) != len(message) or len(lengths) != count:
+        raise TransportError(f"torch.distributed's store got {len(message)} bytes that are no message of it")
+    fields = []
     for length in lengths:
         fields.append(message[start : start + length])
         start += length
@@ -58,6 +69,8 @@ class Table:
 
     def perform(self, what: str, fields: Sequence[bytes]) -> list[bytes]:
         """One of the methods below, which no other thread can disturb."""
+        if what not in CALLS:
+            raise UsageError(f"there is no {what!r}")
         with self._changed:
             answer: list[bytes] = getattr(self, f"_{what}")(*fields)
             self._changed.notify_all()
@@ -107,6 +120,23 @@ class Waiting:
     fields: list[bytes]
     end: float
 
+    @classmethod
+    def parsed(cls, message: bytes, source: int) -> Waiting:
+        """What a rank asks for.
+
+        Raises:
+            TransportError: it is no request.
+        """
+        words = unpack(message)
+        try:
+            tag, what, seconds, count = (word.decode() for word in words[:4])
+            number, patience, keys = int(tag), float(seconds), int(count)
+        except ValueError:
+            number = patience = keys = -1
+        if number < 0 or not 0 <= patience < float("inf") or not 0 <= keys <= len(words) - 4:
+            raise TransportError(f"rank {source} has sent torch.distributed's store what is no request")
+        return cls(source, number, what, words[4 : 4 + keys], words[4 + keys :], time.monotonic() + patience)
+
 
 class Server:
     """Answers requests that come on a communicator, in a thread of its own.
@@ -150,13 +180,10 @@ class Server:
             return False
         data = bytearray(status.Get_count(self._MPI.BYTE))
         message.Recv([data, self._MPI.BYTE])
-        tag, what, seconds, count, *fields = unpack(bytes(data))
-        keys, rest = fields[: int(count)], fields[int(count) :]
-        self._waiting.append(
-            Waiting(
-                status.Get_source(), int(tag), what.decode(), keys, rest, time.monotonic() + float(seconds)
-            )
-        )
+        try:
+            self._waiting.append(Waiting.parsed(bytes(data), status.Get_source()))
+        except TransportError as error:  # whoever sent it waits in vain, and the others need not
+            print(f"ringdp: {error}", file=sys.stderr, flush=True)
         return True
 
     def _answer_waiting(self) -> bool:
