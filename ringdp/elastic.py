@@ -1,8 +1,10 @@
 """State that is committed to memory and restored when an exchange fails: the part of Horovod's elastic interface that
 knows no framework. `ringdp.torch.elastic` has the rest.
 
-What works: ranks that are all alive go back to the last commit together and go on. What does not: ranks that are lost
-do not come back, and none join; then every rank gets an error that says so. See docs/elastic.md.
+What works: ranks that are all alive go back to the last commit together and go on; and where a folder is given, commits
+are written to it as well (`ringdp.commits`), so that a job that has failed goes on from there when it is started again.
+What does not: ranks that are lost do not come back by themselves, and none join; then every rank gets an error that
+says so. See docs/elastic.md.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import copy
 import enum
 import functools
+import os
+import pickle
 import queue
 import sys
 from collections.abc import Callable, Iterable
@@ -18,8 +22,11 @@ from typing import Any
 import numpy as np
 
 from ringdp import world
+from ringdp.commits import generators
+from ringdp.commits.kept import Kept, Payloads, folder_for
+from ringdp.commits.loading import Payload
 from ringdp.constants import Max
-from ringdp.errors import HorovodInternalError, HostsUpdatedInterrupt, PeerError
+from ringdp.errors import HorovodInternalError, HostsUpdatedInterrupt, PeerError, UsageError
 from ringdp.numpy.ops import operations
 from ringdp.process_sets import add_process_set
 
@@ -50,6 +57,7 @@ class State:
         self._last_updated_timestamp: float = 0
         self._reset_callbacks: list[Callable[[], Any]] = []
         self._commits = 0
+        self._kept: Kept | None = None  # the commits on the disk
 
     def register_reset_callbacks(self, callbacks: Iterable[Callable[[], Any]]) -> None:
         """Functions to call after each reset, before `sync()`: to scale the learning rate by `size()` anew, say."""
@@ -73,10 +81,43 @@ class State:
         self._host_messages.put((timestamp, update_res))
 
     def commit(self) -> None:
-        """`save()`, then `check_host_updates()`. Collective. A copy of everything: not for every batch."""
+        """`save()`, then `check_host_updates()`. Collective. A copy of everything: not for every batch.
+
+        Where there is a folder, a thread writes what was saved to it meanwhile; nobody waits for the disk. A commit
+        that comes while the one before is still being written, on some rank, is not written.
+        """
         self.save()
+        if self._kept is not None:
+            self._kept.write()
         self.check_host_updates()
         self._commits += 1
+
+    def resume(self) -> int | None:
+        """Go on from the newest commit in the folder, if there is one. Collective. `elastic.run` calls it first of all.
+
+        A file that is torn or corrupt is named on stderr, and the commit before is taken. As many ranks as have
+        committed also get their random numbers back (Python's, NumPy's, the framework's).
+
+        Returns:
+            The commit's number, counted over all restarts; None where there is none, or no folder, or this state has
+            committed or gone on already.
+
+        Raises:
+            UsageError: there are commits, and none can be used, or they are of another state than this one; on every
+                rank.
+        """
+        return None if self._kept is None else self._kept.resume()
+
+    def flush(self, seconds: float | None = None) -> bool:
+        """Wait until the last commit is in the folder. Local. `elastic.run` does it before it returns.
+
+        Args:
+            seconds: at most so long; default 600.
+
+        Returns:
+            Whether nothing is being written any more.
+        """
+        return self._kept is None or self._kept.flush(seconds)
 
     def check_host_updates(self) -> None:
         """Raise HostsUpdatedInterrupt, on all ranks, if rank 0 was told that hosts change. Collective, no copy."""
@@ -117,15 +158,26 @@ class ObjectState(State):
 
     Args:
         bcast_object, get_rank: see `State`.
+        folder: commits are also written there, for restarts (docs/elastic.md), pickled; default: where
+        RINGDP_COMMIT_DIR
+            says, and nowhere if it says nothing or this is empty.
         kwargs: the attributes' first values.
     """
 
     def __init__(
-        self, bcast_object: Callable[[Any], Any], get_rank: Callable[[], int], **kwargs: Any
+        self,
+        bcast_object: Callable[[Any], Any],
+        get_rank: Callable[[], int],
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(bcast_object, get_rank)
         self._saved_state: dict[str, Any] = {}
         self._keep(kwargs)
+        path = folder_for(folder)
+        if path is not None:
+            self._kept = Kept(path, self)
 
     def save(self) -> None:
         self._keep({name: getattr(self, name) for name in self._saved_state})
@@ -143,6 +195,44 @@ class ObjectState(State):
         for name, value in values.items():
             setattr(self, name, value)
 
+    # --- see ringdp.commits.kept.Holder ---
+
+    def _payloads(self) -> Payloads:
+        saved, numbers = self._saved_state, generators.states()
+        return Payloads(lambda sink: pickle.dump(saved, sink), lambda sink: pickle.dump(numbers, sink))
+
+    def _put_state(self, state: Payload) -> None:
+        self._take_saved(pickle.loads(state))
+
+    def _fits(self, own: Payload) -> bool:
+        return True
+
+    def _put_parts(self, parts: Iterable[tuple[int, Payload]], as_before: bool) -> None:
+        for rank, part in parts:
+            if rank == self._rank():
+                generators.put(pickle.loads(part))
+
+    def _take_saved(self, values: dict[str, Any]) -> None:
+        """What was committed is what is there.
+
+        Raises:
+            UsageError: the names are others.
+        """
+        refuse_other_names(values, self._saved_state)
+        self._saved_state = values
+        ObjectState.restore(self)
+
+
+def refuse_other_names(committed: Iterable[str], here: Iterable[str]) -> None:
+    """Raise UsageError unless they are the same."""
+    theirs, ours = sorted(committed), sorted(here)
+    if theirs != ours:
+        raise UsageError(
+            f"rank {world.rank()}: the commit is of another state than this one: it has "
+            f"{', '.join(theirs) or 'nothing'}, here are {', '.join(ours) or 'none'}. "
+            "To begin anew, delete the folder of commits"
+        )
+
 
 def run_fn(
     func: Callable[..., Any], reset: Callable[[Exception], None], reset_limit: int = RESET_LIMIT
@@ -157,13 +247,17 @@ def run_fn(
 
     @functools.wraps(func)
     def wrapper(state: State, *args: Any, **kwargs: Any) -> Any:
-        failures, commits, skip_sync = 0, state._commits, False
+        failures, commits, skip_sync, must_resume = 0, state._commits, False, True
         while True:
             cause: Exception
             try:
+                if must_resume:
+                    skip_sync = state.resume() is not None
+                    must_resume = False
                 if not skip_sync:
                     state.sync()
                 result = func(state, *args, **kwargs)
+                state.flush()
                 # All ranks return together: one that fails in its last step is not left alone by those that did not.
                 if world.is_initialized():
                     operations.allreduce(np.zeros(1), name="elastic.run has returned")

@@ -6,7 +6,10 @@ _GLOO = "ringdp has one engine, MPI, and no gloo: leave the option out"
 _SSH = (
     "write it into ~/.ssh/config, or set mpirun's own variable, in Open MPI 5 PRTE_MCA_plm_ssh_args='-p 2222'"
 )
-_ELASTIC = "elastic jobs are not supported yet: start a fixed number of ranks with -n"
+_ELASTIC = (
+    "elastic jobs are not supported yet: start a fixed number of ranks with -n; --restarts K starts a failed job "
+    "again, from its last commit"
+)
 _STALL = "ringdp has deadlines instead of a stall check: leave the option out"
 _FUSION = "set RINGDP_BUCKET_BYTES to a number of bytes instead"
 _TIMELINE = "set RINGDP_TIMELINE to the file of the timeline instead; there are no cycles to mark"

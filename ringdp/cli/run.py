@@ -9,18 +9,22 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ringdp import launch
 from ringdp.cli import hosts as host_lists
 from ringdp.cli import mpirun as mpiruns
+from ringdp.cli import restarts
 from ringdp.cli.horovodrun import EXPLANATIONS
+from ringdp.commits.folder import VARIABLE as COMMIT_DIR
 
 _EXAMPLES = """examples:
   ringdp run -n 2 train.py --epochs 5            two ranks on this host
   ringdp run -n 8 -H node1:4,node2:4 train.py    four ranks on each of two hosts
   ringdp run -n 8 --hostfile hosts train.py      the same, from a file of lines `node1 slots=4`
   ringdp run -n 2 python -m package.train        a module; any program works
+  ringdp run -n 4 --restarts 3 train.py          start it again when it fails, from its last commit
   ringdp run -n 4 --dry-run train.py             print the command line and stop
 
 Each rank gets its share of the cores as OMP_NUM_THREADS, unless that is set already. Signals go on to the ranks, and
@@ -49,6 +53,12 @@ def _ranks(text: str) -> int:
     return int(text)
 
 
+def _restarts(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts: give 0 or more")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="ringdp run",
@@ -68,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mpirun", metavar="PATH", help="use this mpirun instead of the one found")
     p.add_argument("--mpi-args", type=shlex.split, default=[], metavar="ARGS",
                    help="more options for mpirun: --mpi-args='--bind-to core'")  # fmt: skip
+    p.add_argument("--restarts", type=_restarts, metavar="K",
+                   help="start a failed job again from its last commit, K times without a new one")  # fmt: skip
+    p.add_argument("--commit-dir", metavar="DIR",
+                   help="where TorchState commits (with --restarts: ringdp-commits/...)")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the command line and stop")
     p.add_argument("--verbose", action="store_true", help="say what was found and started, on stderr")
     p.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -96,23 +110,31 @@ def _hosts(options: argparse.Namespace) -> list[host_lists.Host]:
     return host_lists.parse_hostfile(options.hostfile) if options.hostfile else []
 
 
-def _number_of_ranks(options: argparse.Namespace, hosts: Sequence[host_lists.Host]) -> int:
+def _number_of_ranks(options: argparse.Namespace, hosts: Sequence[host_lists.Host], again: bool) -> int:
+    """`again`: after a restart there may be fewer slots than the user has asked for."""
     slots = host_lists.total_slots(hosts)
     if options.ranks is None and slots is None:
         raise mpiruns.LaunchError("say how many ranks to start: -n N")
     ranks = int(options.ranks or slots or 0)
     if slots is not None and ranks > slots:
+        if again:
+            return slots
         raise mpiruns.LaunchError(
             f"-n {ranks} is more than the {slots} slots of the hosts: give them more (host:slots)"
         )
     return ranks
 
 
-def _program(words: Sequence[str], path: str | None) -> list[str]:
-    """The program with its arguments; a Python file is started with this Python."""
-    words = list(words[1:] if words[:1] == ["--"] else words)
+def _words(options: argparse.Namespace) -> list[str]:
+    """The program with its arguments, as the user gave them."""
+    words = list(options.program[1:] if options.program[:1] == ["--"] else options.program)
     if not words:
         raise mpiruns.LaunchError("nothing to start: name a script or program after the options")
+    return words
+
+
+def _program(words: Sequence[str], path: str | None) -> list[str]:
+    """The program with its arguments; a Python file is started with this Python."""
     if words[0].endswith(".py"):
         if not os.path.isfile(words[0]):
             raise mpiruns.LaunchError(f"there is no script {words[0]}")
@@ -154,15 +176,17 @@ def _changes(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[st
     return changes
 
 
-def plan(options: argparse.Namespace, environ: Mapping[str, str]) -> Job:
-    """Everything about the job, before anything is started. Raises LaunchError or HostError."""
+def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = False) -> Job:
+    """Everything about the job, before anything is started, or started `again`. Raises LaunchError or HostError."""
     _refuse_inside_a_job(environ)
     hosts = _hosts(options)
-    ranks = _number_of_ranks(options, hosts)
+    ranks = _number_of_ranks(options, hosts, again)
     share_of_unsaid = -(-ranks // len(hosts)) if hosts else None
     hosts = [host_lists.Host(h.name, h.slots or share_of_unsaid) for h in hosts]
     changes = _changes(options, environ)
-    program = _program(options.program, changes.get("PATH", environ.get("PATH")))
+    words = _words(options)
+    changes |= restarts.variables(options.restarts, options.commit_dir, words, {**environ, **changes})
+    program = _program(words, changes.get("PATH", environ.get("PATH")))
     mpirun = mpiruns.find_mpirun(environ, options.mpirun)
     job = Job(mpirun, [], changes)
 
@@ -200,6 +224,31 @@ def main(argv: Sequence[str]) -> int:
         _say(f"mpirun: {job.mpirun}")
         _say(f"environment: {shlex.join(settings)}")
         _say(f"command: {shlex.join(job.command)}")
+    if options.restarts is None:
+        return _start(job).code
+    folder = Path(job.changes[COMMIT_DIR])
+    return restarts.Restarts(folder, options.restarts, _say).run(
+        lambda number: _attempt(options, job, number)
+    )
+
+
+def _attempt(options: argparse.Namespace, first: Job, number: int) -> restarts.Ended | None:
+    """The hosts may be others than before. None: it cannot be started any more."""
+    if number == 0:
+        return _start(first)
+    try:
+        job = plan(options, os.environ, again=True)
+    except (mpiruns.LaunchError, host_lists.HostError) as error:
+        _say(f"error: {error}")
+        return None
+    if job.command != first.command:
+        _say(f"not as before, but: {shlex.join(job.command)}")
+    job.changes[restarts.ATTEMPT] = str(number)
+    return _start(job)
+
+
+def _start(job: Job) -> restarts.Ended:
     from ringdp.cli import supervise
 
-    return supervise.run(job.command, {**os.environ, **job.changes}, job.mpirun.family, _say)
+    environ = {**os.environ, **job.changes}
+    return restarts.Ended(*supervise.run_and_tell(job.command, environ, job.mpirun.family, _say))

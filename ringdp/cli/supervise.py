@@ -22,7 +22,15 @@ _GRACE = 2.0  # seconds an orphan gets to end by itself, and again after SIGTERM
 
 
 def run(command: Sequence[str], environ: Mapping[str, str], family: str, say: Callable[[str], None]) -> int:
-    """Start `command`, pass signals on until it has ended, end what it left; returns the exit code for the shell.
+    """As `run_and_tell`: the exit code alone."""
+    return run_and_tell(command, environ, family, say)[0]
+
+
+def run_and_tell(
+    command: Sequence[str], environ: Mapping[str, str], family: str, say: Callable[[str], None]
+) -> tuple[int, bool]:
+    """Start `command`, pass signals on until it has ended, end what it left; returns the exit code for the shell, and
+    whether somebody has sent a signal that ends it.
 
     `family` is that of the mpirun, "openmpi" or "mpich", as they take different signals. Must be called in the main
     thread of a process without other children.
@@ -53,7 +61,7 @@ def run(command: Sequence[str], environ: Mapping[str, str], family: str, say: Ca
         _end_orphans(signals, say)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return _exit_code(status, ending)
+    return _exit_code(status, ending), ending != 0
 
 
 def _exit_code(status: int, ending: int) -> int:

@@ -145,6 +145,31 @@ class Exchange:
         self._abandon()
         self._steps = 0
 
+    def plan_order(self) -> tuple[list[int], bool] | None:
+        """What a job that goes on from here gives `plan_again`, so that the bits stay the same."""
+        return None if self._plans.out_of_date() else self._plans.order()
+
+    def plan_again(self, order: tuple[list[int], bool] | None) -> None:
+        """Between windows: the plan is as it was when `plan_order()` gave this (None: as it is), and has memory. On all
+        ranks alike.
+
+        Raises:
+            UsageError: some parameter of that plan is not here; or not between windows.
+        """
+        if order is not None and not set(order[0]) <= set(range(len(self._slots))):
+            raise UsageError(f"{self.name()}: the plan to go on with is of other parameters than these")
+        self._between_windows("an optimizer can only go on from a commit between steps")
+        with self._abandoned_on_failure():
+            if self._plans.out_of_date():
+                self._abandon()
+                self._plans.start_over()
+                self._plans.wire.world.members.add(self)
+            if order is not None:
+                self._plans.take_order(*order)
+            self._plans.prepare()
+        if self.options.shard == ELEMENTS:
+            self.exchanged = self._plans.buckets
+
     def name(self) -> str:
         """The optimizer's, the same on all ranks."""
         return self._plans.wire.name

@@ -72,6 +72,16 @@ class Plans:
         order = self.wire.from_rank_0(mine, "order")
         return order if order != self._order else None
 
+    def order(self) -> tuple[list[int], bool] | None:
+        """The plan's parameters, by number, as their gradients are expected, and whether that order was observed: a
+        plan made of it has the same buckets, however this one came about. None: there is no plan."""
+        return (list(self._order), self._observed is None) if self.plan is not None else None
+
+    def take_order(self, order: Sequence[int], observed: bool) -> None:
+        """Plan by what `order()` was in a job before this one. The same on all ranks."""
+        self._observed = None if observed else []
+        self.renew([self.slots[i] for i in order], order)
+
     def has_settled(self) -> bool:
         """It has memory, and a complete window was exchanged by it, or by the one of which it is a better order."""
         return (

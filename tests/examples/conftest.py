@@ -1,7 +1,7 @@
 """Running an example as its user does, within a limit of time."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,15 @@ Run = Callable[..., tuple[int | None, str]]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`run(ranks, script, *options, limit=…)`: the exit code (None: ended at the limit) and all that it wrote.
 
-    `ranks` 0 is this Python without a launcher.
+    `ranks` 0 is this Python without a launcher; `launching` are options of `ringdp run`.
     """
 
-    def run(ranks: int, script: Path, *options: object, limit: float = 120) -> tuple[int | None, str]:
+    def run(
+        ranks: int, script: Path, *options: object, limit: float = 120, launching: Sequence[object] = ()
+    ) -> tuple[int | None, str]:
         folder = tmp_path_factory.mktemp("run")
         log = folder / "log"
-        launcher = ["-m", "ringdp", "run", "-n", str(ranks)] if ranks else []
+        launcher = ["-m", "ringdp", "run", "-n", str(ranks), *map(str, launching)] if ranks else []
         command = [sys.executable, *launcher, str(script), *map(str, options)]
         outcome = run_limited(command, environment(), folder, log, limit)
         return outcome.code, log.read_text(errors="replace")

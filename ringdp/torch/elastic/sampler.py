@@ -80,13 +80,35 @@ class ElasticSampler(torch.utils.data.Sampler):
         self._recorded = set(state_dict.get("processed_indices", ()))
         self.reset()
 
+    def dealt(self) -> dict[str, Any]:
+        """What `deal_again` takes: what remained when it was dealt out, and how much of that is done. Plain data."""
+        processed, recorded = self._remained
+        return {
+            "epoch": self.epoch,
+            "processed_num": processed,
+            "recorded": sorted(recorded),
+            "counted": self._counted,
+        }
+
+    def deal_again(self, dealt: dict[str, Any]) -> None:
+        """Go on in the midst of an iteration that another process began, with as many ranks and the same number: this
+        rank gets the samples that were left there, and the same ones twice."""
+        self.epoch = dealt["epoch"]
+        self.processed_num, self._recorded = dealt["processed_num"], set(dealt["recorded"])
+        self.reset()
+        if dealt["counted"]:
+            self.record_batch(0, dealt["counted"] // self.num_replicas)
+        self._done = self._counted // self.num_replicas
+
     def reset(self) -> None:
         """Deal out what remains anew, to the ranks that there are now."""
         self.num_replicas, self.rank = world.size(), world.rank()
         self._order = list(range(len(self.dataset)))
         if self.shuffle:
             random.Random(self.seed + self.epoch).shuffle(self._order)
+        self._remained = self.processed_num, frozenset(self._recorded)
         self._counted = 0  # samples recorded since
+        self._done = 0  # of them, this rank's that no iteration takes again
         self._places = [
             place
             for place in range(self.processed_num, len(self._order))
@@ -100,8 +122,8 @@ class ElasticSampler(torch.utils.data.Sampler):
         dealt = itertools.islice(
             itertools.cycle(self.remaining_indices), self.rank, self.total_size, self.num_replicas
         )
-        self.indices = list(dealt)
+        self.indices = list(dealt)[self._done :]
         return iter(self.indices)
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples - self._done

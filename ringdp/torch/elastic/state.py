@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import copy
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from ringdp import world
-from ringdp.elastic import ObjectState
+from ringdp.commits.kept import Payloads, is_wanted
+from ringdp.commits.loading import Payload
+from ringdp.elastic import ObjectState, refuse_other_names
 from ringdp.errors import UsageError
-from ringdp.state import allgather_object, broadcast_object
+from ringdp.state import broadcast_object
+from ringdp.torch.elastic import generators
+from ringdp.torch.elastic.handlers import (
+    ModelStateHandler,
+    OptimizerStateHandler,
+    SamplerStateHandler,
+    StateHandler,
+)
+from ringdp.torch.elastic.payload import pack, unpack
 from ringdp.torch.elastic.sampler import ElasticSampler
+from ringdp.torch.elastic.shards import ShardedStateHandler
 from ringdp.torch.sharded.optimizer import Sharded
-from ringdp.torch.state import broadcast_optimizer_state, broadcast_parameters, put_state, state_of
 
 
 class TorchState(ObjectState):
@@ -24,22 +35,34 @@ class TorchState(ObjectState):
     state is saved, restored and sent. Everything else is treated as by `ObjectState`. A commit holds a second copy of
     the model and of the optimizer's state in memory.
 
+    Where there is a folder, each rank also writes its random numbers and its shard of a sharded optimizer's state;
+    tensors and plain data are read as such, only other objects are pickled.
+
     Args:
         model: a torch.nn.Module, or None.
         optimizer: a torch.optim.Optimizer, or None.
+        folder: see `ObjectState`.
         kwargs: further ones, and objects.
 
     Raises:
-        UsageError: a sharded optimizer.
+        UsageError: a sharded optimizer, and no folder; or one that is not of all ranks.
     """
 
-    def __init__(self, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        optimizer: Any = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         given = {**kwargs, "model": model, "optimizer": optimizer}
         for name, value in given.items():
-            if isinstance(value, Sharded) and value.is_sharded():
+            if isinstance(value, Sharded) and value.is_sharded() and not is_wanted(folder):
                 raise UsageError(
                     f"TorchState({name}=…): each rank has a shard of this optimizer's state, which a lost rank would "
-                    "take along: use shard=False, or save what consolidate_state_dict() collects"
+                    "take along: give a folder, to which all shards are written at each commit, use shard=False, or "
+                    "save what consolidate_state_dict() collects"
                 )
         self._handlers: dict[str, StateHandler] = {}
         for name, value in given.items():
@@ -48,7 +71,7 @@ class TorchState(ObjectState):
                 self._handlers[name] = handler
                 object.__setattr__(self, name, value)
         objects = {name: value for name, value in given.items() if name not in self._handlers}
-        super().__init__(broadcast_object, world.rank, **objects)
+        super().__init__(broadcast_object, world.rank, folder=folder, **objects)
 
     def save(self) -> None:
         for handler in self._handlers.values():
@@ -75,82 +98,53 @@ class TorchState(ObjectState):
             self._handlers[name].set_value(value)
         super().__setattr__(name, value)
 
+    # --- see ringdp.commits.kept.Holder ---
 
-class StateHandler:
-    """How one kind of object is saved, restored and sent."""
+    def _payloads(self) -> Payloads:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the copies are there, whatever stream the writing thread reads them in
+        handlers = self._handlers.items()
+        state = {
+            "handled": {name: handler.committed() for name, handler in handlers},
+            "objects": self._saved_state,
+        }
+        part = {
+            "generators": generators.states(),
+            "own": {name: handler.own() for name, handler in handlers},
+        }
+        sharded = any(isinstance(handler, ShardedStateHandler) for _, handler in handlers)
+        return Payloads(pack(state), pack(part), sharded)
 
-    def __init__(self, value: Any) -> None:
-        self.set_value(value)
+    def _put_state(self, state: Payload) -> None:
+        found = unpack(state)
+        refuse_other_names([*found["handled"], *found["objects"]], [*self._handlers, *self._saved_state])
+        for name, handler in self._handlers.items():
+            handler.put_committed(found["handled"][name])
+        self._take_saved(found["objects"])
 
-    def set_value(self, value: Any) -> None:
-        """Handle this object from now on."""
-        self.value = value
-        self.save()
+    def _fits(self, own: Payload) -> bool:
+        part = unpack(own)["own"]
+        return all(handler.fits(part[name]) for name, handler in self._handlers.items())
 
-    def save(self) -> None:
-        """Copy its state."""
-        self._saved = copy.deepcopy(self.value.state_dict())
-
-    def restore(self) -> None:
-        """Bring the copy back."""
-        self.value.load_state_dict(copy.deepcopy(self._saved))
-
-    def sync(self) -> None:
-        """Give every rank rank 0's state, and keep a copy."""
-        self.value.load_state_dict(broadcast_object(self.value.state_dict()))
-        self.save()
-
-    def reset(self) -> None:
-        """ringdp was initialised again."""
-
-
-class ModelStateHandler(StateHandler):
-    """A torch.nn.Module, buffers included."""
-
-    def sync(self) -> None:
-        broadcast_parameters(self.value.state_dict(), root_rank=0)
-        self.save()
-
-
-class OptimizerStateHandler(StateHandler):
-    """A torch.optim.Optimizer. Its state keeps its dtypes, which `load_state_dict` would cast to the parameters'."""
-
-    def save(self) -> None:
-        self._saved = copy.deepcopy(state_of(self.value))
-
-    def restore(self) -> None:
-        put_state(self.value, copy.deepcopy(self._saved))
-
-    def sync(self) -> None:
-        broadcast_optimizer_state(self.value, root_rank=0)
-        self.save()
-
-    def reset(self) -> None:
-        """Ranks fail at different places: what each has of a window, and its count of steps, is forgotten."""
-        exchange = getattr(self.value, "_exchange", None)
-        if exchange is not None:
-            exchange.start_over()
-        self.value.zero_grad()
-
-
-class SamplerStateHandler(StateHandler):
-    """An `ElasticSampler`: rank 0's progress, and what all ranks have recorded one by one."""
-
-    def sync(self) -> None:
-        of_rank = allgather_object(self.value.state_dict())
-        state = dict(of_rank[0])
-        recorded = [s.get("processed_indices", ()) for s in of_rank if s["epoch"] == state["epoch"]]
-        if any(recorded):
-            state["processed_indices"] = set().union(*recorded)
-        self.value.load_state_dict(state)
-        self.save()
-
-    def reset(self) -> None:
-        self.value.reset()
+    def _put_parts(self, parts: Iterable[tuple[int, Payload]], as_before: bool) -> None:
+        numbers = None
+        for rank, payload in parts:
+            part = unpack(payload)
+            for name, handler in self._handlers.items():
+                take = handler.put_own if as_before else handler.take_own
+                take(part["own"][name])
+            if rank == world.rank():
+                numbers = part["generators"]
+        if not as_before:
+            for handler in self._handlers.values():
+                handler.own_taken()
+        if numbers is not None:
+            generators.put(numbers)
 
 
 _handler_registry: list[tuple[type, type[StateHandler]]] = [
     (torch.nn.Module, ModelStateHandler),
+    (Sharded, ShardedStateHandler),
     (torch.optim.Optimizer, OptimizerStateHandler),
     (ElasticSampler, SamplerStateHandler),
 ]
