@@ -4,6 +4,8 @@ import os
 import stat
 import threading
 import time
+import zlib
+from random import Random
 
 import pytest
 
@@ -274,6 +276,41 @@ def test_a_manifest_that_is_none(tmp_path, text):
     said = []
     assert Folder(tmp_path).manifests(said.append) == []
     assert len(said) == 1 and "it is no manifest" in said[0]
+
+
+def test_seeded_nonsense_is_refused_or_read(tmp_path):
+    """Manifests whose checksums are right, and whose text is nearly so: nothing else than Refused comes out."""
+    made = commit(tmp_path, 7)
+    path = tmp_path / made.commit.name / "manifest-0"
+    text = path.read_bytes()[HEADER.size :]
+    pieces = [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b'"',
+        b"-1",
+        b"1e400",
+        b"NaN",
+        b"null",
+        b"true",
+        b"9" * 5000,
+        b"\xc3",
+    ]
+    random, read = Random(3), 0
+    for _ in range(500):
+        changed = bytearray(text)
+        for _ in range(random.randint(1, 4)):
+            begin = random.randrange(len(changed))
+            changed[begin : begin + random.randint(0, 4)] = random.choice(pieces)
+        contents = Contents(len(changed), zlib.crc32(changed))
+        path.write_bytes(files.header(made.label(Kind.manifest, 0), contents) + changed)
+        said = []
+        found = Folder(tmp_path).manifests(said.append)
+        assert found or said
+        read += bool(found)
+    assert 0 < read < 250
 
 
 def test_those_of_lower_numbers_are_deleted(tmp_path):

@@ -130,6 +130,25 @@ def test_shards_go_back_and_on(folder, shard):
     assert all(torch.equal(p, a) for p, a in zip(state.model.parameters(), after, strict=True))
 
 
+@pytest.mark.parametrize("shard", ["", "elements"])
+def test_commits_go_on_after_a_fault_that_all_survive(folder, shard):
+    state, failed = made(folder, shard=shard), []
+
+    @hvd.elastic.run
+    def body(state):
+        while state.batch < 4:
+            train(state, 1)
+            if state.batch == 3 and not failed:
+                failed.append(1)
+                raise hvd.HorovodInternalError("a fault")
+            committed(state)
+
+    body(state)
+    assert failed and [commit.number for commit in Folder(folder).commits()] == [4, 3]
+    again = made(folder, seed=1, shard=shard)
+    assert again.resume() == 4 and again.batch == 4 and same(again, state)
+
+
 @pytest.mark.parametrize("shard", SHARDS)
 def test_hosts_with_folders_of_their_own(folder, shard, monkeypatch, capfd):
     monkeypatch.setattr(world.current().job, "hosts", list(range(hvd.size())))
