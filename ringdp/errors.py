@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class RingdpError(RuntimeError):
     """Anything that goes wrong in ringdp; the base of all others."""
@@ -59,6 +61,63 @@ class TransportError(HorovodInternalError):
 
 class GpuError(HorovodInternalError):
     """CUDA or NCCL reported an error, or there is no GPU that can be used."""
+
+
+class NonFiniteError(RingdpError, FloatingPointError):
+    """A rank's gradients hold an inf or a NaN (`DistributedOptimizer(check_finite="raise")`). The same on every rank;
+    no parameter was changed.
+
+    Attributes:
+        found: (rank, parameter's name, flat index, value) of each rank that has some: the first that left.
+        rank, parameter, index, value: those of the first of these ranks.
+    """
+
+    found: list[tuple[int, str, int, float]] = []
+    rank = -1
+    parameter = ""
+    index = -1
+    value = math.nan
+
+
+class ReplicaError(RingdpError):
+    """The ranks' parameters have come apart (`DistributedOptimizer(check_replicas_every=M)`). The same on every rank.
+
+    Attributes:
+        ranks: those outside the largest group of ranks with equal parameters; empty if there is no largest.
+        groups: ranks with equal parameters, the largest group first.
+        parameter: the name of the first parameter that differs.
+        step: how many steps the optimizer had taken.
+    """
+
+    ranks: list[int] = []
+    groups: list[list[int]] = []
+    parameter = ""
+    step = -1
+
+
+class VerificationError(HorovodInternalError):
+    """A bucket came out otherwise when it was exchanged a second time, or not the same on all ranks
+    (`DistributedOptimizer(verify_every=K)`): some machine has computed or stored wrong bits. The same on every rank; no
+    parameter was changed.
+
+    Attributes:
+        bucket: its number in the plan.
+        ranks: those that have other bits than most; empty if it cannot be told.
+    """
+
+    bucket = -1
+    ranks: list[int] = []
+
+
+class MissingGradientError(MismatchError):
+    """Some ranks have no gradient for a parameter that has one on others
+    (`DistributedOptimizer(missing_gradients="raise")`). The same on every rank; no parameter was changed.
+
+    Attributes:
+        missing: names of parameters, by the rank that lacks their gradients.
+    """
+
+    missing: dict[int, list[str]] = {}
 
 
 class InitError(RingdpError):

@@ -9,6 +9,7 @@
 
 #include "bindings/numbers.h"
 #include "kernels/copy.h"
+#include "kernels/hash.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
@@ -50,6 +51,12 @@ void widen(int wide, uintptr_t to, int narrow, uintptr_t from, size_t count) {
   kernels::widen(dtype_of(wide), pointer(to), dtype_of(narrow), pointer(from), count);
 }
 
+size_t find_not_finite(int dtype, uintptr_t from, size_t count) {
+  return kernels::find_not_finite(dtype_of(dtype), pointer(from), count);
+}
+
+uint64_t hash(uintptr_t from, size_t bytes, uint64_t seed) { return kernels::hash(pointer(from), bytes, seed); }
+
 void copy(uintptr_t to, uintptr_t from, size_t bytes) { kernels::copy(pointer(to), pointer(from), bytes); }
 void stream(uintptr_t to, uintptr_t from, size_t bytes) { kernels::stream(pointer(to), pointer(from), bytes); }
 
@@ -84,6 +91,10 @@ void bind_kernels(nb::module_& m) {
       "by way of float32. No overlap. RingdpError for other dtypes.");
   k.def("widen", &widen, "wide"_a, "to"_a, "narrow"_a, "from_"_a, "count"_a,
         "to[i] = from[i] for i < count, from `narrow` to `wide`, exactly. No overlap. RingdpError for other dtypes.");
+  k.def("find_not_finite", &find_not_finite, "dtype"_a, "from_"_a, "count"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "The first i < count whose element is infinite or NaN; `count` if there is none. Addresses need no alignment.");
+  k.def("hash", &hash, "from_"_a, "bytes"_a, "seed"_a = 0, nb::call_guard<nb::gil_scoped_release>(),
+        "64 bits of so many bytes of memory: XXH64.");
   k.def("copy", &copy, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
         "Copy memory, addresses given; no overlap.");
   k.def("stream", &stream, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),

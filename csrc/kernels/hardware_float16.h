@@ -107,7 +107,8 @@ constexpr Row hardware_float16_row() {
           scale_lanes,
           divide_lanes,
           {narrow_lanes<float, Floats>, widen_lanes<float, Floats>},
-          {narrow_lanes<double, Doubles>, widen_lanes<double, Doubles>}};
+          {narrow_lanes<double, Doubles>, widen_lanes<double, Doubles>},
+          find_not_finite<Float16>};
 }
 
 }  // namespace

@@ -61,6 +61,11 @@ void widen(Dtype wide, void* to, Dtype narrow, const void* from, size_t count) {
   casts(narrow, wide).widen(to, from, count);
 }
 
+size_t find_not_finite(Dtype dtype, const void* from, size_t count) {
+  const Find f = row(dtype).not_finite;
+  return f == nullptr ? count : f(from, count);
+}
+
 const char* variant() { return chosen().load(std::memory_order_relaxed)->name; }
 
 bool force_variant(const char* name) {

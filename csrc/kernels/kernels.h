@@ -34,6 +34,10 @@ void divide(Dtype dtype, void* to, const void* from, int ranks, size_t count);
 void narrow(Dtype narrow, void* to, Dtype wide, const void* from, size_t count);
 void widen(Dtype wide, void* to, Dtype narrow, const void* from, size_t count);
 
+// The first element that is infinite or NaN; `count` if there is none (integers have none). One pass, at the speed of the
+// memory.
+size_t find_not_finite(Dtype dtype, const void* from, size_t count);
+
 // Which variant runs on this CPU ("avx512", "avx2", "neon", "portable"), and a way for tests to force one.
 const char* variant();
 bool force_variant(const char* name);  // false when this CPU or build lacks it; "" returns to automatic choice

@@ -102,6 +102,30 @@ constexpr Casts casts_of() {
   return {narrow_loop<Format, Value>, widen_loop<Format, Value>};
 }
 
+// --- what is not finite ---------------------------------------------------------------------------------------
+// A block is looked at as a whole, which leaves the compiler a loop without a way out; then, element by element, the one
+// that has something.
+constexpr size_t kFindBlock = 2048;
+
+template <class Format>
+size_t find_not_finite(const void* from_, size_t count) {
+  using Bits = typename Format::Bits;
+  constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1)), magnitude = static_cast<Bits>(sign - 1);
+  // Added to a magnitude, it carries into the sign where that is no number, and there alone.
+  constexpr Bits carry = static_cast<Bits>(sign - first_not_finite<Format>());
+  auto* from = elements<Bits>(from_);
+  for (size_t begin = 0; begin < count; begin += kFindBlock) {
+    const size_t end = count - begin < kFindBlock ? count : begin + kFindBlock;
+    Bits seen = 0;
+    for (size_t i = begin; i < end; ++i) seen |= static_cast<Bits>((from[i].value & magnitude) + carry);
+    if (!(seen & sign)) continue;
+    size_t at = begin;
+    while (!(static_cast<Bits>((from[at].value & magnitude) + carry) & sign)) ++at;
+    return at;
+  }
+  return count;
+}
+
 // --- rows of the table: Average (which adds), Sum, Min, Max, Product; scale; divide --------------------------------
 template <class T>
 constexpr Row integer_row() {
@@ -110,7 +134,8 @@ constexpr Row integer_row() {
           scale_integers<T>,
           divide_integers<T>,
           {},
-          {}};
+          {},
+          nullptr};
 }
 
 template <class Format>
@@ -123,7 +148,8 @@ constexpr Row float_row() {
           scale_floats<Value>,
           divide_floats<Value>,
           {},
-          {}};
+          {},
+          find_not_finite<Format>};
 }
 
 template <class Format>
@@ -134,12 +160,13 @@ constexpr Row narrow_row(Reduce sum = reduce_loop<typename Format::Bits, Widened
           scale_narrow<Format>,
           divide_narrow<Format>,
           casts_of<Format, float>(),
-          casts_of<Format, double>()};
+          casts_of<Format, double>(),
+          find_not_finite<Format>};
 }
 
 constexpr Row bool_row() {
   constexpr Reduce either = reduce_loop<uint8_t, Or>, both = reduce_loop<uint8_t, And>;
-  return {{nullptr, either, both, either, both}, nullptr, nullptr, {}, {}};
+  return {{nullptr, either, both, either, both}, nullptr, nullptr, {}, {}, nullptr};
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ using Reduce = void (*)(void* to, const void* a, const void* b, size_t count);
 using Scale = void (*)(void* to, const void* from, double factor, size_t count);
 using Divide = void (*)(void* to, const void* from, int ranks, size_t count);
 using Cast = void (*)(void* to, const void* from, size_t count);
+using Find = size_t (*)(const void* from, size_t count);
 
 // Between a float of 8 or 16 bits and a wide one.
 struct Casts {
@@ -29,6 +30,7 @@ struct Row {
   Scale scale;
   Divide divide;
   Casts float32, float64;  // of 8 and 16 bits: from these and to these
+  Find not_finite;         // nullptr: the dtype has nothing but numbers
 };
 
 struct Table {

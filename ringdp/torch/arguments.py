@@ -13,6 +13,7 @@ from ringdp.errors import UsageError
 from ringdp.requests import usable
 from ringdp.torch import device
 from ringdp.torch.adapter import refuse_unsupported
+from ringdp.torch.checks.options import check_params
 from ringdp.torch.plan import BUCKET_BYTES
 from ringdp.torch.wire import Options
 
@@ -99,6 +100,7 @@ def check_arguments(
     usable(options.process_set)
     for name, param in parameters:
         refuse_unsupported(param, f"parameter {name}")
+    check_params(options.checks, (param for _, param in parameters))
     gpus = sorted({device.gpu_of(param) for _, param in parameters if device.is_on_gpu(param)})
     if len(gpus) > 1:
         raise UsageError(

@@ -63,10 +63,20 @@ class Bucket:
 
     def fill_with_nothing(self, op: ReduceOp) -> None:
         """What changes nothing in the other ranks' gradients."""
+        self._fill_with_nothing(self.flat, op)
+
+    def nothing(self, op: ReduceOp) -> torch.Tensor:
+        """The same, in memory of its own."""
+        flat = torch.zeros_like(self.flat)
+        self._fill_with_nothing(flat, op)
+        return flat
+
+    def _fill_with_nothing(self, flat: torch.Tensor, op: ReduceOp) -> None:
         neutral = {Min: math.inf, Max: -math.inf, Product: 1.0}.get(op, 0.0)
-        for slot in self.slots:  # what lies between them stays zero
-            assert slot.place is not None
-            slot.place.fill_(neutral)
+        for entry, offset in zip(
+            self.entries, self.offsets, strict=True
+        ):  # what lies between them stays zero
+            flat[offset : offset + entry.count].fill_(neutral)
 
     def came_back(self, window: int) -> None:
         """The places hold the reduced gradients."""

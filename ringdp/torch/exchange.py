@@ -31,18 +31,19 @@ from dataclasses import dataclass
 import torch
 
 from ringdp.constants import Average, Sum
-from ringdp.errors import UsageError
+from ringdp.errors import MismatchError, UsageError
 from ringdp.ops import Handle
 from ringdp.process_sets import global_process_set
 from ringdp.requests import awaiting_joined_ranks
 from ringdp.torch import device, graphs, hooks
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.checks.window import Checking
 from ringdp.torch.comm_hook import CommHook
-from ringdp.torch.finite import is_finite, partial_gradients_are_finite, show, show_where
-from ringdp.torch.leftovers import exchange_leftovers, has_new_gradient
+from ringdp.torch.finite import is_finite, partial_gradients_are_finite
+from ringdp.torch.leftovers import exchange_leftovers, has_new_gradient, lacks_gradient
 from ringdp.torch.passes import Passes
 from ringdp.torch.plans import Plans
-from ringdp.torch.sending import Sent, hides_overflows, send
+from ringdp.torch.sending import Sent, hides_overflows, needs_look, send
 from ringdp.torch.slot import Slot
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Weights
@@ -76,6 +77,7 @@ class Exchange:
         self._plans.hook = hook
         self._slots = self._plans.slots
         self._weights = Weights()
+        self.checking = Checking(options.checks, self._plans)
         self._densify = options.sparse_as_dense or bool(options.shard) or options.op not in (Average, Sum)
         # By shards of elements, in the window that was finished last.
         self.exchanged: list[Bucket] | None = None
@@ -116,6 +118,7 @@ class Exchange:
         with self._abandoned_on_failure():
             self._prepare()
             self._conclude(everything=True)
+        self.checking.raise_found()
 
     def before_zero_grad(self) -> None:
         """The gradients are about to be dropped. Other ranks count on what this one has begun to exchange."""
@@ -132,6 +135,7 @@ class Exchange:
         """zero_grad() was called."""
         for slot in self._slots:
             slot.forget()
+        self.checking.gradients_dropped()
         self._new_window()
 
     def stepped(self) -> None:
@@ -247,8 +251,10 @@ class Exchange:
         Returns:
             What it is to accumulate instead of `grads`, or None.
         """
-        if self._count > 0 and not self._passes.running and not self.finished:
-            self._look_for_dropped()
+        if not self._passes.running:
+            self.checking.look_for_dropped()
+            if self._count > 0 and not self.finished:
+                self._look_for_dropped()
         if self.finished:
             self._new_window()
         if slot.cover is not None:
@@ -301,6 +307,7 @@ class Exchange:
         self._voted = self._has_late = self._has_missing = self._all_joined = False
         self._plans.wire.active = None
         self._weights.new_window()
+        self.checking.new_window()
         self.finished = False  # all gradients of the window are reduced
         self._plans.new_window()
 
@@ -371,6 +378,7 @@ class Exchange:
                     break
                 self._submit(bucket)
             self._conclude(everything=False)
+        self.checking.raise_found()
 
     # --- the exchange -----------------------------------------------------------------------------
 
@@ -387,7 +395,10 @@ class Exchange:
             self._has_missing |= not bucket.fill(self._window, self._densify)
         else:
             bucket.fill_with_nothing(self.options.op)
-        self._sent.append(send(self._plans, bucket, self._weights.total))
+        is_joined = self._joined is not None
+        seen = self.checking.look(bucket, is_joined)
+        is_compared = not is_joined and self.checking.keeps(bucket, self._steps)
+        self._sent.append(send(self._plans, bucket, self._weights.total, seen, is_compared))
         if self._joined is not None:
             self._sent[-1].seen.nothing()  # the inf that changes nothing in a Min is no overflow
         self._submitted += 1
@@ -418,21 +429,35 @@ class Exchange:
                 return
 
     def _vote(self) -> Vote:
-        self._voted = True
+        is_first, self._voted = not self._voted, True
         extra = [s for s in self._slots if (s.late or not s.planned) and has_new_gradient(s)]
         beside = self._has_late or bool(extra)
-        finite = self._is_finite(extra)
-        said = self._steps, self._submitted, not beside, not self._has_missing, finite
-        if self._joined is None:
-            return self._plans.wire.vote(*said)
-        return self._plans.wire.vote(*said, joined=True, by_all=not self._joined.divide_by_active)
+        self.checking.look_beside(extra)
+        is_joined = self._joined is not None
+        self._plans.wire.agreed()
+        try:
+            vote = self._plans.wire.vote(
+                self._steps,
+                self._submitted,
+                in_plan=not beside,
+                complete=not self._has_missing,
+                finite=self._is_finite(extra),
+                replica=self.checking.replica(self._steps) if is_first and not is_joined else None,
+                joined=is_joined,
+                by_all=self._joined is None or not self._joined.divide_by_active,
+            )
+        except MismatchError:  # on all ranks: they count anew, and can go on once their parameters are equal
+            self._steps = 0
+            raise
+        self.checking.heard(vote)
+        return vote
 
     def _count_active(self) -> int:
         return int(self._plans.wire.sum([self._joined is None], "active").wait()[0])
 
     def _is_finite(self, extra: Sequence[Slot]) -> bool:
         """False if this rank has seen an overflow that the others might not see by themselves."""
-        finite = all(sent.seen.is_finite for sent in self._sent)
+        finite = all(sent.seen.is_finite for sent in self._sent) and not self.checking.has_found()
         if finite and hides_overflows(self.options):
             finite = all(slot.param.grad is None or is_finite(slot.param.grad) for slot in extra)
         if finite and self._plans.wire.set == global_process_set.process_set_id:
@@ -461,11 +486,10 @@ class Exchange:
         members = None
         if not (vote.complete and vote.in_plan):
             weights = self._weights if self._weights.on else None
-            members = exchange_leftovers(self._plans.wire, self._slots, self._window, weights)
+            members = self._exchange_leftovers(weights, vote.step)
         if self._overflow is not None:
-            show_where(self._overflow.wait(), (slot.param for slot in self._slots))
-        if not vote.finite:
-            show(slot.param for slot in self._slots)
+            self.checking.overflow_on_gpu(self._overflow.wait())
+        self.checking.conclude(vote, self._sent, needs_look(self._plans))
         self.finished = True
         if self.options.shard == ELEMENTS:
             self.exchanged = self._plans.buckets
@@ -479,6 +503,17 @@ class Exchange:
             order = self._plans.observed_order()
             if order is not None:
                 self._plans.renew([slot for slot in self._slots if slot.planned], order)
+
+    def _exchange_leftovers(self, weights: Weights | None, step: int) -> list[Slot] | None:
+        wire, slots, missing = self._plans.wire, self._slots, self.checking.missing
+        lacking = missing.marks(
+            [self._joined is None and lacks_gradient(slot, self._window) for slot in slots]
+        )
+
+        def tell(had: Sequence[bool]) -> None:
+            self.checking.misses(missing.tell(wire, slots, lacking, had, step))
+
+        return exchange_leftovers(wire, slots, self._window, weights, tell, lacking)
 
     # --- plans ------------------------------------------------------------------------------------
 

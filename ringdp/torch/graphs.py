@@ -44,6 +44,10 @@ def check(plans: Plans, passes: int, is_stepped: bool, name: str) -> None:
             "weigh() has other numbers in each step, and a replay would have those of the capture",
         ),
         (plans.hook is not None, "communication hooks and compressions of one's own are not captured"),
+        (
+            plans.options.checks.are_taken,
+            "check_finite, check_replicas_every and verify_every are not captured",
+        ),
         (passes > 0, "all backward passes of a window must be captured, or none"),
         (any(bucket.gpu is None for bucket in plans.buckets), "all parameters must be on the GPU"),
     )

@@ -8,6 +8,7 @@ know the same:
             None, as in a single process; if any rank has one, all get the reduced view.
     extra   1: a gradient beside the plan's buckets; 2: the same, and the parameter has changed its shape or dtype.
     wanted  the parameter requires grad: it belongs in the next plan, unless it is sparse.
+    lacks   no gradient came for it, and that is to be named if another rank has one (ringdp/torch/checks/missing.py).
     sparse  the number of sparse dimensions of its gradient; 0: it is dense.
 
 Then the extra gradients go as one flat tensor per dtype and kind of memory, in the order of the parameters, with zeros
@@ -16,7 +17,7 @@ where a rank has none; and sparse ones by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,11 +28,23 @@ from ringdp.torch.sparse import sparse_allreduce_async
 from ringdp.torch.weights import Weights
 from ringdp.torch.wire import Wire
 
+TellMissing = Callable[[Sequence[bool]], None]
+
 
 def exchange_leftovers(
-    wire: Wire, slots: Sequence[Slot], window: int, weights: Weights | None = None
+    wire: Wire,
+    slots: Sequence[Slot],
+    window: int,
+    weights: Weights | None,
+    tell_missing: TellMissing,
+    lacking: Sequence[bool],
 ) -> list[Slot] | None:
-    """Exchange what is left over. `weights`: those of this window, if the gradients are weighed.
+    """Exchange what is left over.
+
+    Args:
+        weights: those of this window, if the gradients are weighed.
+        lacking: which parameters' gradients this rank lacks, as far as it wants that to be named.
+        tell_missing: is called on all ranks where some rank lacks what another has, with which parameters have one.
 
     Returns:
         The parameters of the next plan, or None if the plan may stay.
@@ -42,15 +55,19 @@ def exchange_leftovers(
             [_extra(slot) for slot in slots],
             [slot.param.requires_grad for slot in slots],
             [slot.sparse_dim for slot in slots],
+            lacking,
         ],
         dtype=torch.uint8,
     )
     wire.max_(marks, "marks")
-    has, extra, wanted, sparse = marks.tolist()
+    has, extra, wanted, sparse, lacks = marks.tolist()
     for slot in slots:
         slot.sparse_dim = sparse[slot.index]
         if has[slot.index] and slot.window != window and slot.fits():
             slot.adopt()
+    had = [not sparse[i] and (has[i] or extra[i] > 0) for i in range(len(slots))]
+    if any(is_had and is_lacking for is_had, is_lacking in zip(had, lacks, strict=True)):
+        tell_missing(had)
     beside = [slot for slot in slots if extra[slot.index]]
     divisors = _divisors(wire, weights) if weights is not None and beside else None
     _exchange_sparse(wire, [slot for slot in beside if slot.sparse_dim], divisors)
@@ -63,6 +80,11 @@ def exchange_leftovers(
     members = [slot for slot in slots if wanted[slot.index] and not slot.sparse_dim]
     stays = 2 not in extra and members == [slot for slot in slots if slot.planned]
     return None if stays else members
+
+
+def lacks_gradient(slot: Slot, window: int) -> bool:
+    """This rank has none for it in this window, and might have."""
+    return slot.param.requires_grad and not slot.came_in(window) and not has_new_gradient(slot)
 
 
 def has_new_gradient(slot: Slot) -> bool:

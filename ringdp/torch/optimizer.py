@@ -30,6 +30,9 @@ from ringdp.constants import Adasum, Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.torch.arguments import check_arguments, check_names, default_bucket_bytes, named, named_from
+from ringdp.torch.checks.alone import Alone
+from ringdp.torch.checks.options import Checks, Skipped, checks_for
+from ringdp.torch.checks.window import Checking
 from ringdp.torch.comm_hook import CommHook, Hook
 from ringdp.torch.compression import Compression, known
 from ringdp.torch.exchange import Exchange
@@ -52,6 +55,7 @@ class Distributed(torch.optim.Optimizer):
     _names: dict[torch.Tensor, str]
     _settle_in_step: bool
     _buffers: Buffers | None  # of the model that was given
+    _alone: Alone | None  # checks gradients where there is no exchange
 
     # --- Horovod's methods ---
 
@@ -154,6 +158,12 @@ class Distributed(torch.optim.Optimizer):
             raise UsageError("register_comm_hook needs op=Average and no gradient_predivide_factor")
         self._exchange.use_hook(CommHook(state, hook))
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that `check_finite="skip"` has not taken; the same on all ranks. (GradScaler's own are not counted.)"""
+        checking = self._checking()
+        return 0 if checking is None else checking.skipped_steps
+
     # --- torch's methods ---
 
     def step(self, closure: Closure | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -161,19 +171,52 @@ class Distributed(torch.optim.Optimizer):
 
         With a closure, the gradients of each of its evaluations are reduced, and so is the loss that it
         returns: all ranks decide by the same numbers (LBFGS compares losses).
+
+        Raises:
+            NonFiniteError: on all ranks, as `check_finite` says; no parameter was changed. (Of a closure that the
+                optimizer calls several times: with "skip" too, if it is not its first gradient.)
+            MissingGradientError, ReplicaError, VerificationError: on all ranks, where that is asked for; in
+                `backward()` or `synchronize()`, if the exchange ends there.
         """
         self._opt_called = True  # what LR schedulers look at
-        exchange = self._exchange
-        if exchange is None:
-            return self._plain_step(closure, **kwargs)
+        exchange, result = self._exchange, None
         if closure is not None:
-            closure = self._exchanged(closure, exchange)
-        elif self._settle_in_step:
+            closure = self._judged(closure if exchange is None else self._exchanged(closure, exchange))
+        elif exchange is not None and self._settle_in_step:
             exchange.settle()
-        result = self._plain_step(closure, **kwargs)
-        exchange.stepped()
-        self._buffers_are_due()
+        if closure is not None or self._may_step():
+            with contextlib.suppress(Skipped):
+                result = self._plain_step(closure, **kwargs)
+        if exchange is not None:
+            exchange.stepped()
+            self._buffers_are_due()
         return result
+
+    def _checking(self) -> Checking | Alone | None:
+        return self._alone if self._exchange is None else self._exchange.checking
+
+    def _may_step(self) -> bool:
+        """False if this step is to be skipped, on all ranks. Where the optimizer's own step skips for a scaler, which
+        tells it of an overflow by an attribute, the scaler decides."""
+        checking = self._checking()
+        return checking is None or getattr(self, "found_inf", None) is not None or checking.may_step()
+
+    def _judged(self, closure: Closure) -> Closure:
+        """What the optimizer calls within its step, which cannot be skipped once it has gone on from a gradient."""
+        if self._checking() is None:
+            return closure
+        evaluations = 0
+
+        def evaluate() -> Any:
+            nonlocal evaluations
+            loss = closure()
+            evaluations += 1
+            checking = self._checking()
+            if checking is not None and not (checking.may_go_on() if evaluations > 1 else self._may_step()):
+                raise Skipped
+            return loss
+
+        return evaluate
 
     def _buffers_are_due(self) -> None:
         if self._buffers is not None:
@@ -181,6 +224,9 @@ class Distributed(torch.optim.Optimizer):
 
     def _parameters(self) -> Iterable[torch.Tensor]:
         return (p for group in self.__dict__["param_groups"] for p in group["params"])
+
+    def _named(self) -> list[tuple[str, torch.Tensor]]:
+        return named(self.__dict__["param_groups"], self._names)
 
     # LR schedulers need not patch it, and torch need not add step hooks: those of the original step run.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
@@ -227,6 +273,7 @@ class Distributed(torch.optim.Optimizer):
         reader = sys._getframe(1).f_code.co_name
         if reader == "_unscale_grads_" and exchange is not None:
             exchange.settle()
+            exchange.checking.scaler_looks()
         return self.__dict__["param_groups"]
 
     @param_groups.setter
@@ -281,6 +328,10 @@ def DistributedOptimizer(
     model: torch.nn.Module | None = None,
     broadcast_buffers: bool = True,
     shard: bool | str = False,
+    check_finite: str | None = None,
+    check_replicas_every: int | None = None,
+    verify_every: int | None = None,
+    missing_gradients: str = "zero",
 ) -> Any:
     """Let `optimizer` reduce its gradients over all ranks.
 
@@ -322,6 +373,16 @@ def DistributedOptimizer(
             reduce-scatter of the gradients and an all-gather of the parameters; for optimizers that treat each element
             by itself. "parameters": whole parameters, for all others but LBFGS. True: what fits. The optimizer then
             has `clip_grad_norm_` and `consolidate_state_dict` besides: see docs/sharded.md.
+        check_finite: look for an inf or NaN in this rank's gradients before they are exchanged, and let all ranks know.
+            "raise": `step()` raises NonFiniteError on every rank. "skip": no rank steps, and `skipped_steps` counts it.
+            "zero": zeros are exchanged in their place. Rank, parameter and index are named each time. "raise" and
+            "skip" are for gradients on the CPU. See docs/checks.md, also for GradScaler.
+        check_replicas_every: so many steps apart, all ranks compare a hash of their parameters, before the step. Where
+            they differ, ReplicaError on every rank names those in the minority, and the first parameter that differs.
+        verify_every: so many steps apart, one of the buckets, in turn, is exchanged a second time, and compared bit for
+            bit on all ranks: VerificationError on every rank where it differs.
+        missing_gradients: for a parameter that has a gradient on some ranks alone. "zero": zeros count for it on the
+            others, and one line on stderr names them, once. "raise": MissingGradientError in `step()`, on every rank.
 
     Raises:
         UsageError, TypeError: here, for arguments that cannot be right.
@@ -348,6 +409,7 @@ def DistributedOptimizer(
         process_set,
         ours or Compression.none,
         "" if shard is False else sharded_by(optimizer, shard),
+        checks_for(check_finite, check_replicas_every, verify_every, missing_gradients),
     )
     check_arguments(parameters, options)
     if options.shard:
@@ -355,6 +417,11 @@ def DistributedOptimizer(
     if named_parameters is not None:
         check_names(parameters, names)
     if op is Adasum:
+        if options.checks != Checks():
+            raise UsageError(
+                "op=Adasum exchanges no gradients: it takes none of check_finite, check_replicas_every, verify_every "
+                "and missing_gradients"
+            )
         return _adasum(optimizer, compression, process_set)
     grouped = group_numbers(parameters, num_groups, groups)
     hook = CommHook(None, UserCompression(compression, options)) if ours is None else None
@@ -368,6 +435,8 @@ def DistributedOptimizer(
             buffers = Buffers(model, exchange.name(), process_set)
             exchange.when_all_joined = buffers.begin_with_the_first
     _become(optimizer, _class_for(options), names, exchange, buffers)
+    if exchange is None and check_finite is not None:
+        optimizer._alone = Alone(check_finite, optimizer._named)  # type: ignore[attr-defined]
     if process_set.size() < world.size():
         optimizer._partial = Partial(optimizer._parameters)  # type: ignore[attr-defined]
     return optimizer
@@ -405,6 +474,7 @@ def _become(
     optimizer._settle_in_step = True  # type: ignore[attr-defined]
     optimizer._exchange = exchange  # type: ignore[attr-defined]
     optimizer._buffers = buffers  # type: ignore[attr-defined]
+    optimizer._alone = None  # type: ignore[attr-defined]
 
 
 def _remove_scheduler_patch(optimizer: torch.optim.Optimizer) -> None:

@@ -9,6 +9,7 @@ import torch
 from ringdp.constants import Adasum, Max, Min
 from ringdp.ops import Handle
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.checks.hashes import hash_of
 from ringdp.torch.comm_hook import Waits
 from ringdp.torch.finite import is_finite, not_finite
 from ringdp.torch.plans import Plans
@@ -56,13 +57,20 @@ class Sent:
         wire: Wire,
         seen: Seen,
         weight: Handle[torch.Tensor] | None,
+        kept: torch.Tensor | None,
+        is_compared: bool,
     ) -> None:
         self._bucket, self._future, self._wire, self._weight = bucket, future, wire, weight
         self.seen = seen
+        self.kept = kept  # what this rank has put in, to be exchanged a second time
+        self._is_compared = is_compared
+        self.first: int | None = None  # a hash of this rank's part of what came back, if it is compared
 
     def wait(self) -> None:
         """The bucket holds the reduced gradients."""
         self._future.wait()
+        if self._is_compared:
+            self.first = hash_of(self._bucket.flat[self._wire.own_part(self._bucket)])
         gradients = self._bucket.gradients
         if self._weight is None and not self._bucket.tail.numel():
             self._wire.rescale(gradients)
@@ -77,18 +85,25 @@ class Sent:
             torch.div(gradients, total_weight.to(wide).view(1), out=gradients)
 
 
-def send(plans: Plans, bucket: Bucket, weight: int) -> Sent:
-    """Let a bucket leave. `weight`: what this rank's gradients stand for, if they are weighed."""
+def send(plans: Plans, bucket: Bucket, weight: int, seen: Seen | None, is_compared: bool) -> Sent:
+    """Let a bucket leave.
+
+    Args:
+        weight: what this rank's gradients stand for, if they are weighed.
+        seen: what was seen in it, if somebody has looked.
+        is_compared: it will be verified.
+    """
     wire, hook = plans.wire, plans.hook
-    looked = look(bucket) if needs_look(plans) else Seen()
+    looked = seen or (look(bucket) if needs_look(plans) else Seen())
     goes_apart = plans.weighed and plans.weights_go_apart()
     apart = wire.sum([weight], f"weight.{bucket.index}") if goes_apart else None
     if hook is None:
         if bucket.tail.numel():
             code = wire.weight_code(bucket.flat.dtype)
             bucket.tail.copy_(torch.tensor(code.encode(weight, wire.rank)), non_blocking=True)
-        return Sent(bucket, wire.submit(bucket), wire, looked, apart)
+        kept = bucket.flat.clone() if is_compared else None
+        return Sent(bucket, wire.submit(bucket), wire, looked, apart, kept, is_compared)
     shown = wire.for_hook(bucket, bucket.index + 1 == len(plans.buckets))
     future = wire.submit_by(hook, shown)
     looked.is_finite &= shown.is_finite
-    return Sent(bucket, future, wire, looked, apart)
+    return Sent(bucket, future, wire, looked, apart, None, is_compared)

@@ -10,7 +10,8 @@ the same. A yes-or-no word is 1 where all is well, so that one rank's 0 wins.
     4     finite        0: some rank saw a gradient that is not finite (1 where nobody looks)
     5     go_on         0: some rank wants to stop after this step
     6, 7  generation    of the set of ranks, and complement
-    8, 9  replica       hash of the parameters, and complement; all ones in both where it was not computed
+    8, 9  replica       hash of the parameters, and complement; all ones in both where it was not computed. Where ranks
+                        differ, they go on to find out which
     10    submitted     so many leading buckets every rank has submitted
     11    complete      0: some rank had no gradient for a parameter of the plan, and sent zeros
     12,13 step          number of step() calls so far, and complement; all ones in both where the rank has joined
@@ -48,6 +49,12 @@ class Vote:
     replica: int | None = None
     joined: bool = False
     by_all: bool = True
+    replicas_differ: bool = False  # after the merge: the ranks gave different hashes, and `replica` is None
+
+    @staticmethod
+    def steps_differ(words: Sequence[int]) -> bool:
+        """Ranks that have not joined are at different steps."""
+        return words[STEP] ^ words[NOT_STEP] != ALL_ONES and not words[JOINED]
 
     def encode(self) -> list[int]:
         """The words to be merged."""
@@ -65,23 +72,21 @@ class Vote:
         return words
 
     @classmethod
-    def decode(cls, words: Sequence[int], optimizer: str) -> Vote:
-        """The merged words.
+    def decode(cls, words: Sequence[int], optimizer: str, steps: str = "") -> Vote:
+        """The merged words. `steps`: which rank is at which, in words, if they differ.
 
         Raises:
-            MismatchError: the ranks gave different plans, generations, steps or replica hashes. On every rank alike.
+            MismatchError: the ranks gave different plans, generations or steps. On every rank alike.
         """
         for what, here in (("plan", PLAN), ("generation", GENERATION), ("step", STEP)):
-            if words[here] ^ words[here + 1] != ALL_ONES and not (here == STEP and words[JOINED]):
+            if cls.steps_differ(words) if here == STEP else words[here] ^ words[here + 1] != ALL_ONES:
+                which = f"{steps}; " if here == STEP and steps else ""
                 raise MismatchError(
-                    f"{optimizer}: the ranks differ in {what} ({words[here]} to {ALL_ONES ^ words[here + 1]}): "
+                    f"{optimizer}: the ranks differ in {what} ({words[here]} to {ALL_ONES ^ words[here + 1]}): {which}"
                     "they must call backward(), zero_grad() and step() alike. No parameter was changed"
                 )
-        replica: int | None = words[REPLICA]
-        if words[NOT_REPLICA] == ALL_ONES:
-            replica = None
-        elif words[REPLICA] ^ words[NOT_REPLICA] != ALL_ONES:
-            raise MismatchError(f"{optimizer}: the parameters differ between ranks. No parameter was changed")
+        is_hashed = words[NOT_REPLICA] != ALL_ONES
+        differ = is_hashed and words[REPLICA] ^ words[NOT_REPLICA] != ALL_ONES
         return cls(
             plan=words[PLAN],
             generation=words[GENERATION],
@@ -92,7 +97,8 @@ class Vote:
             commit=bool(words[COMMIT]),
             finite=bool(words[FINITE]),
             go_on=bool(words[GO_ON]),
-            replica=replica,
+            replica=words[REPLICA] if is_hashed and not differ else None,
             joined=bool(words[JOINED]),
             by_all=bool(words[BY_ALL]),
+            replicas_differ=differ,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +16,8 @@ from ringdp.requests import usable
 from ringdp.torch import device
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.bucket import Bucket
+from ringdp.torch.checks.names import ranks_in_words
+from ringdp.torch.checks.options import Checks
 from ringdp.torch.comm_hook import CommHook, GradBucket, Waits
 from ringdp.torch.compression import NAMES, Compressor, NoneCompressor
 from ringdp.torch.ops import operations
@@ -39,6 +42,7 @@ class Options:
     process_set: ProcessSet = global_process_set
     compression: type[Compressor] = NoneCompressor
     shard: str = ""  # of what each rank steps a part: see ringdp.torch.sharded.how
+    checks: Checks = Checks()
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -49,7 +53,7 @@ class Options:
         return (
             f"op {self.op.name}, backward_passes_per_step {self.passes}, "
             f"gradient_predivide_factor {self.predivide}, compression {NAMES[self.compression]}"
-            f"{f', shards of {self.shard}' if self.shard else ''}"
+            f"{f', shards of {self.shard}' if self.shard else ''}{self.checks}"
         )
 
 
@@ -94,10 +98,16 @@ class Wire:
         """Reduce a bucket in place. Its memory must not be touched until the handle was waited for.
 
         With shards of elements, this rank's chunk alone is reduced."""
-        weighed = bucket.tail.numel() > 0  # then the sum is divided by the sum of weights
-        op = Sum if weighed else self.options.op
         half = Half.reduce_scatter if self.options.shard == ELEMENTS else Half.both
-        return self._submit(bucket.flat, bucket.index, op, self.options.scale, half)
+        return self._submit(bucket.flat, bucket.index, self._op_of(bucket), self.options.scale, half)
+
+    def submit_again(self, flat: torch.Tensor, bucket: Bucket) -> Waits:
+        """Reduce what lies as the bucket does, in place, as the bucket is: all of it, with shards too."""
+        return self._submit(flat, bucket.index, self._op_of(bucket), self.options.scale, Half.both)
+
+    def _op_of(self, bucket: Bucket) -> ReduceOp:
+        weighed = bucket.tail.numel() > 0  # then the sum is divided by the sum of weights
+        return Sum if weighed else self.options.op
 
     def gather(self, flat: torch.Tensor, index: int) -> Handle[None]:
         """Let all ranks have each other's chunks of what lies as bucket `index` does, in place."""
@@ -108,6 +118,10 @@ class Wire:
         return self.world.engine.own_chunk(
             self.set, flat.numel(), int(DTYPES[flat.dtype]), device.is_on_gpu(flat)
         )
+
+    def own_part(self, bucket: Bucket) -> slice:
+        """The elements of a bucket that are reduced on this rank."""
+        return slice(*self.own_chunk(bucket.flat)) if self.options.shard == ELEMENTS else slice(None)
 
     def _submit(
         self, flat: torch.Tensor, index: int, op: ReduceOp, scale: tuple[float, float], half: Half
@@ -140,35 +154,28 @@ class Wire:
         name = f"{self.name}.plan.{self._version}.bucket.{bucket.index}"
         return GradBucket(bucket, is_last, name, self._digest, self.options.process_set)
 
-    def vote(
-        self,
-        step: int,
-        submitted: int,
-        in_plan: bool,
-        complete: bool,
-        finite: bool,
-        joined: bool = False,
-        by_all: bool = True,
-    ) -> Vote:
-        """What all ranks say together.
+    def vote(self, step: int, submitted: int, **said: Any) -> Vote:
+        """What all ranks say together. `said`: further fields of `Vote`.
 
         Raises:
             MismatchError: the ranks disagree on plan, generation or step.
         """
-        mine = Vote(
-            self._digest,
-            self.world.generation,
-            step,
-            submitted,
-            in_plan=in_plan,
-            complete=complete,
-            finite=finite,
-            joined=joined,
-            by_all=by_all,
-        )
+        mine = Vote(self._digest, self.world.generation, step, submitted, **said)
         core = self.world.engine.vote(self.set, self.agreed(), mine.encode())
         words = Handle(core, None, lambda core: list(core.words()), self.world).wait()
-        return Vote.decode(words, self.name)
+        steps = self._steps_of_ranks(mine) if Vote.steps_differ(words) else ""
+        return Vote.decode(words, self.name, steps)
+
+    def _steps_of_ranks(self, mine: Vote) -> str:
+        """Which rank is at which step, in words. All ranks ask, as all have the same merged vote."""
+        given = torch.tensor([-1 if mine.joined else mine.step])
+        steps = operations.allgather(given, f"{self.name}.steps", self.options.process_set).tolist()
+        at: dict[int, list[int]] = {}
+        for rank, step in zip(self.options.process_set.ranks or (), steps, strict=True):
+            at.setdefault(step, []).append(rank)
+        return "; ".join(
+            f"{ranks_in_words(ranks)} at {step}" for step, ranks in sorted(at.items()) if step >= 0
+        )
 
     def rescale(self, reduced: torch.Tensor) -> torch.Tensor:
         """An average over all ranks made one over those that have not joined, in place, where that is wanted."""

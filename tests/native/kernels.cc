@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "kernel_bits.h"
+#include "kernels/hash.h"
 #include "kernels/simd.h"
 
 using namespace ringdp;
@@ -254,4 +255,25 @@ TEST(an_unknown_variant_is_refused) {
   CHECK(!kernels::force_variant("abacus"));
   CHECK(error_of([] { kernels::scale(Dtype::boolean, nullptr, nullptr, 2, 0); }).find("bool cannot be scaled") !=
         std::string::npos);
+}
+
+TEST(the_first_that_is_not_finite_is_found_by_every_variant) {
+  constexpr size_t kCount = 5000;
+  under_each_variant([&](const char* variant) {
+    std::vector<float> numbers(kCount, 3e38f);
+    std::vector<double> wide(kCount, -1e308);
+    for (const size_t at : {size_t{4999}, size_t{2048}, size_t{2047}, size_t{0}}) {
+      CHECK(kernels::find_not_finite(Dtype::float32, numbers.data(), at) == at, variant);
+      numbers[at] = -INFINITY;
+      wide[at] = NAN;
+      CHECK(kernels::find_not_finite(Dtype::float32, numbers.data(), kCount) == at, variant, ", float32 at ", at);
+      CHECK(kernels::find_not_finite(Dtype::float64, wide.data(), kCount) == at, variant, ", float64 at ", at);
+    }
+  });
+}
+
+// Known values of XXH64.
+TEST(hashes_are_the_same_on_every_machine) {
+  CHECK(kernels::hash("", 0, 0) == 0xef46db3751d8e999);
+  CHECK(kernels::hash("abc", 3, 0) == 0x44bc2cf5ad770999);
 }

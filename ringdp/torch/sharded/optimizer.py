@@ -143,6 +143,7 @@ class Sharded(Distributed):
         if exchange is None or sys._getframe(1).f_code.co_name != "_unscale_grads_":
             return self.__dict__["param_groups"]
         exchange.settle()
+        exchange.checking.scaler_looks()
         if exchange.options.shard != ELEMENTS:  # all ranks have all gradients
             return self.__dict__["param_groups"]
         groups = self._groups_of_pieces()
@@ -247,6 +248,10 @@ class Sharded(Distributed):
         for piece in pieces:
             if piece.grad is not None:
                 mark |= not_finite(piece.grad).to(mark.device)
+        mark |= int(exchange.checking.zeroed)
+        on_gpu = exchange.checking.zeroed_on_gpu
+        if on_gpu is not None:
+            mark |= (on_gpu.view(1) > 0).to(mark.device)
         exchange.wire.max_(mark, "overflow")
         shown.grad = torch.where(mark > 0, torch.inf, shown)
         return shown

@@ -47,5 +47,18 @@ def test_a_disagreement_is_seen_whoever_is_greater(field, other):
 def test_replica_hashes():
     assert Vote.decode(merge(replace(MINE, replica=7), replace(MINE, replica=7)), "x").replica == 7
     assert Vote.decode(merge(MINE, MINE), "x").replica is None
-    with pytest.raises(MismatchError, match="the parameters differ"):
-        Vote.decode(merge(replace(MINE, replica=7), replace(MINE, replica=8)), "x")
+    merged = Vote.decode(merge(replace(MINE, replica=7), MINE, replace(MINE, replica=7)), "x")
+    assert merged.replica == 7 and not merged.replicas_differ  # a rank that has joined says nothing
+    for other in (8, 0, (1 << 64) - 2):
+        merged = Vote.decode(merge(replace(MINE, replica=7), replace(MINE, replica=other)), "x")
+        assert merged.replicas_differ and merged.replica is None
+
+
+def test_who_is_at_which_step():
+    words = merge(MINE, replace(MINE, step=10))
+    assert Vote.steps_differ(words) and not Vote.steps_differ(merge(MINE, MINE))
+    assert not Vote.steps_differ(merge(MINE, replace(MINE, joined=True)))
+    with pytest.raises(
+        MismatchError, match=r"differ in step \(9 to 10\): rank 0 at 9; rank 1 at 10; they must"
+    ):
+        Vote.decode(words, "x", "rank 0 at 9; rank 1 at 10")
