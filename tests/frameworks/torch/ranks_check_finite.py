@@ -250,6 +250,24 @@ def test_what_goes_beside_the_buckets(policy):
 
 
 @pytest.mark.host_only
+def test_what_is_too_large_for_the_wire():
+    """A gradient is finite, and not as it is sent: in a bucket, and beside."""
+    params, late = parameters(), torch.nn.Parameter(torch.zeros(3))
+    optimizer = wrap(params, check_finite="raise", compression=hvd.Compression.fp16)
+    for name in ("p1", "parameter.1.0"):
+        optimizer.zero_grad()
+        value = loss(params) + late.sum()
+        if hvd.rank() == culprit():
+            value = value + (params[1] if name == "p1" else late)[2] * 7e4
+        value.backward()
+        text = f"rank {culprit()} has inf in the gradient of {name}, at flat index 2, sent as float16"
+        with pytest.raises(hvd.NonFiniteError, match=text):
+            optimizer.step()
+        if name == "p1":
+            optimizer.add_param_group({"params": [late]})
+
+
+@pytest.mark.host_only
 @pytest.mark.parametrize("drop", ["optimizer", "module", "module_to_zero"])
 def test_a_verdict_holds_until_the_gradients_are_dropped(drop):
     params = parameters()
