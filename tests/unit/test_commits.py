@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -408,3 +410,46 @@ def test_the_caller_does_not_wait_for_the_disk(tmp_path):
     go.set()
     assert alone.flush() and alone.is_ready()
     alone.close()
+
+
+COMMITS = """
+import os, sys
+from pathlib import Path
+from ringdp.commits.folder import Commit, Folder, Manifest
+from ringdp.commits.writer import Task, Writer
+here = Folder(Path(sys.argv[1]))
+here.make()
+found = here.manifests(print)
+last = found[0].commit if found else None
+number = here.commits()[0].number if here.commits() else 0
+writer = Writer(here, 0, [0], last, print)
+print("up", flush=True)
+while True:
+    number += 1
+    data = number.to_bytes(8, "little") * 20000
+    put = lambda sink, data=data: [sink.write(data[:70000]), sink.write(data[70000:])]
+    writer.start(Task(Manifest(Commit(number, os.getpid()), 1), put, put))
+    writer.flush()
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes(tmp_path):
+    """Whenever that is: the newest commit with a manifest is whole, and at most two older ones are there."""
+    random, numbers = Random(5), []
+    for _ in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMITS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "up\n"  # nothing was refused
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        process.communicate(timeout=30)
+        said = []
+        found = Folder(tmp_path).manifests(said.append)
+        assert said == [] and len(found) <= 3 and all(manifest.is_whole for manifest in found)
+        for manifest in found[:1]:
+            numbers.append(manifest.commit.number)
+            for (kind, rank), contents in manifest.files.items():
+                data = files.read(tmp_path / manifest.commit.name, manifest.label(kind, rank), contents)
+                assert data == manifest.commit.number.to_bytes(8, "little") * 20000
+    assert numbers == sorted(numbers) and numbers[-1] > numbers[0]
