@@ -210,18 +210,19 @@ Outcome Player::outcome(int index) {
     const std::vector<std::byte> before =
         p.in_place ? encoded(p.is_wide ? Dtype::float32 : t.dtype, numbers) : std::vector<std::byte>(16, kUntouched);
     const bool has_output = !t.is_vote && t.kind != OpKind::open_plan && t.kind != OpKind::join;
-    const bool same = !has_output || output.beginning(before.size()) == before;
+    // What the rank has given up may still be written.
+    const bool same = !has_output || p.handle->memory_in_use() || output.beginning(before.size()) == before;
     return {same ? Outcome::failed : Outcome::touched, error.kind(), error.what()};
   }
   if (t.is_vote) {
     std::vector<uint64_t> least = fields(index, t.ranks[0]);
     for (const int rank : t.ranks)
       for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], fields(index, rank)[i]);
-    return {p.handle->result().words == least ? Outcome::right : Outcome::wrong, {}, "a vote"};
+    return {p.handle->result().words == least ? Outcome::right : Outcome::wrong, {}, ""};
   }
   if (t.kind == OpKind::open_plan || t.kind == OpKind::join || t.kind == OpKind::barrier)
     return {Outcome::right, {}, ""};
-  return {found(index) == right(index) ? Outcome::right : Outcome::wrong, {}, "other numbers"};
+  return {found(index) == right(index) ? Outcome::right : Outcome::wrong, {}, ""};
 }
 
 }  // namespace ringdp::tests
