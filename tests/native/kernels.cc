@@ -93,6 +93,8 @@ int applied(ReduceOp op, int a, int b) {
       return std::max(a, b);
     case ReduceOp::product:
       return a * b;
+    case ReduceOp::adasum:
+      break;
   }
   return 0;
 }
