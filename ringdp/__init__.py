@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
     from ringdp.errors import (
+        ChecksumError,
         DeadlineError,
         DuplicateNameError,
         GpuError,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adasum",
     "Average",
+    "ChecksumError",
     "DeadlineError",
     "DuplicateNameError",
     "GpuError",

@@ -59,6 +59,15 @@ class TransportError(HorovodInternalError):
     """MPI reported an error."""
 
 
+class ChecksumError(HorovodInternalError):
+    """A message between two ranks was damaged on its way (RINGDP_CHECKSUM).
+
+    Raised on every rank of the operation, with the pair of ranks and the segment; what its output holds is void. The
+    job can go on after catching it, unless it was a message by which the ranks agree: then the rank that it came to
+    raises this from now on, and the others `PeerError`.
+    """
+
+
 class GpuError(HorovodInternalError):
     """CUDA or NCCL reported an error, or there is no GPU that can be used."""
 

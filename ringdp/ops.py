@@ -62,7 +62,7 @@ class Handle(Generic[T]):
         then on comes after it; nothing waits for the GPU.
 
         Raises:
-            MismatchError, PeerError, DeadlineError, TransportError, GpuError: as the operation failed.
+            MismatchError, PeerError, ChecksumError, DeadlineError, TransportError, GpuError: as the operation failed.
         """
         if self._finish is None:
             self._order()

@@ -331,6 +331,7 @@ def _compare_versions(comm: Any, library: str) -> None:
         "RINGDP_SEGMENT_BYTES",
         "RINGDP_SHARED_SEGMENT_BYTES",
         "RINGDP_LETTER_BYTES",
+        "RINGDP_CHECKSUM",
         "RINGDP_ALGORITHM",
         sharing.VARIABLE,
     ):

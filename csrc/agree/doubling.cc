@@ -6,11 +6,20 @@
 
 #include "base/check.h"
 #include "collectives/power.h"
+#include "kernels/crc32c.h"
 
 namespace ringdp {
 
-Doubling::Doubling(Transport& transport, int tag, Merge merge)
-    : Meetings(transport.rank()), transport_(transport), tag_(tag), merge_(std::move(merge)) {
+namespace {
+
+uint32_t checksum_of(const Note& note, const void* payload, size_t bytes) {
+  return kernels::crc32c(payload, bytes, kernels::crc32c(&note, sizeof note));
+}
+
+}  // namespace
+
+Doubling::Doubling(Transport& transport, int tag, bool checks, Merge merge)
+    : Meetings(transport.rank()), transport_(transport), tag_(tag), checks_(checks), merge_(std::move(merge)) {
   const int rank = transport.rank();
   const PowerOfTwo power(transport.size(), rank);
   if (power.hands_over()) {
@@ -81,6 +90,11 @@ void Doubling::close(Meeting& closed) {
   meetings_.release(subject);
 }
 
+void Doubling::is_abandoned(Meeting& meeting) {
+  static_cast<Gathering&>(meeting).abandoned = true;
+  --open_;
+}
+
 // --- the exchanges -------------------------------------------------------------------------------------------------
 
 // What this rank has heard so far goes out at the beginning of an exchange.
@@ -113,7 +127,7 @@ void Doubling::go_on(Gathering& meeting) {
   meeting.agreed = !(heard.flags & (Note::kLeft | Note::kPoison));
   meeting.joined = heard.flags & Note::kJoined;
   meeting.ticket = heard.ticket;
-  --open_;
+  if (!std::exchange(meeting.abandoned, false)) --open_;
   if (meeting.mine.topic == leaving)
     all_left_ = true;
   else
@@ -196,6 +210,7 @@ void Doubling::send(int peer, const Note& note, const void* payload) {
   Sending& message = sending_.back();
   Envelope envelope;
   envelope.note = note;
+  if (checks_) envelope.checksum = checksum_of(note, payload, payload != nullptr ? note.bytes : 0);
   message.data.resize(sizeof envelope + note.bytes);
   std::memcpy(message.data.data(), &envelope, sizeof envelope);
   if (payload != nullptr) std::memcpy(message.data.data() + sizeof envelope, payload, note.bytes);
@@ -219,13 +234,7 @@ bool Doubling::poll() {
     while (in.request.pending() && transport_.test(in.request, &length)) {
       Envelope envelope;
       std::memcpy(&envelope, in.buffer.data(), sizeof envelope);
-      const int peer = stages_[in.stage].peer;
-      const Note& note = envelope.note;
-      const bool names_rank = note.topic == news || (note.flags & Note::kLeft);
-      if (length < sizeof envelope || envelope.magic != Envelope::kMagic || envelope.version != Envelope::kVersion ||
-          length != sizeof envelope + note.bytes || note.topic > last_topic ||
-          (names_rank && note.ticket >= static_cast<uint64_t>(transport_.size())))
-        refuse(peer);
+      look_at(in, envelope, length);
       take(in.stage, envelope.note, in.buffer.data() + sizeof envelope);
       post(in);
       moved = true;
@@ -238,6 +247,22 @@ bool Doubling::poll() {
     moved = true;
   }
   return moved;
+}
+
+// Whether it can be what the peer has sent.
+void Doubling::look_at(const Inbox& in, const Envelope& envelope, size_t length) const {
+  const int me = transport_.name_of(rank()), peer = transport_.name_of(stages_[in.stage].peer);
+  if (checks_ && length >= sizeof envelope &&
+      checksum_of(envelope.note, in.buffer.data() + sizeof envelope, length - sizeof envelope) != envelope.checksum)
+    fail(ErrorKind::checksum, "rank ", me, ": a message from rank ", peer, " to rank ", me,
+         " was damaged on its way: one by which the ranks agree, with a tensor of at most RINGDP_LETTER_BYTES perhaps, "
+         "has another checksum than when it was sent");
+  const Note& note = envelope.note;
+  const bool names_rank = note.topic == news || (note.flags & Note::kLeft);
+  if (length < sizeof envelope || envelope.magic != Envelope::kMagic || envelope.version != Envelope::kVersion ||
+      length != sizeof envelope + note.bytes || note.topic > last_topic ||
+      (names_rank && note.ticket >= static_cast<uint64_t>(transport_.size())))
+    refuse(stages_[in.stage].peer);
 }
 
 void Doubling::refuse(int peer) const {

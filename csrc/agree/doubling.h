@@ -12,6 +12,9 @@
 //
 // A rank that hands its tensor over hears of nothing before the result: when it joins it says so to the one that stands in.
 //
+// A message may carry the checksum of all of it. One that is damaged cannot be told from one of another meeting, so the rank that
+// it came to can agree on nothing any more: poll() throws (ErrorKind::checksum).
+//
 // Leaving: the first that leaves tells its partners (`news`), each rank that hears it its own, once. And all come to the
 // meeting `leaving` as they leave: who has been there knows that all have.
 #pragma once
@@ -31,7 +34,7 @@ class Doubling final : public Meetings {
   using Merge = std::function<void(const Meeting&, std::byte* mine, const std::byte* theirs, bool mine_is_left)>;
   static constexpr uint32_t kMostPayload = 32 << 10;  // bytes
 
-  Doubling(Transport& transport, int tag, Merge merge);
+  Doubling(Transport& transport, int tag, bool checks, Merge merge);
   ~Doubling() override;
 
   Meeting& come(const Note& note, const void* payload, uint64_t token) override;
@@ -47,6 +50,7 @@ class Doubling final : public Meetings {
     Note heard;                                 // merged so far
     size_t stage = 0;                           // the exchange that it is in
     std::vector<std::deque<Received>> waiting;  // by exchange: messages that came before their turn
+    bool abandoned = false;                     // this rank has come, and waits no more
   };
   // One exchange, in order.
   struct Stage {
@@ -58,7 +62,8 @@ class Doubling final : public Meetings {
   struct Envelope {
     uint32_t magic = kMagic, version = kVersion;
     Note note;
-    static constexpr uint32_t kMagic = 0x72647064, kVersion = 1;
+    uint32_t checksum = 0, unused = 0;  // of the note and the payload, where messages carry one
+    static constexpr uint32_t kMagic = 0x72647064, kVersion = 2;
   };
   struct Inbox {
     size_t stage = 0;
@@ -78,18 +83,21 @@ class Doubling final : public Meetings {
   void come_with_mark(const Subject& subject, Gathering& meeting);
   void enter(Gathering& meeting);
   void send(int peer, const Note& note, const void* payload);
+  void look_at(const Inbox& in, const Envelope& envelope, size_t length) const;
   [[noreturn]] void refuse(int peer) const;  // what it has sent makes no sense
   void tell_news();
   void take_news(size_t stage, const Note& note);
   void partner_is_silent();
   void take_result_with_mark(const Subject& subject, Gathering& meeting, const Note& note);
   bool lacks_partner(const Gathering& meeting) const;
+  void is_abandoned(Meeting& meeting) override;
   void tell_of_leaving() override;
   void tell_of_joining() override;
   void mark_open() override;
 
   Transport& transport_;
   const int tag_;
+  const bool checks_;
   const Merge merge_;
   std::vector<Stage> stages_;
   std::vector<Inbox> inboxes_;  // of the exchanges that receive

@@ -34,6 +34,7 @@ std::string op_text(uint8_t code) {
 }
 
 std::string place_text(uint8_t flags) { return flags & Header::kOnGpu ? "on a GPU" : "in host memory"; }
+std::string checksums_text(uint8_t flags) { return flags & Header::kChecksum ? "on" : "off"; }
 
 }  // namespace
 
@@ -55,7 +56,7 @@ std::string difference(const Header& mine, const Header& theirs, int their_rank)
       .field("scale", mine.scale, theirs.scale)
       .field("root", mine.root, theirs.root)
       .field("place", place_text(mine.flags), place_text(theirs.flags))
-      .field("flags", mine.flags & Header::kChecksum, theirs.flags & Header::kChecksum)
+      .field("checksums (RINGDP_CHECKSUM)", checksums_text(mine.flags), checksums_text(theirs.flags))
       .text();
 }
 

@@ -19,6 +19,12 @@ void Meetings::is_complete_no_more(Meeting& meeting) {
   if (!complete_.empty()) complete_.erase(std::remove(complete_.begin(), complete_.end(), &meeting), complete_.end());
 }
 
+void Meetings::abandon(Meeting& meeting) {
+  if (meeting.complete) return close(meeting);
+  meeting.for_nobody = true;
+  is_abandoned(meeting);
+}
+
 void Meetings::leave(bool failed) {
   if (left_) return;
   left_ = true;

@@ -36,7 +36,7 @@ namespace ringdp {
 
 class Meetings {
  public:
-  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order, last_topic = order };
+  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order, verdict, last_topic = verdict };
 
   struct Received {
     bool here = false;
@@ -69,6 +69,8 @@ class Meetings {
   // This rank comes. The meeting stays valid until it is closed. After leave() to no named operation.
   virtual Meeting& come(const Note& note, const void* payload, uint64_t token) = 0;
   virtual void close(Meeting& meeting) = 0;  // once complete
+  // This rank waits for it no more. The others need not notice: what they hear through this rank they still do.
+  void abandon(Meeting& meeting);
 
   // From now on this rank comes with a mark to what it hears of, until end_join() begins the next era.
   void join();
@@ -146,6 +148,7 @@ class Meetings {
   bool has_left() const { return left_; }
   int rank() const { return rank_; }
 
+  virtual void is_abandoned(Meeting&) {}
   virtual void tell_of_leaving() = 0;  // this rank leaves: the others must hear of it
   virtual void tell_of_joining() {}    // to a rank that cannot tell otherwise
   virtual void mark_open() = 0;        // comes with the mark to all that it has heard of

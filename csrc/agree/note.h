@@ -26,4 +26,9 @@ struct Note {
 };
 static_assert(sizeof(Note) == 40, "a note is 40 bytes on the wire");
 
+// The signature of what ranks of one generation mean: it is another one in each, as in headers.
+constexpr uint64_t in_generation(uint32_t generation, uint64_t signature) {
+  return signature ^ uint64_t{generation} << 32;
+}
+
 }  // namespace ringdp

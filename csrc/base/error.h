@@ -15,6 +15,7 @@ enum class ErrorKind {
   deadline,   // nothing arrived in time: DeadlineError
   peer,       // another rank left, failed or sent poison: PeerError
   transport,  // MPI reported an error: TransportError
+  checksum,   // a message was damaged on its way: ChecksumError
   gpu,        // CUDA or NCCL did: GpuError
   closed,     // the world was shut down: NotInitializedError
   internal,   // a bug in ringdp: RingdpError

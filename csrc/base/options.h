@@ -13,6 +13,9 @@ enum class GpuTransport : int32_t { automatic, host, nccl, mpi, two_level };
 // Whether this MPI takes memory of GPUs: as it says itself, or as who knows better says.
 enum class MpiTakesGpuMemory : int32_t { automatic, no, yes };
 
+// Whether messages carry checksums; automatic: see checks_messages() in engine/verdict.h.
+enum class Checksum : int32_t { automatic, off, on };
+
 struct Options {
   double timeout = 600;               // seconds
   uint64_t segment_bytes = 56 << 10;  // with its envelope below the 64 KiB that Open MPI sends over TCP at once
@@ -21,6 +24,7 @@ struct Options {
   int64_t depth = 16;
   GpuTransport gpu_transport = GpuTransport::automatic;
   MpiTakesGpuMemory mpi_takes_gpu_memory = MpiTakesGpuMemory::automatic;
+  Checksum checksum = Checksum::automatic;
   double idle_looks = 20;  // per second
   double spin_us = 20;
   std::string algorithm = "auto";       // of all-reduces: "auto" or a name of collectives/algorithm.cc

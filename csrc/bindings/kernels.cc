@@ -9,6 +9,7 @@
 
 #include "bindings/numbers.h"
 #include "kernels/copy.h"
+#include "kernels/crc32c.h"
 #include "kernels/hash.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -99,6 +100,10 @@ void bind_kernels(nb::module_& m) {
         "Copy memory, addresses given; no overlap.");
   k.def("stream", &stream, "to"_a, "from_"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
         "Copies bytes past the caches, for memory that is not read soon. No overlap; addresses need no alignment.");
+  k.def(
+      "crc32c", [](uintptr_t at, size_t bytes, uint32_t before) { return kernels::crc32c(pointer(at), bytes, before); },
+      "at"_a, "bytes"_a, "before"_a = 0, nb::call_guard<nb::gil_scoped_release>(),
+      "The CRC32C of bytes at an address, going on from that of what comes before them.");
   k.def("variant", &kernels::variant, "The variant that runs: 'avx512', 'avx2', 'neon' or 'portable'.");
   k.def("variants", &variants, "All variants that this build contains and this CPU can run, the best first.");
   k.def("force_variant", &force_variant, "name"_a,

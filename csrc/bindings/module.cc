@@ -50,6 +50,8 @@ const char* python_class(ErrorKind kind) {
       return "PeerError";
     case ErrorKind::transport:
       return "TransportError";
+    case ErrorKind::checksum:
+      return "ChecksumError";
     case ErrorKind::gpu:
       return "GpuError";
     case ErrorKind::closed:
@@ -328,6 +330,8 @@ void bind_engine(nb::module_& m) {
             return name_of(e.chooser().choose(bytes, static_cast<Dtype>(dtype)));
           },
           "bytes"_a, "dtype"_a, "Which all-reduce a tensor takes among all ranks.")
+      .def_prop_ro("checks_messages", &Engine::checks_messages,
+                   "Whether what ranks send each other carries checksums (RINGDP_CHECKSUM).")
       .def(
           "casts_under_way",
           [](Engine& e, uint64_t bytes, int dtype, int process_set) {
@@ -346,6 +350,7 @@ void bind_engine(nb::module_& m) {
             counted["own"] = c.own.load();
             counted["in_host"] = c.in_host.load();
             counted["votes"] = c.votes.load();
+            counted["verdicts"] = c.verdicts.load();
             counted["by_nccl"] = c.by_nccl.load();
             counted["by_chunks"] = c.by_chunks.load();
             counted["by_mpi"] = c.by_mpi.load();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <sstream>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/copy.h"
@@ -24,7 +25,8 @@ Run::Run(Schedule schedule, Memory memory, Elements elements, const Header& head
       elements_(elements),
       header_(header),
       tag_(tag),
-      longest_message_(longest_message),
+      checks_(header.flags & Header::kChecksum),
+      longest_message_(checks_ ? std::max(longest_message, Checksums::kMost * sizeof(uint32_t)) : longest_message),
       // Of a half, only where every rank has a chunk.
       all_fail_together_(!partners.empty() && header.count >= uint64_t(header.half ? transport.size() : 1)),
       transport_(transport),
@@ -60,13 +62,27 @@ void Run::find_channels(Neighbours neighbours, const std::vector<int>& partners)
   }
   for (auto& [peer, channel] : out) {
     channel.peer = peer;
+    if (checks_) add_checksums(channel);
     outgoing_.push_back(std::move(channel));
   }
   for (auto& [peer, channel] : in) {
     channel.peer = peer;
+    if (checks_) add_checksums(channel);
     incoming_.push_back(std::move(channel));
   }
   headers_missing_ = static_cast<int>(incoming_.size());
+}
+
+template <class Channel>
+void Run::add_checksums(Channel& channel) {
+  const std::vector<int32_t> segments = std::exchange(channel.moves, {});
+  channel.checksums.emplace(segments.size());
+  for (size_t i = 0; i < segments.size(); ++i) {
+    channel.moves.push_back(segments[i]);
+    if (!channel.checksums->is_full(i)) continue;
+    channel.moves.push_back(kChecksums);
+    ++checksums_missing_;
+  }
 }
 
 void Run::link_moves() {
@@ -151,9 +167,8 @@ bool Run::complete_receives() {
       const int32_t move = in.posted.front().first;
       in.posted.pop_front();
       moved = true;
-      if (length == bytes_of(schedule_.moves[move])) {
-        ++in.completed;
-        completed(move);
+      if (length == length_of(in, move)) {
+        received(in, move);
         continue;
       }
       in.closed = length == 0;
@@ -164,6 +179,45 @@ bool Run::complete_receives() {
     }
   }
   return moved;
+}
+
+size_t Run::length_of(const Incoming& in, int32_t move) const {
+  return move == kChecksums ? in.checksums->bytes_of_next() : bytes_of(schedule_.moves[move]);
+}
+
+// A segment is looked at before anything is done with it, as that may overwrite it; it has just come, and lies in the caches.
+void Run::received(Incoming& in, int32_t move) {
+  ++in.completed;
+  if (move == kChecksums) return compare_checksums(in);
+  if (checks_) in.checksums->add(at(schedule_.moves[move].to), bytes_of(schedule_.moves[move]));
+  completed(move);
+}
+
+void Run::compare_checksums(Incoming& in) {
+  --checksums_missing_;
+  const auto wrong = in.checksums->compare();
+  if (!wrong || damage_) return;
+  damage_.from = in.peer, damage_.to = transport_.rank();
+  damage_.segment = *wrong;
+  size_t segment = 0;
+  for (const int32_t move : in.moves) {
+    if (move == kChecksums) continue;
+    if (segment++ != *wrong) continue;
+    damage_.element = element_of(move), damage_.count = schedule_.moves[move].count;
+  }
+  damage_.segments = segment;
+}
+
+// Of the output, where what comes is put, or what it is added to.
+uint64_t Run::element_of(int32_t receive) const {
+  const auto in_output = [](const Region& region) { return region.place == Place::output; };
+  const Region& to = schedule_.moves[receive].to;
+  if (in_output(to)) return to.offset;
+  for (int32_t d = first_dependent_[receive]; d < first_dependent_[receive + 1]; ++d) {
+    const Move& move = schedule_.moves[dependents_[d]];
+    if (is_arithmetic(move.kind) && in_output(move.to)) return move.to.offset;
+  }
+  return Damage::kNowhere;
 }
 
 bool Run::complete_sends() {
@@ -245,25 +299,44 @@ bool Run::post() {
   bool moved = false;
   uint64_t bytes = 0;
   const auto may = [&](const auto& channel) {
-    return channel.next < channel.moves.size() && channel.posted.size() < kInFlight &&
-           waiting_for_[channel.moves[channel.next]] == 0 && bytes < kComputeBytes;
+    if (channel.next == channel.moves.size() || channel.posted.size() >= kInFlight || bytes >= kComputeBytes)
+      return false;
+    const int32_t move = channel.moves[channel.next];
+    return move == kChecksums || waiting_for_[move] == 0;
   };
-  for (Incoming& in : incoming_) {
-    for (; may(in); moved = true) {
-      const int32_t index = in.moves[in.next++];
-      const Move& move = schedule_.moves[index];
-      in.posted.emplace_back(index, transport_.receive(in.peer, tag_, at(move.to), bytes_of(move)));
-    }
-  }
-  for (Outgoing& out : outgoing_) {
-    for (; may(out) && here(out.moves[out.next]); moved = true) {
-      const int32_t index = out.moves[out.next++];
-      const Move& move = schedule_.moves[index];
-      if (pieces_) bytes += pieces_->before(move);
-      out.posted.emplace_back(index, transport_.send(out.peer, tag_, at(move.from), bytes_of(move)));
-    }
-  }
+  for (Incoming& in : incoming_)
+    for (; may(in); moved = true) post_receive(in);
+  for (Outgoing& out : outgoing_)
+    for (; may(out) && here(out.moves[out.next]); moved = true) bytes += post_send(out);
   return moved;
+}
+
+void Run::post_receive(Incoming& in) {
+  const int32_t index = in.moves[in.next++];
+  if (index == kChecksums) {
+    const Checksums::Message message = in.checksums->next_to_receive();
+    in.posted.emplace_back(index, transport_.receive(in.peer, tag_, message.data, message.bytes));
+    return;
+  }
+  const Move& move = schedule_.moves[index];
+  in.posted.emplace_back(index, transport_.receive(in.peer, tag_, at(move.to), bytes_of(move)));
+}
+
+// The bytes that were touched.
+size_t Run::post_send(Outgoing& out) {
+  const int32_t index = out.moves[out.next++];
+  if (index == kChecksums) {
+    --checksums_missing_;
+    const Checksums::Message message = out.checksums->next_to_send();
+    out.posted.emplace_back(index, transport_.send(out.peer, tag_, message.data, message.bytes));
+    return message.bytes;
+  }
+  const Move& move = schedule_.moves[index];
+  size_t touched = pieces_ ? pieces_->before(move) : 0;
+  const std::byte* from = at(move.from);
+  if (checks_) out.checksums->add(from, bytes_of(move)), touched += bytes_of(move);
+  out.posted.emplace_back(index, transport_.send(out.peer, tag_, from, bytes_of(move)));
+  return touched;
 }
 
 void Run::completed(int32_t index) {
@@ -380,7 +453,7 @@ void Run::check_finished() {
     finished_ = std::all_of(outgoing_.begin(), outgoing_.end(), idle) &&
                 std::all_of(incoming_.begin(), incoming_.end(), closed) && all_stopped();
   } else {
-    finished_ = remaining_ == 0 && headers_missing_ == 0 && (!pieces_ || pieces_->done()) &&
+    finished_ = remaining_ == 0 && headers_missing_ == 0 && checksums_missing_ == 0 && (!pieces_ || pieces_->done()) &&
                 std::all_of(outgoing_.begin(), outgoing_.end(), idle);
   }
 }

@@ -12,17 +12,22 @@
 // message is left behind, and the channels can be used for the next operation. In shared memory a mark in the count of
 // progress is the poison: whoever has set it touches the others' memory no more, and a run that has failed ends when all
 // have set it.
+//
+// Where the header says so, segments are checked (collectives/checksums.h). One that was damaged does not end the run: it
+// would be found too late by those who have ended it before. The run goes on as if nothing was, and says so when it is done.
 #pragma once
 
 #include <array>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <queue>
 #include <string>
 #include <vector>
 
 #include "agree/header.h"
+#include "collectives/checksums.h"
 #include "collectives/elements.h"
 #include "collectives/pieces.h"
 #include "collectives/schedule.h"
@@ -81,6 +86,8 @@ class Run {
   bool progress();
   bool done() const { return finished_; }
   const std::string& error() const { return error_; }  // after done(): "" or why it failed
+  bool checks() const { return checks_; }
+  const Damage& damage() const { return damage_; }  // after done(): the first that this rank has found
 
   // This rank knows that it deviates: the others must not use its data.
   void poison(const std::string& why);
@@ -91,26 +98,35 @@ class Run {
  private:
   struct Outgoing {
     int peer = 0;
-    std::vector<int32_t> moves;  // sends, in order
+    std::vector<int32_t> moves;  // sends, in order, and kChecksums
     size_t next = 0;             // the first not posted
     std::deque<std::pair<int32_t, Request>> posted;
+    std::optional<Checksums> checksums;  // where they are checked
   };
   struct Incoming {
     int peer = 0;
-    std::vector<int32_t> moves;  // receives, in order
+    std::vector<int32_t> moves;  // receives, in order, and kChecksums
     size_t next = 0, completed = 0;
     std::deque<std::pair<int32_t, Request>> posted;
     Header header;
     Request header_request;
+    std::optional<Checksums> checksums;
     bool closed = false;                 // nothing more will come from it
     std::unique_ptr<std::byte[]> spare;  // where drained messages go
   };
 
   void find_channels(Neighbours neighbours, const std::vector<int>& partners);
+  template <class Channel>
+  void add_checksums(Channel& channel);
   void link_moves();
   void start();
   bool take_headers();
   bool complete_receives();
+  void received(Incoming& in, int32_t move);
+  void compare_checksums(Incoming& in);
+  size_t length_of(const Incoming& in, int32_t move) const;
+  void post_receive(Incoming& in);
+  size_t post_send(Outgoing& out);
   bool complete_sends();
   bool take_tokens();
   bool all_stopped() const;
@@ -123,7 +139,8 @@ class Run {
   void completed(int32_t move);
   void execute(const Move& move);
   std::byte* at(const Region& region);
-  bool here(int32_t move) const { return !pieces_ || pieces_->here(schedule_.moves[move]); }
+  uint64_t element_of(int32_t receive) const;
+  bool here(int32_t move) const { return move == kChecksums || !pieces_ || pieces_->here(schedule_.moves[move]); }
   bool may_compute() const { return !ready_.empty() && here(ready_.top()); }
   bool may_take_out() const { return pieces_ && pieces_->any_out(); }
   size_t bytes_of(const Move& move) const { return move.count * size_of(elements_.dtype); }
@@ -133,8 +150,9 @@ class Run {
   }
   void check_finished();
 
-  static constexpr int kInFlight = 16;                     // messages posted per channel and direction
-  static constexpr uint64_t kComputeBytes = 1 << 20;       // arithmetic per progress()
+  static constexpr int32_t kChecksums = -1;           // in place of a move: a message with those of the last segments
+  static constexpr int kInFlight = 16;                // messages posted per channel and direction
+  static constexpr uint64_t kComputeBytes = 1 << 20;  // arithmetic per progress()
   static constexpr uint64_t kStopped = uint64_t{1} << 63;  // in the count of line 0: this rank has given up
 
   const Schedule schedule_;
@@ -142,6 +160,7 @@ class Run {
   const Elements elements_;
   Header header_;
   const int tag_;
+  const bool checks_;
   const size_t longest_message_;
   // No rank can complete without the data of every other: who has failed hears poison from each neighbour.
   const bool all_fail_together_;
@@ -164,6 +183,8 @@ class Run {
   std::vector<Incoming> incoming_;
   size_t remaining_;
   int headers_missing_ = 0;
+  int checksums_missing_ = 0;  // messages with them: not posted, or not received
+  Damage damage_;
   bool started_ = false, draining_ = false, finished_ = false;
   std::string error_;
 };

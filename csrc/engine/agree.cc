@@ -68,7 +68,7 @@ void Engine::tell(Submission&& s, ProcessSet& set) {
   note.topic = Meetings::named;
   note.key = s.key;
   note.lane = s.era;
-  note.signature = s.signature();
+  note.signature = in_generation(generation_, s.signature());
   if (s.awaits_joined || s.kind == OpKind::join) note.flags = Note::kAwaits;
   if (set.draws_tickets()) {
     const auto ticket = set.tickets.draw(s.kind == OpKind::open_plan);
@@ -105,7 +105,8 @@ void Engine::begin_vote(ProcessSet& set, int lane_id) {
   note.topic = Meetings::vote;
   note.lane = static_cast<uint32_t>(lane_id);
   note.key = lane.votes_begun++;
-  note.signature = note.bytes = static_cast<uint32_t>(words.size() * sizeof words[0]);
+  note.bytes = static_cast<uint32_t>(words.size() * sizeof words[0]);
+  note.signature = in_generation(generation_, note.bytes);
   set.meetings().come(note, words.data(), static_cast<uint64_t>(lane_id));
 }
 
@@ -119,6 +120,7 @@ void Engine::check_lengths(const ProcessSet& set, const Meetings::Meeting& meeti
 
 // Two payloads of a meeting on their way to all.
 void Engine::merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left) {
+  if (meeting.mine.topic == Meetings::verdict) return merge_verdicts(mine, theirs);
   if (meeting.mine.topic != Meetings::named) return merge_votes(mine, theirs, meeting.mine.bytes);
   const Submission* s = agreeing_.find(meeting.token);
   RINGDP_CHECK(s != nullptr);
@@ -252,9 +254,9 @@ void Engine::counted(ProcessSet& set, Meetings::Meeting& meeting) {
   set.meetings().close(meeting);
   if (lane.votes.empty()) return;  // given up here
   if (!agreed)
-    return fail_votes(lane,
-                      Error(ErrorKind::mismatch, "rank " + std::to_string(rank_) + ": the votes of plan " +
-                                                     std::to_string(lane_id) + " have other lengths on other ranks"));
+    return fail_votes(lane, Error(ErrorKind::mismatch,
+                                  "rank " + std::to_string(rank_) + ": the votes of plan " + std::to_string(lane_id) +
+                                      " have other lengths on other ranks, or are of another generation"));
   lane.votes.front().handle->finish(std::move(result));
   lane.votes.pop_front();
   if (!lane.votes.empty()) begin_vote(set, lane_id);

@@ -108,8 +108,8 @@ void Engine::break_lanes() {
 }
 
 // An operation of a plan that fails, fails on every rank; each then accepts nothing more in the lane. So whatever this
-// rank has started there since would wait for ranks that never will. What came before was started by all, and ends by
-// itself.
+// rank has started there since would wait for ranks that never will. What came before, votes too, was started by all,
+// and ends by itself.
 void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
   const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": plan " + std::to_string(lane_id) +
                                          " has failed in an earlier operation of this step");
@@ -124,7 +124,11 @@ void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
   }
   for (Start& start : waiting_[{set.id, lane_id}]) start.submission.handle->fail(error);
   waiting_[{set.id, lane_id}].clear();
-  fail_votes(lane, error);
+  lane.broken = true;
+  while (!lane.votes.empty() && lane.votes.back().behind > failed) {
+    lane.votes.back().handle->fail(error);
+    lane.votes.pop_back();
+  }
 }
 
 bool Engine::stuck() const { return still_ >= kStill && Clock::now() - last_move_ > kGraceAfterDeparture; }
@@ -167,7 +171,7 @@ void Engine::break_down(const Error& noticed) {
     for (Gpus::Waiting& one : set->gpus ? std::exchange(set->gpus->waiting, {}) : std::deque<Gpus::Waiting>())
       one.submission.handle->fail(error);
   abort_communicators(error);
-  if (error.kind() == ErrorKind::gpu) tell_of_failure();
+  if (error.kind() == ErrorKind::gpu || error.kind() == ErrorKind::checksum) tell_of_failure();
   stop_ = true;
   ended_.notify_all();
   wake();

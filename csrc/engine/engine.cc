@@ -9,10 +9,12 @@
 
 namespace ringdp {
 
-Error peer_left(const Submission& s, const ProcessSet& set, int left) {
+Error peer_left(const Submission& s, ProcessSet& set, int left) {
+  const int failed = set.meetings().first_failed();
+  const char* why = failed >= 0 ? " has failed; its own message says why" : " has shut ringdp down";
   return {ErrorKind::peer, "rank " + std::to_string(set.name()) + ": " + name_of(s.kind) + " '" + s.name +
-                               "' cannot complete: rank " + std::to_string(set.data->name_of(left)) +
-                               " has shut ringdp down"};
+                               "' cannot complete: rank " +
+                               std::to_string(set.data->name_of(failed >= 0 ? failed : left)) + why};
 }
 
 Engine::Engine(Options options, uint32_t generation, Membership everybody)
@@ -32,7 +34,8 @@ Engine::Engine(Options options, uint32_t generation, Membership everybody)
 }
 
 std::unique_ptr<ProcessSet> Engine::new_set(int id, Membership membership, Chooser chooser) {
-  return std::make_unique<ProcessSet>(id, std::move(membership), std::move(chooser),
+  const bool checks = ringdp::checks_messages(options_.checksum, chooser);
+  return std::make_unique<ProcessSet>(id, std::move(membership), std::move(chooser), checks,
                                       [this](const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs,
                                              bool mine_is_left) { merge(meeting, mine, theirs, mine_is_left); });
 }
@@ -100,7 +103,7 @@ void Engine::take(Arrival& arrival) {
     s.handle->fail(Error(ErrorKind::peer, "plan " + std::to_string(s.lane) + " has failed in an earlier step"));
   } else if (arrival.is_vote) {
     Lane& lane = set.lanes[s.lane];
-    lane.votes.push_back({std::move(arrival.vote), s.handle});
+    lane.votes.push_back({std::move(arrival.vote), s.handle, lane.next});
     if (lane.votes.size() == 1) begin_vote(set, s.lane);
   } else if (s.lane >= 0) {
     take_planned(std::move(s), set);

@@ -23,6 +23,7 @@
 #include "engine/launch.h"
 #include "engine/operation.h"
 #include "engine/timeline.h"
+#include "engine/verdict.h"
 #include "shared/bell.h"
 #include "submit/submission.h"
 #include "world/gpus.h"
@@ -43,6 +44,7 @@ class Engine {
   const Options& options() const { return options_; }
   const std::shared_ptr<Host>& host() const { return host_; }  // none where nothing is shared
   const Chooser& chooser() const { return chooser_; }          // of algorithms, in process set 0
+  bool checks_messages() const { return ringdp::checks_messages(options_.checksum, chooser_); }  // in process set 0
   const Counters& counters() const { return counters_; }
   Timeline& timeline() { return timeline_; }
   // Whether an all-reduce is cast while it is under way (Submission::wide), if its caller wants that: not what goes along
@@ -320,6 +322,6 @@ class Engine {
 
 // What is said to whoever waits for an engine that has ended, or for a rank that has left.
 Error closed_error();
-Error peer_left(const Submission& submission, const ProcessSet& set, int left);
+Error peer_left(const Submission& submission, ProcessSet& set, int left);
 
 }  // namespace ringdp

@@ -29,7 +29,9 @@ void Operation::meet() {
   note.lane = static_cast<uint32_t>(lane_);
   note.key = sequence();
   note.bytes = sizeof mine;
-  note.signature = s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
+  const uint64_t signature =
+      s.lane < 0 ? s.signature() : Digest().add(s.plan_digest).add(s.bucket).add(s.signature()).value();
+  note.signature = in_generation(generation_, signature);
   if (!refusal_.empty()) note.flags |= Note::kPoison;
   Counters::add(counters_.places);
   meeting_ = &set_.letters->come(note, &mine, 0);

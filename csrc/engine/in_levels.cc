@@ -24,7 +24,7 @@ void Engine::begin_levels(Submission given, ProcessSet& set, uint64_t ticket) {
   note.topic = Meetings::bucket;
   note.lane = static_cast<uint32_t>(levels.lane());
   note.key = levels.sequence();
-  note.signature = s.lane < 0 ? s.signature() : bucket_signature(s);
+  note.signature = in_generation(generation_, s.lane < 0 ? s.signature() : bucket_signature(s));
   note.bytes = sizeof word;
   set.meetings().come(note, &word, id);
 }

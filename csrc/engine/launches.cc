@@ -53,7 +53,7 @@ void Engine::add_launch(Submission s, ProcessSet& set, uint64_t ticket, std::vec
   note.topic = Meetings::bucket;
   note.lane = static_cast<uint32_t>(launch.lane());
   note.key = launch.sequence();
-  note.signature = bucket_signature(bucket);
+  note.signature = in_generation(generation_, bucket_signature(bucket));
   set.meetings().come(note, nullptr, id);
 }
 
@@ -171,7 +171,9 @@ void Engine::check_failures() const {
   for (const auto& [id, set] : sets_)
     if (const int failed = set->meetings().first_failed(); failed >= 0)
       fail(ErrorKind::peer, "rank ", rank_, ": rank ", set->data->name_of(failed),
-           " has failed on its GPU, and what it exchanged with others is lost; its own message says why");
+           " has failed (on its GPU, or a message to it was damaged), and what it exchanged with others is lost; its "
+           "own "
+           "message says why");
 }
 
 // A bucket that not all have come to is given up by itself. From the proposal on nothing depends on any caller, and other
@@ -211,7 +213,7 @@ void Engine::abort_communicators(const Error& why) {
     if (set->gpus && set->gpus->nccl) set->gpus->nccl->abort();
 }
 
-// The others may be waiting for this rank's GPU with theirs.
+// The others may be waiting for this rank, or their GPUs for its.
 void Engine::tell_of_failure() {
   for (const auto& [id, set] : sets_) {
     try {

@@ -6,7 +6,6 @@
 
 #include "collectives/levels.h"
 #include "shared/mail.h"
-#include "transport/local.h"
 
 namespace ringdp {
 
@@ -45,9 +44,10 @@ void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed);
 // By rank of the set.
 std::vector<Membership> local_memberships(const std::vector<int>& ranks, uint64_t delay_seed,
                                           const std::vector<int>& hosts, std::vector<Neighbourhood> neighbourhoods,
-                                          bool with_levels) {
+                                          bool with_levels, const LocalFaults& faults = {}) {
   const int size = static_cast<int>(ranks.size());
-  const auto data = make_local_hub(size, delay_seed), control = make_local_hub(size, delay_seed * 31);
+  const auto data = make_local_hub(size, delay_seed, faults.data),
+             control = make_local_hub(size, delay_seed * 31, faults.meetings);
   std::vector<Membership> all;
   for (int r = 0; r < size; ++r)
     all.push_back({ranks, make_local_transport(data, r), make_local_transport(control, r),
@@ -91,7 +91,7 @@ bool has_levels(const Options& options) { return options.gpu_transport == GpuTra
 }  // namespace
 
 std::vector<std::unique_ptr<Engine>> local_engines(const Options& options, int size, uint64_t delay_seed,
-                                                   const std::vector<int>& hosts) {
+                                                   const std::vector<int>& hosts, const LocalFaults& faults) {
   std::vector<int> ranks(static_cast<size_t>(size));
   std::iota(ranks.begin(), ranks.end(), 0);
   std::vector<Neighbourhood> neighbourhoods =
@@ -99,8 +99,10 @@ std::vector<std::unique_ptr<Engine>> local_engines(const Options& options, int s
   add_local_mail(neighbourhoods, ranks);
   std::vector<std::unique_ptr<Engine>> engines;
   for (Membership& membership :
-       local_memberships(ranks, delay_seed, hosts, std::move(neighbourhoods), has_levels(options)))
-    engines.push_back(std::make_unique<Engine>(options, 0, std::move(membership)));
+       local_memberships(ranks, delay_seed, hosts, std::move(neighbourhoods), has_levels(options), faults)) {
+    const uint32_t generation = faults.generations.empty() ? 0 : faults.generations.at(engines.size());
+    engines.push_back(std::make_unique<Engine>(options, generation, std::move(membership)));
+  }
   return engines;
 }
 

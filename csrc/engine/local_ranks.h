@@ -7,12 +7,19 @@
 
 #include "base/options.h"
 #include "engine/engine.h"
+#include "transport/local.h"
 
 namespace ringdp {
 
+// What goes wrong between them.
+struct LocalFaults {
+  OnTheWay data, meetings;            // what happens to their messages: see transport/local.h
+  std::vector<uint32_t> generations;  // by rank; empty: 0
+};
+
 // By rank. delay_seed: see transport/local.h.
 std::vector<std::unique_ptr<Engine>> local_engines(const Options& options, int size, uint64_t delay_seed,
-                                                   const std::vector<int>& hosts);
+                                                   const std::vector<int>& hosts, const LocalFaults& faults = {});
 
 // For the engines of its members, in rank order; hosts: those of the members.
 void add_local_process_set(int id, const std::vector<Engine*>& members, uint64_t delay_seed,

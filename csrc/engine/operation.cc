@@ -62,9 +62,14 @@ bool Operation::progress() {
   if (!begun_) begin();
   if (awaited_) moved |= arrive();
   if (meeting_ && meeting_->complete) met();
-  if (run_) moved |= run_->progress();
-  if (run_ && run_->done()) {
-    run_finished();
+  if (verdict_ && verdict_->complete) {
+    hear_verdict();
+    moved = true;
+  }
+  const bool runs = run_ && !verdict_ && !done_;
+  if (runs) moved |= run_->progress();
+  if (runs && run_->done()) {
+    run_->checks() ? ask_for_verdict() : run_finished();
     moved = true;
   }
   if (moved) last_move_ = Clock::now();
@@ -254,10 +259,12 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
   const bool in_two_levels =
       kind == OpKind::allreduce && chosen_ == Algorithm::two_level && all_choose_the_same() && !submission_.by_mpi;
   const bool swaps = adasum_level_ >= 0;
+  const bool on_gpu = submission_.by_mpi && part > 0 && !describes();  // where this CPU cannot look
+  const bool checks = set_.checks_messages && set_.size() > 1 && !in_host && !on_gpu;
   by_bell_ = in_host;
   std::unique_ptr<Pieces> pieces = pieces_of(schedule);
   run_ = std::make_unique<Run>(
-      std::move(schedule), memory, e, header(e, part), set_.tag(lane_, sequence()), kLongestMessage,
+      std::move(schedule), memory, e, header(e, part, checks), set_.tag(lane_, sequence()), kLongestMessage,
       in_host || in_two_levels || swaps ? Neighbours::of_schedule : neighbours(),
       in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(pieces));
 }
@@ -277,7 +284,7 @@ std::unique_ptr<Pieces> Operation::pieces_of(const Schedule& schedule) const {
   return std::make_unique<Casts>(schedule, s.wide, s.output, s.dtype, s.count(), piece);
 }
 
-Header Operation::header(const Elements& e, uint32_t part) const {
+Header Operation::header(const Elements& e, uint32_t part, bool checks) const {
   const Submission& s = submission_;
   uint64_t scale[2];
   std::memcpy(&scale[0], &s.prescale, 8);
@@ -296,6 +303,7 @@ Header Operation::header(const Elements& e, uint32_t part) const {
   h.half = static_cast<uint8_t>(s.half);
   h.dtype = static_cast<uint8_t>(e.dtype);
   h.op = static_cast<uint8_t>(s.op);
+  if (checks) h.flags |= Header::kChecksum;
   if (s.on_gpu && !describes()) h.flags |= Header::kOnGpu;
   if (describes()) {  // the ranks differ: only the name and the place in the order are the same
     h.root = -1;
@@ -341,6 +349,7 @@ void Operation::deliver() {
 
 void Operation::give_up(const Error& error) {
   if (run_) run_->abandon();
+  if (verdict_) set_.meetings().abandon(*std::exchange(verdict_, nullptr));
   done_ = true;
   error_ = error;
   submission_.handle->give_up_memory();

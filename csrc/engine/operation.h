@@ -80,7 +80,7 @@ class Operation {
   Pipeline pipeline_of(Algorithm algorithm) const;
   std::vector<int> partners() const;
   Neighbours neighbours() const;
-  Header header(const Elements& elements, uint32_t part) const;
+  Header header(const Elements& elements, uint32_t part, bool checks) const;
   Pipeline pipeline(uint64_t chunk_elements, Dtype dtype) const {
     return cut_for_messages(chunk_elements, dtype, options_);
   }
@@ -95,6 +95,10 @@ class Operation {
   void leave_memory();
   Shared shared() const;
   Schedule in_host_schedule(InHost way, Arithmetic arithmetic) const;
+
+  // When what was sent carries checksums: verdict.cc.
+  void ask_for_verdict();
+  void hear_verdict();
 
   // adasum_exchange.cc
   void begin_adasum();
@@ -145,6 +149,7 @@ class Operation {
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Meetings::Meeting* meeting_ = nullptr;
+  Meetings::Meeting* verdict_ = nullptr;       // the run is over here, and perhaps not yet on all ranks
   std::string refusal_;                        // why this rank cannot
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool by_bell_ = false;                       // the run that is on

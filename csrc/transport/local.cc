@@ -38,7 +38,8 @@ struct Message {
 
 class LocalHub {
  public:
-  LocalHub(int size, uint64_t seed) : size_(size), seed_(seed) {}
+  LocalHub(int size, uint64_t seed, OnTheWay on_the_way)
+      : size_(size), seed_(seed), on_the_way_(std::move(on_the_way)) {}
   int size() const { return size_; }
 
   uint64_t post(int from, int to, int tag, Message message) {
@@ -49,7 +50,7 @@ class LocalHub {
     const uint64_t id = ++last_;
     auto& entry = messages_.emplace(id, message).first->second;
     if (!waiting.empty() && messages_.at(waiting.front()).is_send != entry.is_send) {
-      match(messages_.at(waiting.front()), entry);
+      match(from, to, messages_.at(waiting.front()), entry);
       if (messages_.at(waiting.front()).forgotten) messages_.erase(waiting.front());
       waiting.pop_front();
     } else {
@@ -128,12 +129,13 @@ class LocalHub {
     send.done = true;
   }
 
-  static void match(Message& a, Message& b) {
+  void match(int from, int to, Message& a, Message& b) const {
     Message& send = a.is_send ? a : b;
     Message& receive = a.is_send ? b : a;
     receive.too_long = send.bytes > receive.bytes;
     if (!receive.too_long) {
       kernels::copy(receive.data, send.data, send.bytes);
+      if (on_the_way_) on_the_way_(from, to, static_cast<std::byte*>(receive.data), send.bytes);
       receive.bytes = send.bytes;
     }
     send.done = receive.done = send.matched = receive.matched = true;
@@ -149,6 +151,7 @@ class LocalHub {
   std::unordered_map<uint64_t, Message> messages_;
   std::map<std::tuple<int, int, int>, Channel> channels_;  // by sender, receiver, tag
   const uint64_t seed_;
+  const OnTheWay on_the_way_;
   int aborted_ = 0;
 };
 
@@ -189,8 +192,8 @@ class LocalTransport final : public Transport {
 
 }  // namespace
 
-std::shared_ptr<LocalHub> make_local_hub(int size, uint64_t delay_seed) {
-  return std::make_shared<LocalHub>(size, delay_seed);
+std::shared_ptr<LocalHub> make_local_hub(int size, uint64_t delay_seed, OnTheWay on_the_way) {
+  return std::make_shared<LocalHub>(size, delay_seed, std::move(on_the_way));
 }
 
 std::unique_ptr<Transport> make_local_transport(std::shared_ptr<LocalHub> hub, int rank) {

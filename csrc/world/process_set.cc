@@ -6,14 +6,15 @@
 
 namespace ringdp {
 
-ProcessSet::ProcessSet(int id, Membership made_of, Chooser chooser, Doubling::Merge merge)
+ProcessSet::ProcessSet(int id, Membership made_of, Chooser chooser, bool checks_messages, Doubling::Merge merge)
     : id(id),
       ranks(std::move(made_of.ranks)),
       members(static_cast<int>(ranks.size())),
       chooser(std::move(chooser)),
+      checks_messages(checks_messages),
       data(std::move(made_of.data)),
       control(std::move(made_of.control)),
-      doubling(*control, kMeetingsTag, std::move(merge)),
+      doubling(*control, kMeetingsTag, checks_messages, std::move(merge)),
       tickets(named_tags()) {
   data->call_ranks(ranks);
   control->call_ranks(ranks);

@@ -28,6 +28,7 @@ namespace ringdp {
 struct Vote {
   std::vector<uint64_t> words;
   std::shared_ptr<class Handle> handle;
+  uint64_t behind = 0;  // so many operations of the lane were handed in before it
 };
 
 struct Lane {
@@ -70,7 +71,7 @@ class Tickets {
 };
 
 struct ProcessSet {
-  ProcessSet(int id, Membership made_of, Chooser chooser, Doubling::Merge merge);
+  ProcessSet(int id, Membership made_of, Chooser chooser, bool checks_messages, Doubling::Merge merge);
   ~ProcessSet();
 
   int rank() const { return data->rank(); }
@@ -107,7 +108,8 @@ struct ProcessSet {
   const int id;
   const std::vector<int> ranks;  // of the job, in order
   const int members;
-  const Chooser chooser;  // of algorithms; of shared memory only where this is one_host()
+  const Chooser chooser;       // of algorithms; of shared memory only where this is one_host()
+  const bool checks_messages;  // what is sent carries checksums
   std::unique_ptr<Transport> data, control;
   Doubling doubling;
   std::unique_ptr<Letters> letters;  // with the ranks of this host; none where nothing is shared

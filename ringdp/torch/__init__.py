@@ -8,6 +8,7 @@ import torch.distributed as _c10d
 
 from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
+    ChecksumError,
     DeadlineError,
     DuplicateNameError,
     GpuError,
@@ -105,6 +106,7 @@ if _c10d.is_available():
 __all__ = [
     "Adasum",
     "Average",
+    "ChecksumError",
     "Compression",
     "DeadlineError",
     "DistributedOptimizer",

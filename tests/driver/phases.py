@@ -15,6 +15,7 @@ RANK = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
 LOCAL_RANKS = (1, 2, 3, 4, 7)
 LOCAL_SHARED_RANKS = (3, 7)  # threads that share memory as ranks of one host do
 LOCAL_HOSTS = ((4, 2), (6, 2), (6, 3))  # ranks, hosts
+LOCAL_CHECKED = ((3, 3), (4, 2))  # ranks, hosts: what they send each other carries checksums
 MPI_RANKS = (1, 2, 3, 4)
 FRAMEWORK_RANKS = (2, 3)
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
@@ -115,6 +116,9 @@ def local(selection: Selection) -> list[Command]:
     for n, hosts in () if selection.ranks else LOCAL_HOSTS:
         options = [f"--local-ranks={n}", f"--local-hosts={hosts}"]
         commands.append(plain(f"{n} ranks on {hosts} hosts", "ranks", selection, 180, options))
+    for n, hosts in () if selection.ranks else LOCAL_CHECKED:
+        options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--checked"]
+        commands.append(plain(f"{n} ranks on {hosts} hosts, checked", "ranks", selection, 180, options))
     return commands
 
 

@@ -18,8 +18,9 @@ namespace {
 constexpr int kMost = 400;  // events of an input
 
 struct Envelope {
-  uint32_t magic = 0x72647064, version = 1;
+  uint32_t magic = 0x72647064, version = 2;
   Note note;
+  uint32_t checksum = 0, unused = 0;
 };
 
 enum Event : uint8_t { told, come, poll, join, leave, events };
@@ -38,7 +39,7 @@ std::string event(uint8_t kind, uint8_t what, const std::string& bytes) {
 std::vector<std::string> conversations(bool with_envelope) {
   const auto from_peer = [&](Note note) {
     const std::string payload(note.bytes, '\1');
-    return event(told, 0, (with_envelope ? bytes_of(Envelope{0x72647064, 1, note}) : bytes_of(note)) + payload);
+    return event(told, 0, (with_envelope ? bytes_of(Envelope{0x72647064, 2, note, 0, 0}) : bytes_of(note)) + payload);
   };
   Note leaving = note_about(0, 0, Meetings::leaving), news = note_about(0, 0, Meetings::news),
        joined = note_about(1, 0);
@@ -100,7 +101,7 @@ void messages_to(int ranks, int rank, const std::string& input) {
   for (int r = 0; r < ranks; ++r) transports.push_back(make_local_transport(hub, r));
   std::deque<std::string> sent;  // they live as long as the hub
   std::vector<Request> requests;
-  Doubling doubling(*transports[static_cast<size_t>(rank)], 0, merge);
+  Doubling doubling(*transports[static_cast<size_t>(rank)], 0, false, merge);
   go_through(input, doubling, [&](uint8_t from, const std::string& bytes) {
     const int sender = (rank + 1 + from % (ranks - 1)) % ranks;
     sent.push_back(bytes);

@@ -39,7 +39,7 @@ class Ranks {
       Rank& rank = ranks_.back();
       rank.transport = make_local_transport(hub, r);
       rank.doubling =
-          std::make_unique<Doubling>(*rank.transport, 0, [](const auto&, std::byte*, const std::byte*, bool) {});
+          std::make_unique<Doubling>(*rank.transport, 0, true, [](const auto&, std::byte*, const std::byte*, bool) {});
       rank.doubling->draw_ticket = [this] { return tickets_++; };
       rank.draws = rank.doubling->drawer() == r;
       rank.fill(amounts_[0][r]);

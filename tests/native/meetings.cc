@@ -72,7 +72,7 @@ class Ranks {
     for (int r = 0; r < scenario.ranks; ++r) {
       Rank rank;
       rank.transport = make_local_transport(hub, r);
-      rank.doubling = std::make_unique<Doubling>(*rank.transport, 0, merge);
+      rank.doubling = std::make_unique<Doubling>(*rank.transport, 0, delay_seed % 2 == 1, merge);
       rank.begun.assign(static_cast<size_t>(scenario.names), 0);
       rank.ended = rank.begun;
       ranks_.push_back(std::move(rank));

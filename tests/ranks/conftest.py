@@ -28,6 +28,7 @@ def pytest_addoption(parser):
         "--local-seed", type=int, default=1, help="seed of the local transport's delays; 0: none"
     )
 
+    parser.addoption("--checked", action="store_true", help="with RINGDP_CHECKSUM=1")
     parser.addoption(
         "--gpu",
         choices=["host", "nccl", "mpi", "two_level"],
@@ -55,6 +56,8 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_configure(config):
+    if config.getoption("--checked"):
+        os.environ["RINGDP_CHECKSUM"] = "1"
     if config.getoption("--gpu"):
         import standin
         from ranks import on_gpu

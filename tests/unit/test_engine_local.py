@@ -407,6 +407,26 @@ def test_a_difference_is_an_error_on_every_rank_that_says_who_differs(
             assert all((p.result() == total(3, 5)).all() for p in beside)
 
 
+@pytest.mark.parametrize("hosts", [[0, 1, 2], [0, 0, 0], [0, 0, 1]], ids=str)
+@pytest.mark.parametrize("letter_bytes", ["0", "16384"])
+def test_a_rank_of_another_generation_takes_part_in_nothing(
+    hosts: list[int], letter_bytes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGDP_LETTER_BYTES", letter_bytes)
+    engines = _core.local_engines(3, 1, hosts, generations=[4, 4, 3])
+    for count in (5, 100_000):
+        pending = [allreduce(e, "x", coded(e.rank, count)) for e in engines]
+        errors = []
+        for p in pending:
+            with pytest.raises(PeerError, match="'x' failed") as raised:
+                p.result()
+            errors.append(str(raised.value))
+            assert (p.output == 77).all()  # untouched
+        assert "generation 3 here, 4 on rank 1" in errors[2]
+        assert "generation 4 here, 3 on rank 2" in errors[0]
+    assert shut_down(engines) == [True] * 3
+
+
 def test_plans_that_differ_are_an_error_that_shows_the_first_line_that_differs() -> None:
     with local_ranks(3) as engines:
         texts = ["a float32[3]\nb float32[4]", "a float32[3]\nc float32[4]", "a float32[3]\nb float32[4]"]

@@ -66,7 +66,8 @@ def test_equal_headers_do_not_differ() -> None:
         ("dtype", 200, "dtype float32 here, unknown 200 on rank 6"),
         ("op", ReduceOp.Max, "operation Sum here, Max on rank 6"),
         ("op", 99, "operation Sum here, unknown 99 on rank 6"),
-        ("flags", 0, "flags 2 here, 0 on rank 6"),
+        ("flags", 0, "checksums (RINGDP_CHECKSUM) on here, off on rank 6"),
+        ("flags", 6, "place in host memory here, on a GPU on rank 6"),
     ],
 )
 def test_a_difference_in_any_field_is_said_in_words(field: str, theirs: int, text: str) -> None:

@@ -1,0 +1,62 @@
+// The end of a run whose messages carry checksums. A rank finds what was damaged on its way to it, perhaps when it has sent on
+// what came of it, and others have all they need. So all ranks come to a meeting, with what each has found, and no output is
+// called good before: either it is on all ranks, or on none. The step's vote would cost nothing, but comes too late for who
+// clips gradients when backward() returns, and named operations have none.
+#include "engine/verdict.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "engine/operation.h"
+
+namespace ringdp {
+
+bool checks_messages(Checksum option, const Chooser&) {
+  if (option != Checksum::automatic) return option == Checksum::on;
+  return false;
+}
+
+void merge_verdicts(std::byte* mine, const std::byte* theirs) {
+  Damage a, b;
+  std::memcpy(&a, mine, sizeof a);
+  std::memcpy(&b, theirs, sizeof b);
+  if (b < a) std::memcpy(mine, &b, sizeof b);
+}
+
+// One that has failed otherwise waits for nobody; who waits for it must hear of it all the same.
+void Operation::ask_for_verdict() {
+  const Damage mine = run_->damage();
+  Note note;
+  note.topic = Meetings::verdict;
+  note.lane = static_cast<uint32_t>(lane_);
+  note.key = sequence();
+  note.bytes = sizeof mine;
+  Counters::add(counters_.verdicts);
+  Meetings::Meeting& meeting = set_.meetings().come(note, &mine, 0);
+  if (run_->error().empty()) {
+    verdict_ = &meeting;
+    return;
+  }
+  set_.meetings().abandon(meeting);
+  run_finished();
+}
+
+void Operation::hear_verdict() {
+  Damage damage;
+  const auto hear = [&damage](const std::vector<std::byte>& payload) {
+    RINGDP_CHECK(payload.size() == sizeof damage);
+    merge_verdicts(reinterpret_cast<std::byte*>(&damage), payload.data());
+  };
+  if (verdict_->from.empty()) hear(verdict_->merged);
+  for (const Meetings::Received& one : verdict_->from) hear(one.payload);
+  set_.meetings().close(*std::exchange(verdict_, nullptr));
+  if (!damage) return run_finished();
+  leave_memory();
+  done_ = true;
+  error_ = Error(ErrorKind::checksum,
+                 "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + damage.text(*set_.data));
+}
+
+}  // namespace ringdp
