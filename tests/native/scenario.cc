@@ -107,7 +107,11 @@ Task Scenario::named(Random& random, const std::string& name) {
 // Names come again when all that had them have ended, because the ranks have waited; at a deadline they do not end.
 void Scenario::add_round(Random& random, int round) {
   const size_t first = tasks.size();
-  const bool waits = fault == Fault::joins || random.one_in(2);
+  // Where a rank has left in the middle of a step, the others wait for two seconds before they give it up.
+  const uint64_t seldom = fault == Fault::leaves ? 12 : 2;
+  const bool has_step = fault != Fault::joins && random.one_in(seldom);
+  // A step's vote is heard before the next one begins, as by optimizers.
+  const bool waits = fault == Fault::joins || has_step || random.one_in(2);
   const std::string suffix = "." + std::to_string(unwaited_);
   unwaited_ = waits && options.timeout > kShort ? 0 : unwaited_ + 1;
   const int count = 1 + static_cast<int>(random.below(8));
@@ -128,9 +132,7 @@ void Scenario::add_round(Random& random, int round) {
       tasks.push_back(task);
     }
   }
-  // Where a rank has left in the middle of a step, the others wait for two seconds before they give it up.
-  const uint64_t seldom = fault == Fault::leaves ? 12 : 2;
-  if (fault != Fault::joins && random.one_in(seldom)) add_step(random, round);
+  if (has_step) add_step(random, round);
   add_faults(random, first);
   if (fault == Fault::joins) {
     Task join;
