@@ -16,6 +16,8 @@ SCRIPT = Path(__file__).parent / "restarted.py"
 RANKS = 3  # with two, a sum has the same bits in any order
 KILL = 7  # in the second epoch: an epoch has five batches on three ranks
 
+LIMIT = 240  # seconds of a job; some six on an idle machine
+
 Run = Callable[..., tuple[int | None, str]]
 
 
@@ -23,7 +25,7 @@ Run = Callable[..., tuple[int | None, str]]
 def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training that nobody has killed, and that commits nowhere."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = run(RANKS, SCRIPT, folder)
+    code, output = run(RANKS, SCRIPT, folder, limit=LIMIT)
     assert code == 0, output
     return folder
 
@@ -50,7 +52,7 @@ def taken(folder: Path, epoch: int) -> list[int]:
 def test_a_killed_training_ends_with_the_same_bits(run: Run, undisturbed: Path, tmp_path: Path) -> None:
     commits = tmp_path / "commits"
     launching = ["--restarts", 2, "--commit-dir", commits]
-    code, output = run(RANKS, SCRIPT, tmp_path, "--kill", KILL, launching=launching)
+    code, output = run(RANKS, SCRIPT, tmp_path, "--kill", KILL, launching=launching, limit=LIMIT)
     assert code == 0, output
     assert re.search(r"ringdp run: the job ended with exit code (137 \(SIGKILL\)|9): restart 1", output)
     assert f"restart 1 (1 of 2 without a new commit) in 0.5 s, from commit {KILL} of {RANKS} ranks" in output
@@ -71,7 +73,9 @@ def left_behind(
     """The folder of a sharded training that was killed and not started again, with its commits."""
     folder = tmp_path_factory.mktemp("left")
     launching = ["--restarts", 0, "--commit-dir", folder / "commits"]
-    code, output = run(RANKS, SCRIPT, folder, "--kill", KILL, "--shard", request.param, launching=launching)
+    code, output = run(
+        RANKS, SCRIPT, folder, "--kill", KILL, "--shard", request.param, launching=launching, limit=LIMIT
+    )
     assert code in (137, 9), output  # of MPICH the bare number of the signal
     assert "giving up, as it may not be restarted (--restarts 0)" in output
     names = sorted(path.name.split("-")[1] for path in (folder / "commits").iterdir())
@@ -95,6 +99,7 @@ def test_shards_go_on_with_the_same_bits(run: Run, undisturbed: Path, left: tupl
         "--shard",
         shard,
         launching=["--restarts", 0, "--commit-dir", folder / "commits"],
+        limit=LIMIT,
     )
     assert code == 0, output
     assert (
@@ -111,7 +116,7 @@ def test_shards_go_on_with_the_same_bits(run: Run, undisturbed: Path, left: tupl
 def test_one_rank_has_the_state_of_all(run: Run, left: tuple[Path, str]) -> None:
     folder, shard = left
     launching = ["--commit-dir", folder / "commits"]
-    code, output = run(1, SCRIPT, folder, "--only-resume", "--shard", shard, launching=launching)
+    code, output = run(1, SCRIPT, folder, "--only-resume", "--shard", shard, launching=launching, limit=LIMIT)
     assert code == 0, output
     assert (
         f"going on from commit {KILL} of {folder / 'commits'}, but not bit for bit: ranks (was 3, is 1)"
@@ -129,7 +134,7 @@ def test_fewer_ranks_take_the_samples_that_are_left(run: Run, left: tuple[Path, 
     data[len(data) // 2] ^= 4
     part.write_bytes(data)
     launching = ["--restarts", 0, "--commit-dir", folder / "commits"]
-    code, output = run(2, SCRIPT, folder, "--shard", shard, launching=launching)
+    code, output = run(2, SCRIPT, folder, "--shard", shard, launching=launching, limit=LIMIT)
     assert code == 0, output
     assert f"commit {KILL} is refused: {part}: its payload is not what was written (checksum)" in output
     assert f"ringdp: rank 0: going on from commit {KILL - 1} of" in output
