@@ -235,13 +235,14 @@ def test_versions_that_differ_between_ranks():
     assert out.count("the ranks have different versions of torch") == 3 and "9.9 on rank 1" in out
 
 
-def test_segments_that_differ_between_ranks():
+@pytest.mark.parametrize(("option", "value"), [("RINGDP_SEGMENT_BYTES", "1024"), ("RINGDP_CHECKSUM", "1")])
+def test_options_that_differ_between_ranks(option, value):
     code, out, err, _ = job(
         2,
-        """
+        f"""
         import os, ringdp
         mine = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
-        os.environ["RINGDP_SEGMENT_BYTES"] = "1024" if mine == "1" else ""
+        os.environ["{option}"] = "{value}" if mine == "1" else ""
         try:
             ringdp.init()
         except ringdp.InitError as error:
@@ -249,7 +250,7 @@ def test_segments_that_differ_between_ranks():
         """,
     )
     assert code == 0, err
-    assert out.count("different values of RINGDP_SEGMENT_BYTES: the default on rank 0; 1024 on rank 1") == 2
+    assert out.count(f"different values of {option}: the default on rank 0; {value} on rank 1") == 2
 
 
 def test_no_mpi_at_all():

@@ -146,6 +146,10 @@ def algorithms(selection: Selection) -> list[Command]:
     for n in selection.ranks or under_mpi:
         command = under_mpirun(f"algorithms -n {n}", n, files, selection, 120)
         commands.append(replace(command, words=[*command.words, "--each-algorithm"]))
+    if not selection.ranks:
+        few = [f"ranks/test_{name}.py" for name in ("allreduce", "halves")]
+        command = under_mpirun("algorithms -n 2, checked", 2, few, selection, 120)
+        commands.append(replace(command, words=[*command.words, "--each-algorithm", "--checked"]))
     return commands
 
 
