@@ -8,7 +8,11 @@
 #if RINGDP_X86_64
 #include <immintrin.h>
 
+#if defined(__clang__)
+RINGDP_TARGET("sse4.2,crc32")
+#else
 RINGDP_TARGET("sse4.2")
+#endif
 #define RINGDP_CRC_WORD(crc, word) _mm_crc32_u64(crc, word)
 #define RINGDP_CRC_BYTE(crc, byte) _mm_crc32_u8(crc, byte)
 #include "kernels/crc32c_loop.h"
