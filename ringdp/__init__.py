@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         synchronize,
     )
     from ringdp.ops import Handle
+    from ringdp.preempt import on_preempt, request_stop, should_stop, stop
     from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
     from ringdp.state import allgather_object, broadcast_object
     from ringdp.timeline import start_timeline, stop_timeline
@@ -125,14 +126,18 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "on_preempt",
     "poll",
     "rank",
     "reducescatter",
     "reducescatter_async",
     "remove_process_set",
+    "request_stop",
+    "should_stop",
     "shutdown",
     "size",
     "start_timeline",
+    "stop",
     "stop_timeline",
     "synchronize",
 ]
@@ -151,6 +156,7 @@ _MODULES = (
     "state",
     "metrics",
     "timeline",
+    "preempt",
 )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ringdp import world
+from ringdp import preempt, world
 from ringdp.constants import Dtype, OpKind
 from ringdp.errors import UsageError
 from ringdp.ops import Handle
@@ -59,6 +59,7 @@ def join(device: int = -1, *, divide_by: str = "all", process_set: ProcessSet = 
 
     Raises:
         UsageError: another `divide_by`.
+        SystemExit: the job was asked to stop meanwhile, and does: see `on_preempt`.
         DeadlineError, PeerError, TransportError: as for any operation.
     """
     if divide_by not in DIVIDE_BY:
@@ -77,10 +78,11 @@ def join(device: int = -1, *, divide_by: str = "all", process_set: ProcessSet = 
     handle = Handle(here.engine.submit(submission), None, lambda core: int(core.words()[0]), here)
     _take_part(members, divide_by == "active", here)
     work = handle.wait() + here.windows.pop(number, 0)
-    counts = operations.allgather(np.array([work]), NAME, process_set)
+    said = operations.allgather(np.array([[work, *preempt.when_joining(here)]]), NAME, process_set)
+    preempt.have_joined(here, said[:, 1:], process_set)
     ranks = process_set.ranks
     assert ranks is not None
-    return ranks[max(range(len(ranks)), key=lambda r: (counts[r], r))]
+    return ranks[max(range(len(ranks)), key=lambda r: (said[r][0], r))]
 
 
 def _take_part(members: list[Member], divide_by_active: bool, here: world.World) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ringdp import launch, link, mpi, profile, sharing
+from ringdp import launch, link, mpi, preempt, profile, sharing, signals
 from ringdp.compat import variables
 from ringdp.errors import InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
@@ -67,6 +67,7 @@ class World:
     service_lock: Any = field(default_factory=threading.RLock)
     services: dict[Any, Any] = field(default_factory=dict)  # by kind: see `service`
     timeline: Path | None = None  # of the file, while something is recorded for it: ringdp/timeline.py
+    stopping: preempt.Stopping = field(default_factory=preempt.Stopping)
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
 
     def service(self, kind: Callable[[World], S]) -> S:
@@ -203,7 +204,8 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             now on. Horovod's "dynamic" changes nothing: further ones may always be added.
 
     Raises:
-        UsageError, MismatchError: process sets that cannot be, as for `add_process_set`.
+        UsageError, MismatchError: process sets that cannot be, as for `add_process_set`; or RINGDP_PREEMPT_SIGNALS
+            names what is no signal.
         InitError: no MPI or another than the one built for, a thread level that is too low, N jobs of size 1 instead of
             one of size N, or versions of ringdp, MPI or the framework that differ between ranks.
         NotInitializedError: in a child process of a rank.
@@ -218,6 +220,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
         return
     _refuse_children("ringdp.init()")
     ignored = variables.honour(os.environ)
+    preempting = signals.wanted(os.environ)
     MPI = mpi.load()
     base = _base(MPI, comm)
     library = launch.library_name(MPI.Get_library_version())
@@ -228,6 +231,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
     hosts = link.hosts_of(base, MPI)
     link.warn_if_far(base, hosts)
 
+    signals.install(preempting, preempt.handle)
     job = MpiJob(base, hosts)
     _generation += 1
     lender = sharing.Lender(job.neighbours, place.rank)
@@ -289,7 +293,10 @@ def leave() -> bool:
     for process_set in world.process_sets.values():
         process_set.process_set_id = None
     _write_timeline(world)
-    all_left = world.engine.shutdown(world.engine.timeout)
+    if not world.stopping.stopping:
+        signals.restore()
+    all_left = world.engine.shutdown(world.engine.timeout, world.stopping.most_steps())
+    signals.restore()  # not before others have saved what they stop with, to which this rank's end would be the end
     for service in reversed(list(world.services.values())):
         service.close()
     if any(core.memory_in_use() for core, _ in world.in_flight.values()):
@@ -419,8 +426,7 @@ def _after_fork() -> None:
 def _end_job(kind: type[BaseException]) -> None:
     """An exception that nobody caught on this rank: the others would wait for it in vain."""
     world = _world or _left
-    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
-    if world is None or world.pid != os.getpid() or world.place.size == 1 or interactive:
+    if world is None or world.pid != os.getpid() or world.place.size == 1 or signals.is_interactive():
         return
     # torch.distributed's hook calls ours, and collects what it writes: nobody would print that after MPI_Abort.
     if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:

@@ -286,8 +286,9 @@ void Doubling::tell_news() {
 void Doubling::take_news(size_t stage, const Note& note) {
   if (news_missing_ == 0) refuse(stages_[stage].peer);
   --news_missing_;
-  heard_of_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison);
-  tell_news();
+  const bool marks_now = note_leaving(note);
+  tell_news();  // first, as it says more than the marks
+  if (marks_now) mark_open();
   if (!stands_in_ || stage != 0) return;
   partner_ended_ = true;
   partner_is_silent();

@@ -63,7 +63,7 @@ void Letters::receive(int member, const Note& note, const std::byte* payload) {
     if (has_left_[member]) mail_->refuse(member);
     has_left_[member] = true;
     ++left_count_;
-    heard_of_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison);
+    heard_of_leaving(note);
     return;
   }
   const Subject subject = subject_of(note);

@@ -25,10 +25,11 @@ void Meetings::abandon(Meeting& meeting) {
   is_abandoned(meeting);
 }
 
-void Meetings::leave(bool failed) {
+void Meetings::leave(bool failed, uint64_t steps) {
   if (left_) return;
   left_ = true;
   failed_ = failed;
+  steps_ = steps;
   tell_of_leaving();
   mark_open();
 }
@@ -38,15 +39,19 @@ Note Meetings::tell_leaving(Topic topic) const {
   Note note;
   note.topic = topic;
   note.flags = failed >= 0 ? uint32_t{Note::kPoison} : 0;
-  note.ticket = static_cast<uint64_t>(failed >= 0 ? failed : first_left_ >= 0 ? first_left_ : rank_);
+  const int who = failed >= 0 ? failed : first_left_ >= 0 ? first_left_ : rank_;
+  note.ticket = static_cast<uint64_t>(who);
+  note.signature = who == rank_ ? steps_ : who == first_left_ ? first_left_after_ : 0;
   return note;
 }
 
-void Meetings::heard_of_leaving(int rank, bool failed) {
+bool Meetings::note_leaving(int rank, bool failed, uint64_t steps) {
   if (failed && first_failed_ < 0 && rank != rank_) first_failed_ = rank;
-  if (first_left_ >= 0 || rank == rank_) return;
+  if (rank == first_left_ && first_left_after_ == 0) first_left_after_ = steps;  // of which a mark has told before
+  if (first_left_ >= 0 || rank == rank_) return false;
   first_left_ = rank;
-  if (!left_) mark_open();
+  first_left_after_ = steps;
+  return !left_;
 }
 
 void Meetings::join() {

@@ -84,8 +84,9 @@ class Meetings {
   virtual bool poll() = 0;
   Meeting* next_complete();
 
-  void leave(bool failed = false);
-  int first_left() const { return first_left_; }  // of the others, as far as this rank has heard; -1: none has
+  void leave(bool failed = false, uint64_t steps = 0);  // after so many steps of its optimizer
+  int first_left() const { return first_left_; }        // of the others, as far as this rank has heard; -1: none has
+  uint64_t first_left_after() const { return first_left_after_; }  // so many steps; 0: unknown, or none
   // One that has left because it failed, and what it had begun with others is lost; -1: none.
   int first_failed() const { return first_failed_; }
   virtual bool all_left() const = 0;  // this rank as well, and nothing is under way any more
@@ -131,7 +132,15 @@ class Meetings {
     std::vector<typename Map::node_type> spare_;
   };
 
-  void heard_of_leaving(int rank, bool failed = false);
+  void heard_of_leaving(int rank) {  // from a mark
+    if (note_leaving(rank, false, 0)) mark_open();
+  }
+  void heard_of_leaving(const Note& note) {
+    if (note_leaving(note)) mark_open();
+  }
+  bool note_leaving(const Note& note) {  // true: this rank comes with marks from now on
+    return note_leaving(static_cast<int>(note.ticket), note.flags & Note::kPoison, note.signature);
+  }
   Note tell_leaving(Topic topic) const;  // that a rank has left: one that has failed, if there is one; else the first
   void is_complete(Meeting& meeting) { complete_.push_back(&meeting); }
   void is_complete_no_more(Meeting& meeting);  // it is closed before next_complete() gave it
@@ -154,10 +163,13 @@ class Meetings {
   virtual void mark_open() = 0;        // comes with the mark to all that it has heard of
 
  private:
+  bool note_leaving(int rank, bool failed, uint64_t steps);
+
   const int rank_;
   std::deque<Meeting*> complete_;
   bool left_ = false, joined_ = false, failed_ = false;
   int first_left_ = -1, first_failed_ = -1;
+  uint64_t steps_ = 0, first_left_after_ = 0;
   uint32_t era_ = 0;
 };
 

@@ -18,7 +18,7 @@ struct Note {
   static constexpr uint64_t kNoTicket = ~uint64_t{0};
 
   uint64_t key = 0;
-  uint64_t signature = 0;        // digest of all that must be the same on every rank
+  uint64_t signature = 0;  // digest of all that must be the same on every rank; as one leaves, the steps it has taken
   uint64_t ticket = kNoTicket;   // the first rank's: the place of an operation in the order
   uint32_t lane = 0, topic = 0;  // with the key: what it is about; of named operations, lane is the era
   uint32_t flags = 0;

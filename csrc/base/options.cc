@@ -34,6 +34,7 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_ALGORITHM", "auto", "the all-reduce that every operation takes, instead of the cheapest one"},
       {"RINGDP_PROFILE", "ethernet-10", "the links' speeds that the choice is made by: a name or a file"},
       {"RINGDP_TIMELINE", "none", "file of rank 0's timeline, from `init()` on; the same as `start_timeline()`"},
+      {"RINGDP_PREEMPT_SIGNALS", "TERM,USR1", "signals that ask all ranks to stop after this step, or none"},
       {"RINGDP_BUCKET_BYTES", "26214400",
        "bytes of a bucket of `DistributedOptimizer`, unless its `bucket_bytes` says; the same on all ranks"},
   };

@@ -408,7 +408,8 @@ void bind_engine(nb::module_& m) {
       .def(
           "wait", &wait, "handle"_a, "seconds"_a,
           "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
-      .def("shutdown", &Engine::shutdown, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("shutdown", &Engine::shutdown, "seconds"_a, "steps"_a = 0, nb::call_guard<nb::gil_scoped_release>())
+      .def("is_broken", &Engine::is_broken, "Nothing more is accepted: a process of this host has died, say.")
       .def("abort", &Engine::abort, "code"_a)
       .def("forget_after_fork", [](nb::handle self) {
         nb::cast<Engine&>(self).forget_after_fork();

@@ -271,8 +271,8 @@ void Engine::leave(ProcessSet& set) {
   agreeing_.for_each([&](uint64_t, Submission& s) {
     if (s.process_set == set.id) s.handle->give_up_memory(), s.handle->fail(closed_error());
   });
-  set.meetings().leave();
-  if (set.letters && !set.one_host()) set.letters->leave();
+  set.meetings().leave(false, steps_);
+  if (set.letters && !set.one_host()) set.letters->leave(false, steps_);
 }
 
 // A process that has ended without leaving takes everything along: its ranks' memory may be half written.

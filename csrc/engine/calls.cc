@@ -236,17 +236,23 @@ void Engine::forget(int process_set) {
   sets_.erase(process_set);
 }
 
-void Engine::begin_shutdown() {
+bool Engine::is_broken() {
+  std::lock_guard lock(mutex_);
+  return broken_.has_value();
+}
+
+void Engine::begin_shutdown(uint64_t steps) {
   {
     std::lock_guard lock(mutex_);
     leaving_ = true;
+    steps_ = steps;
     has_arrivals_ = true;
   }
   wake();
 }
 
-bool Engine::shutdown(double seconds) {
-  begin_shutdown();
+bool Engine::shutdown(double seconds, uint64_t steps) {
+  begin_shutdown(steps);
   const Deadline deadline = Deadline::in(Seconds(seconds));
   {
     std::unique_lock lock(mutex_);

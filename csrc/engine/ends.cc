@@ -81,8 +81,8 @@ void Engine::check_departures() {
   for (auto& [id, set] : sets_) {
     const int gone = set->meetings().first_left();
     if (gone < 0) continue;
-    const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": this step cannot complete: rank " +
-                                           std::to_string(set->data->name_of(gone)) + " has shut ringdp down");
+    const Error error(ErrorKind::peer,
+                      "rank " + std::to_string(rank_) + ": this step cannot complete: " + set->has_left(gone));
     for (auto it = active_.begin(); it != active_.end();) {
       const auto here = it++;
       if (here->process_set() != id || here->lane() == 0 || here->last_move() > stuck_since) continue;
@@ -112,7 +112,7 @@ void Engine::break_lanes() {
 // and ends by itself.
 void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
   const Error error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": plan " + std::to_string(lane_id) +
-                                         " has failed in an earlier operation of this step");
+                                         " has failed in an earlier operation of this step" + set.because());
   Lane& lane = set.lanes[lane_id];
   for (auto it = active_.begin(); it != active_.end();) {
     const auto here = it++;

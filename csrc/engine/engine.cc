@@ -11,10 +11,11 @@ namespace ringdp {
 
 Error peer_left(const Submission& s, ProcessSet& set, int left) {
   const int failed = set.meetings().first_failed();
-  const char* why = failed >= 0 ? " has failed; its own message says why" : " has shut ringdp down";
-  return {ErrorKind::peer, "rank " + std::to_string(set.name()) + ": " + name_of(s.kind) + " '" + s.name +
-                               "' cannot complete: rank " +
-                               std::to_string(set.data->name_of(failed >= 0 ? failed : left)) + why};
+  const std::string why =
+      failed < 0 ? set.has_left(left)
+                 : "rank " + std::to_string(set.data->name_of(failed)) + " has failed; its own message says why";
+  return {ErrorKind::peer,
+          "rank " + std::to_string(set.name()) + ": " + name_of(s.kind) + " '" + s.name + "' cannot complete: " + why};
 }
 
 Engine::Engine(Options options, uint32_t generation, Membership everybody)

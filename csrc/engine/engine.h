@@ -94,12 +94,15 @@ class Engine {
   Chunk own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gpu);
 
   // Leaves: outstanding operations of this rank fail, then the engine goes on answering until all ranks have left or
-  // the seconds are over. The thread is joined. False if other ranks were still there.
-  bool shutdown(double seconds);
-  void begin_shutdown();  // its first part alone: nothing more is submitted here
+  // the seconds are over. The thread is joined. False if other ranks were still there. Those that waited for this one are
+  // told after how many steps of its optimizer it left.
+  bool shutdown(double seconds, uint64_t steps = 0);
+  void begin_shutdown(uint64_t steps = 0);  // its first part alone: nothing more is submitted here
 
   // A turn of whoever takes those of all ranks, in an order of its own (tests), while a Caller keeps the thread off.
   bool take_turn();
+
+  bool is_broken();  // for good: a process of this host has died, say, and nothing more is accepted
 
   // Ends the whole job at once.
   void abort(int code);
@@ -270,6 +273,7 @@ class Engine {
   std::map<int, int> gpu_of_set_;  // where tensors of theirs lie on one
   std::optional<Error> broken_;    // nothing more is accepted
   bool leaving_ = false;
+  uint64_t steps_ = 0;  // taken when it left
   std::atomic<bool> has_arrivals_{false};
   std::atomic<bool> stop_{false};
   std::atomic<int> callers_{0};         // that drive or want to

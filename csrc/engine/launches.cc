@@ -160,9 +160,7 @@ void Engine::fail_agreed(ProcessSet& set, const Submission& s, uint64_t ticket, 
 std::optional<Error> Engine::why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const {
   const std::string what = "rank " + std::to_string(rank_) + ": " + label;
   const int left = set.meetings().first_left();
-  if (left >= 0 && stuck())
-    return Error(ErrorKind::peer,
-                 what + " cannot complete: rank " + std::to_string(set.data->name_of(left)) + " has shut ringdp down");
+  if (left >= 0 && stuck()) return Error(ErrorKind::peer, what + " cannot complete: " + set.has_left(left));
   if (!deadline.passed()) return std::nullopt;
   return Error(ErrorKind::deadline, what + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
 }

@@ -316,8 +316,8 @@ void Operation::run_finished() {
   leave_memory();
   if (!run_->error().empty()) {
     done_ = true;
-    error_ =
-        Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + run_->error());
+    error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() +
+                                        " failed: " + run_->error() + set_.because());
     return;
   }
   if ((describes() || submission_.first_may_differ()) && !sizes_known_) {

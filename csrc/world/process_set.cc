@@ -57,4 +57,15 @@ void ProcessSet::join_neighbours(const Neighbourhood& neighbourhood) {
   if (neighbourhood.host) counts = std::make_unique<Counts>(neighbourhood.host->heap());
 }
 
+std::string ProcessSet::has_left(int member) const {
+  const uint64_t steps = member == meetings().first_left() ? meetings().first_left_after() : 0;
+  return "rank " + std::to_string(data->name_of(member)) + " has shut ringdp down" +
+         (steps > 0 ? " after step " + std::to_string(steps) : "");
+}
+
+std::string ProcessSet::because() const {
+  const int gone = meetings().first_left();
+  return gone < 0 ? "" : ": " + has_left(gone);
+}
+
 }  // namespace ringdp

@@ -89,6 +89,9 @@ struct ProcessSet {
   bool one_host() const { return letters && static_cast<int>(letters->members().size()) == size(); }
   bool reduces_in_shared_memory() const { return one_host() && size() > 1 && !chooser.forces_messages(); }
   Meetings& meetings() { return one_host() ? static_cast<Meetings&>(*letters) : doubling; }
+  std::string has_left(int member) const;  // in words
+  std::string because() const;             // what a failure may follow from: that some rank has left
+  const Meetings& meetings() const { return one_host() ? static_cast<const Meetings&>(*letters) : doubling; }
 
   // Tags: those of the plans' lanes from below, kTags each; those of named operations, of which more may wait for other
   // ranks, above.

@@ -59,6 +59,16 @@ def _restarts(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="ringdp run",
@@ -82,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
                    help="start a failed job again from its last commit, K times without a new one")  # fmt: skip
     p.add_argument("--commit-dir", metavar="DIR",
                    help="where TorchState commits (with --restarts: ringdp-commits/...)")  # fmt: skip
+    p.add_argument("--grace", type=_seconds, metavar="SECONDS",
+                   help="time for the ranks to stop in order after SIGTERM (default 30)")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the command line and stop")
     p.add_argument("--verbose", action="store_true", help="say what was found and started, on stderr")
     p.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -225,7 +237,7 @@ def main(argv: Sequence[str]) -> int:
         _say(f"environment: {shlex.join(settings)}")
         _say(f"command: {shlex.join(job.command)}")
     if options.restarts is None:
-        return _start(job).code
+        return _start(job, options.grace).code
     folder = Path(job.changes[COMMIT_DIR])
     return restarts.Restarts(folder, options.restarts, _say).run(
         lambda number: _attempt(options, job, number)
@@ -235,7 +247,7 @@ def main(argv: Sequence[str]) -> int:
 def _attempt(options: argparse.Namespace, first: Job, number: int) -> restarts.Ended | None:
     """The hosts may be others than before. None: it cannot be started any more."""
     if number == 0:
-        return _start(first)
+        return _start(first, options.grace)
     try:
         job = plan(options, os.environ, again=True)
     except (mpiruns.LaunchError, host_lists.HostError) as error:
@@ -244,11 +256,11 @@ def _attempt(options: argparse.Namespace, first: Job, number: int) -> restarts.E
     if job.command != first.command:
         _say(f"not as before, but: {shlex.join(job.command)}")
     job.changes[restarts.ATTEMPT] = str(number)
-    return _start(job)
+    return _start(job, options.grace)
 
 
-def _start(job: Job) -> restarts.Ended:
+def _start(job: Job, grace: float | None) -> restarts.Ended:
     from ringdp.cli import supervise
 
     environ = {**os.environ, **job.changes}
-    return restarts.Ended(*supervise.run_and_tell(job.command, environ, job.mpirun.family, _say))
+    return restarts.Ended(*supervise.run_and_tell(job.command, environ, job.mpirun.family, _say, grace))

@@ -1,5 +1,8 @@
 """Runs mpirun as a child: passes signals on, waits, and leaves no process behind.
 
+A first SIGTERM reaches ranks that can stop in order (ringdp/preempt.py) as SIGUSR1, and mpirun gets it itself only when
+their time is over: mpirun gives ranks half a second at the most.
+
 Signals are blocked and taken one by one with sigwaitinfo(), which also says where each came from: Ctrl-C in a terminal
 reaches mpirun directly, and must not reach it twice (the second one makes it give up on an orderly end).
 """
@@ -13,7 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from ringdp.cli.processes import can_stop, children
+
+EXIT_CODE = 128 + signal.SIGTERM  # of ranks that have stopped in order
+GRACE = 30.0  # seconds that ranks have for their step and their hooks, unless the user says
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to the whole foreground group
@@ -21,19 +29,60 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _GRACE = 2.0  # seconds an orphan gets to end by itself, and again after SIGTERM
 
 
-def run(command: Sequence[str], environ: Mapping[str, str], family: str, say: Callable[[str], None]) -> int:
+@dataclass
+class _Job:
+    """What is waited for."""
+
+    child: int
+    family: str
+    say: Callable[[str], None]
+    grace: float | None  # None: the user has not said
+    ending: int = 0  # the last signal that mpirun got to end the job
+    until: float | None = None  # the ranks were asked to stop, and have time until then
+    has_passed_on_a_wish: bool = False  # a SIGUSR1, after which ranks may stop and exit with 143
+
+    def asks_to_stop(self) -> bool:
+        """Ask the ranks, if they understand it; not twice."""
+        if self.until is not None or self.grace == 0 or not can_stop(self.child, self.grace is not None):
+            return False
+        seconds = GRACE if self.grace is None else self.grace
+        self.until = time.monotonic() + seconds
+        self.say(
+            f"SIGTERM: asking the ranks to stop after this step; they have {seconds:g} s (a second SIGTERM ends them)"
+        )
+        _pass_on(self.child, signal.SIGUSR1, self.family, self.say)
+        return True
+
+    def end_by(self, number: signal.Signals) -> None:
+        """Let mpirun end the ranks."""
+        self.ending, self.until = int(number), None if self.until is None else float("inf")
+        _pass_on(self.child, number, self.family, self.say)
+
+
+def run(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    family: str,
+    say: Callable[[str], None],
+    grace: float | None = None,
+) -> int:
     """As `run_and_tell`: the exit code alone."""
-    return run_and_tell(command, environ, family, say)[0]
+    return run_and_tell(command, environ, family, say, grace)[0]
 
 
 def run_and_tell(
-    command: Sequence[str], environ: Mapping[str, str], family: str, say: Callable[[str], None]
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    family: str,
+    say: Callable[[str], None],
+    grace: float | None = None,
 ) -> tuple[int, bool]:
     """Start `command`, pass signals on until it has ended, end what it left; returns the exit code for the shell, and
     whether somebody has sent a signal that ends it.
 
-    `family` is that of the mpirun, "openmpi" or "mpich", as they take different signals. Must be called in the main
-    thread of a process without other children.
+    `family` is that of the mpirun, "openmpi" or "mpich", as they take different signals. `grace`: seconds that ranks
+    which can stop in order have for it after SIGTERM; 0: none. Must be called in the main thread of a process without
+    other children.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # ranks whose mpirun was killed become our children
@@ -56,42 +105,56 @@ def run_and_tell(
         child = subprocess.Popen(
             command, env=dict(environ), preexec_fn=in_child, process_group=None if shares_terminal else 0
         )
-        status, ending = _wait(child.pid, signals, family, say)
+        job = _Job(child.pid, family, say, grace)
+        status = _wait(job, signals)
         child.returncode = status  # reaped here, not by Popen
         _end_orphans(signals, say)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return _exit_code(status, ending), ending != 0
+    code = _exit_code(status, job.ending, job.until is not None)
+    return code, job.ending != 0 or job.until is not None or (job.has_passed_on_a_wish and code == EXIT_CODE)
 
 
-def _exit_code(status: int, ending: int) -> int:
-    """What a shell expects: 128 + n for an end by signal n, passed on or not; else the code of the job."""
+def _exit_code(status: int, ending: int, asked: bool = False) -> int:
+    """What a shell expects: 128 + n for an end by signal n, passed on or not; else the code of the job. `asked`: the
+    ranks have got SIGUSR1 in place of SIGTERM."""
     if status < 0:
         return 128 - status
+    if asked and status in (signal.SIGUSR1, 128 + signal.SIGUSR1):  # one that had nothing to stop after yet
+        return EXIT_CODE
     # After a signal Open MPI's mpirun exits with 1, MPICH's mpiexec with the number of the signal that ended the ranks.
     if ending and status in (1, ending, signal.SIGTERM, signal.SIGKILL, 128 + signal.SIGKILL):
         return 128 + ending
     return status
 
 
-def _wait(
-    child: int, signals: set[signal.Signals], family: str, say: Callable[[str], None]
-) -> tuple[int, int]:
-    """Pass signals on until `child` has ended: its status (-n: killed by signal n), and the last ending signal."""
-    ending = 0
+def _wait(job: _Job, signals: set[signal.Signals]) -> int:
+    """Pass signals on until the child has ended: its status (-n: killed by signal n)."""
     while True:
-        info = signal.sigwaitinfo(signals)
-        if info.si_signo == signal.SIGCHLD:
+        info = _next_signal(signals, job.until)
+        if info is None:
+            job.say("the ranks have not stopped in time: ending them")
+            job.end_by(signal.SIGTERM)
+        elif info.si_signo == signal.SIGCHLD:
             ended = _reap()
-            if child in ended:
-                return ended[child], ending
-            continue
-        number = signal.Signals(info.si_signo)
-        if number in _ENDING:
-            ending = int(number)
-        if info.si_code == _SI_KERNEL:
-            continue  # the terminal has sent it to mpirun as well
-        _pass_on(child, number, family, say)
+            if job.child in ended:
+                return ended[job.child]
+        elif info.si_code == _SI_KERNEL:  # the terminal has sent it to mpirun as well
+            if info.si_signo in _ENDING:
+                job.ending = info.si_signo
+        elif info.si_signo in _ENDING:
+            if info.si_signo != signal.SIGTERM or not job.asks_to_stop():
+                job.end_by(signal.Signals(info.si_signo))
+        else:
+            job.has_passed_on_a_wish |= info.si_signo == signal.SIGUSR1
+            _pass_on(job.child, signal.Signals(info.si_signo), job.family, job.say)
+
+
+def _next_signal(signals: set[signal.Signals], until: float | None) -> signal.struct_siginfo | None:
+    """None if there is none until then."""
+    if until is None or until == float("inf"):
+        return signal.sigwaitinfo(signals)
+    return signal.sigtimedwait(signals, max(0.0, until - time.monotonic()))
 
 
 def _reap() -> dict[int, int]:
@@ -111,7 +174,7 @@ def _pass_on(child: int, number: signal.Signals, family: str, say: Callable[[str
         number = signal.SIGTERM  # Hydra would die of it at once and leave its ranks behind
     if family == "mpich" and number == signal.SIGUSR2:
         # Hydra dies of it too, and cannot pass it on: give it to the ranks of this host.
-        ranks = [rank for proxy in _children(child) for rank in _children(proxy)]
+        ranks = [rank for proxy in children(child) for rank in children(proxy)]
         say(
             f"SIGUSR2 reaches the {len(ranks)} ranks of this host only, as MPICH's mpiexec does not pass it on"
         )
@@ -128,21 +191,6 @@ def _kill(pid: int, number: signal.Signals) -> None:
         pass  # ended in the meantime
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
-                state, parent = file.read().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(name))
-    return found
-
-
 def _end_orphans(signals: set[signal.Signals], say: Callable[[str], None]) -> None:
     """Whatever mpirun left behind is our child now: wait a little for it, then SIGTERM, then SIGKILL.
 
@@ -150,7 +198,7 @@ def _end_orphans(signals: set[signal.Signals], say: Callable[[str], None]) -> No
     is gone, and clean up while they do.
     """
     for number in (None, signal.SIGTERM, signal.SIGKILL):
-        left = _children(os.getpid())
+        left = children(os.getpid())
         if left and number:
             say(
                 f"ending {len(left)} processes that the job left behind ({number.name}): {', '.join(map(str, left))}"
@@ -158,9 +206,9 @@ def _end_orphans(signals: set[signal.Signals], say: Callable[[str], None]) -> No
             for pid in left:
                 _kill(pid, number)
         end = time.monotonic() + _GRACE
-        while _children(os.getpid()) and time.monotonic() < end:
+        while children(os.getpid()) and time.monotonic() < end:
             signal.sigtimedwait(signals, 0.05)  # a second Ctrl-C does not cut the cleaning short
             _reap()
-        if not _children(os.getpid()):
+        if not children(os.getpid()):
             _reap()
             return

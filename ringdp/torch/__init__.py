@@ -29,6 +29,7 @@ from ringdp.errors import (
 from ringdp.joined import join
 from ringdp.metrics import average_metrics
 from ringdp.ops import Handle
+from ringdp.preempt import on_preempt, request_stop, should_stop, stop
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from ringdp.timeline import start_timeline, stop_timeline
 from ringdp.torch import comm_hooks, data, elastic
@@ -86,6 +87,7 @@ from ringdp.torch.state import (
     broadcast_parameters,
 )
 from ringdp.torch.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
+from ringdp.torch.uneven import uneven
 from ringdp.version import __version__
 from ringdp.world import (
     cross_rank,
@@ -186,17 +188,22 @@ __all__ = [
     "mpi_enabled",
     "mpi_threads_supported",
     "nccl_built",
+    "on_preempt",
     "poll",
     "rank",
     "reducescatter",
     "reducescatter_async",
     "remove_process_set",
+    "request_stop",
     "rocm_built",
+    "should_stop",
     "shutdown",
     "size",
     "sparse_allreduce_async",
     "start_timeline",
+    "stop",
     "stop_timeline",
     "synchronize",
+    "uneven",
     "use_local_device",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ringdp import world
+from ringdp import preempt, world
 from ringdp.constants import Adasum, Min
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet
@@ -58,6 +58,10 @@ class Combination:
             for param, start, step in zip(params, before, combined, strict=True):
                 param.copy_(start.add_(step))
 
+    def is_of_all(self) -> bool:
+        """All ranks of the job combine their steps."""
+        return self._process_set.size() == world.size()
+
     def share_overflow(self, params: list[torch.Tensor]) -> None:
         """If some rank's gradients hold an inf or a NaN, each rank's do afterwards."""
         mine = all(param.grad is None or is_finite(param.grad) for param in params)
@@ -78,6 +82,14 @@ class AdasumOptimizer(Distributed):
         result = super()._plain_step(closure, **kwargs)
         self._combination.combine(params, before)
         return result
+
+    def _stop_if_asked(self) -> None:
+        combination = self._combination
+        if not world.is_initialized():
+            return
+        if of_all := combination.is_of_all():
+            preempt.agree(world.current(), f"{combination.name}.stop")  # there is no vote that could tell
+        preempt.stepped(world.current(), combination.name, of_all)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:

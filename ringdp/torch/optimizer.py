@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ringdp import world
+from ringdp import preempt, world
 from ringdp.constants import Adasum, Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
@@ -41,6 +41,7 @@ from ringdp.torch.model import Buffers, make_equal
 from ringdp.torch.ops import operations
 from ringdp.torch.parameter_groups import group_numbers
 from ringdp.torch.sharded.how import check_sharded, sharded_by
+from ringdp.torch.tracing import is_compiling
 from ringdp.torch.user_compression import UserCompression
 from ringdp.torch.weights import whole
 from ringdp.torch.wire import Options
@@ -177,6 +178,7 @@ class Distributed(torch.optim.Optimizer):
                 optimizer calls several times: with "skip" too, if it is not its first gradient.)
             MissingGradientError, ReplicaError, VerificationError: on all ranks, where that is asked for; in
                 `backward()` or `synchronize()`, if the exchange ends there.
+            SystemExit: with code 143, on all ranks after the same step, where one was asked to stop: see `on_preempt`.
         """
         self._opt_called = True  # what LR schedulers look at
         exchange, result = self._exchange, None
@@ -190,6 +192,8 @@ class Distributed(torch.optim.Optimizer):
         if exchange is not None:
             exchange.stepped()
             self._buffers_are_due()
+        if not is_compiling():
+            self._stop_if_asked()
         return result
 
     def _checking(self) -> Checking | Alone | None:
@@ -217,6 +221,16 @@ class Distributed(torch.optim.Optimizer):
             return loss
 
         return evaluate
+
+    def _stop_if_asked(self) -> None:
+        """All parameters are updated. Where all ranks stop after this step, this does not return."""
+        exchange = self._exchange
+        here = world.current() if world.is_initialized() else None
+        if exchange is not None and exchange.wire.world is here:
+            wire = exchange.wire
+            preempt.stepped(wire.world, (wire.set, wire.name), wire.ranks == wire.world.place.size)
+        elif exchange is None and here is not None and here.place.size == 1:
+            preempt.stepped(here, id(self), True)
 
     def _buffers_are_due(self) -> None:
         if self._buffers is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ringdp import _core, world
+from ringdp import _core, preempt, world
 from ringdp.constants import Average, Max, ReduceOp, Sum
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
@@ -160,11 +160,13 @@ class Wire:
         Raises:
             MismatchError: the ranks disagree on plan, generation or step.
         """
-        mine = Vote(self._digest, self.world.generation, step, submitted, **said)
+        mine = Vote(self._digest, self.world.generation, step, submitted, go_on=preempt.goes_on(), **said)
         core = self.world.engine.vote(self.set, self.agreed(), mine.encode())
         words = Handle(core, None, lambda core: list(core.words()), self.world).wait()
         steps = self._steps_of_ranks(mine) if Vote.steps_differ(words) else ""
-        return Vote.decode(words, self.name, steps)
+        vote = Vote.decode(words, self.name, steps)
+        preempt.voted(self.world, vote.go_on, self.ranks)
+        return vote
 
     def _steps_of_ranks(self, mine: Vote) -> str:
         """Which rank is at which step, in words. All ranks ask, as all have the same merged vote."""

@@ -206,6 +206,10 @@ def cluster(selection: Selection) -> list[Command]:
     return [plain("cluster", "cluster", selection, 600)]
 
 
+def faults(selection: Selection) -> list[Command]:
+    return [plain("faults", "faults", selection, 300)]
+
+
 def examples(selection: Selection) -> list[Command]:
     return [plain("examples", "examples", selection, 400)]
 
@@ -224,6 +228,7 @@ PHASES = {
         gpu,
         frameworks,
         cluster,
+        faults,
         examples,
     )
 }
