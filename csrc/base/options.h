@@ -18,6 +18,8 @@ enum class Checksum : int32_t { automatic, off, on };
 
 struct Options {
   double timeout = 600;               // seconds
+  double timeout_if_gone = 60;        // where a rank that is waited for is dead, stopped or unreachable
+  double report_after = 60;           // seconds
   uint64_t segment_bytes = 56 << 10;  // with its envelope below the 64 KiB that Open MPI sends over TCP at once
   uint64_t shared_segment_bytes = 128 << 10;
   uint64_t letter_bytes = 16 << 10;
@@ -29,6 +31,7 @@ struct Options {
   double spin_us = 20;
   std::string algorithm = "auto";       // of all-reduces: "auto" or a name of collectives/algorithm.cc
   std::string profile = "ethernet-10";  // a name of collectives/profile.cc or a path
+  std::string inject;                   // faults on purpose: guard/inject.h
 };
 
 struct OptionRow {

@@ -21,6 +21,7 @@
 #include "bindings/agreement.h"
 #include "bindings/choice.h"
 #include "bindings/gpu.h"
+#include "bindings/guard.h"
 #include "bindings/host.h"
 #include "bindings/kernels.h"
 #include "bindings/local.h"
@@ -56,6 +57,8 @@ const char* python_class(ErrorKind kind) {
       return "GpuError";
     case ErrorKind::closed:
       return "NotInitializedError";
+    case ErrorKind::injected:
+      return "InjectedError";
     case ErrorKind::internal:
       break;
   }
@@ -81,6 +84,12 @@ bool wait(Engine& engine, Handle& handle, double seconds) {
   if (handle.done()) return true;
   nb::gil_scoped_release release;
   return engine.wait(handle, Deadline::in(Seconds(seconds)), look_for_signals);
+}
+
+void wait_for_end(Engine& engine, Handle& handle) {
+  if (handle.done()) return;
+  nb::gil_scoped_release release;
+  engine.wait_for_end(handle, look_for_signals);
 }
 
 // The output that the operation allocated, handed over: a NumPy array of bytes that owns it.
@@ -171,8 +180,7 @@ void wait_for(Engine& engine, Submission&& s, nb::handle name, nb::handle world,
     handle = engine.call(std::move(s));  // with the GIL: to give it away would take longer than a small operation
     if (!handle->done()) {
       nb::gil_scoped_release release;
-      if (!engine.wait(*handle, Deadline::in(Seconds(engine.options().timeout + 60)), look_for_signals))
-        fail(ErrorKind::deadline, "the engine did not end an operation at its deadline: please report this");
+      engine.wait_for_end(*handle, look_for_signals);
     }
     handle->result();
   } catch (...) {
@@ -410,6 +418,8 @@ void bind_engine(nb::module_& m) {
           "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
       .def("shutdown", &Engine::shutdown, "seconds"_a, "steps"_a = 0, nb::call_guard<nb::gil_scoped_release>())
       .def("is_broken", &Engine::is_broken, "Nothing more is accepted: a process of this host has died, say.")
+      .def("wait_for_end", &wait_for_end, "handle"_a,
+           "Wait until the engine has ended it, as it does by its own deadlines. Raises DeadlineError if it does not.")
       .def("abort", &Engine::abort, "code"_a)
       .def("forget_after_fork", [](nb::handle self) {
         nb::cast<Engine&>(self).forget_after_fork();
@@ -442,10 +452,10 @@ void bind_engine(nb::module_& m) {
       "load_mpi_unit.");
   m.def(
       "make_engine",
-      [](uint32_t generation, Membership& everybody) {
-        return std::make_unique<Engine>(options_from_environment(), generation, std::move(everybody));
+      [](uint32_t generation, Membership& everybody, std::shared_ptr<Watch> watch) {
+        return std::make_unique<Engine>(options_from_environment(), generation, std::move(everybody), std::move(watch));
       },
-      "generation"_a, "everybody"_a);
+      "generation"_a, "everybody"_a, "watch"_a.none());
   m.def(
       "wants_two_levels", [] { return options_from_environment().gpu_transport == GpuTransport::two_level; },
       "Whether RINGDP_GPU_TRANSPORT asks for them.");
@@ -477,6 +487,7 @@ NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
   bind_schedules(m);  // the enum Half, for a default
   bind_host(m);
+  bind_guard(m);
   bind_engine(m);
   bind_local(m);
   bind_plan(m);

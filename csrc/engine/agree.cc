@@ -64,6 +64,7 @@ bool Engine::casts_under_way(const Chooser& chooser, uint64_t bytes, Dtype dtype
 void Engine::tell(Submission&& s, ProcessSet& set) {
   s.handle->enter(Stage::agree);
   timeline_.stamp(s.came.agree);
+  inject(Stage::agree, s);
   Note note;
   note.topic = Meetings::named;
   note.key = s.key;
@@ -277,18 +278,11 @@ void Engine::leave(ProcessSet& set) {
 
 // A process that has ended without leaving takes everything along: its ranks' memory may be half written.
 void Engine::look_for_dead() {
-  if (!host_) return;
-  for (const Host::Dead& dead : host_->find_dead()) {
-    bool has_left = true;
-    for (auto& [id, set] : sets_) {
-      if (!set->letters) continue;
-      listen(*set);  // it may have said so just before
-      has_left &= set->letters->has_left(dead.rank);
-    }
-    if (has_left || left_) continue;
-    throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": rank " + std::to_string(dead.rank) +
-                                     " (process " + std::to_string(dead.pid) +
-                                     " on this host) has ended without ringdp.shutdown()");
+  if (left_) return;
+  for (const int rank : watch_->dead()) {
+    const Seen seen = watch_->look_at_one(rank, Question());
+    throw Error(ErrorKind::peer,
+                "rank " + std::to_string(rank_) + ": " + (watch_->has_fault() ? watch_->verdict() : in_words(seen)));
   }
 }
 

@@ -76,6 +76,7 @@ void Engine::note_stream(Submission& s) {
 
 std::shared_ptr<Handle> Engine::submit(Submission submission) {
   note_stream(submission);
+  inject(Stage::submit, submission);
   const bool in_graph = submission.in_graph;
   auto handle = submission.handle = std::make_shared<Handle>();
   {
@@ -101,7 +102,7 @@ void Engine::wait_until_captured(Handle& handle) {
 // All are taken or none.
 std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission> submissions) {
   std::vector<std::shared_ptr<Handle>> handles;
-  for (Submission& submission : submissions) note_stream(submission);
+  for (Submission& submission : submissions) note_stream(submission), inject(Stage::submit, submission);
   const bool in_graph = !submissions.empty() && submissions[0].in_graph;
   const auto group = group_of(submissions);
   {
@@ -242,6 +243,7 @@ bool Engine::is_broken() {
 }
 
 void Engine::begin_shutdown(uint64_t steps) {
+  watch_->flight().head().standing.store(Standing::leaving);
   {
     std::lock_guard lock(mutex_);
     leaving_ = true;

@@ -54,6 +54,11 @@ void Engine::loop() {
 
 // A turn that meets an error of a transport is the last one.
 bool Engine::turn(Submission* own) {
+  struct Turn {  // the watch sees how long it takes
+    Flight& flight;
+    explicit Turn(Flight& flight) : flight(flight) { flight.turn_begins(); }
+    ~Turn() { flight.turn_ends(); }
+  } of_watch(watch_->flight());
   std::optional<Error> broken;
   try {
     return look_at_everything(own);
@@ -101,6 +106,7 @@ std::shared_ptr<Handle> Engine::call(Submission&& submission) {
     if (drive) drive.unlock();
     return submit(std::move(submission));
   }
+  inject(Stage::submit, submission);
   const auto handle = submission.handle = new_handle();
   {
     std::lock_guard lock(mutex_);
@@ -144,6 +150,17 @@ bool Engine::wait(Handle& handle, Deadline deadline, const std::function<void()>
     if (!handle.done() && Clock::now() >= until && look) look();
   }
   return true;
+}
+
+void Engine::wait_for_end(Handle& handle, const std::function<void()>& look) {
+  constexpr double kMore = 60;  // seconds
+  const auto is_patient = [this] {
+    const int64_t until = std::max(patient_until_.load(), watch_->flight().head().patient_until.load());
+    return double(nanoseconds(Clock::now()) - until) * 1e-9 < kMore;
+  };
+  while (!wait(handle, Deadline::in(Seconds(options_.timeout + kMore)), look))
+    if (!is_patient())
+      fail(ErrorKind::deadline, "the engine did not end an operation at its deadline: please report this");
 }
 
 // The thread takes over what is left. It is not woken for nothing: that would cost more than a small operation. (Whoever

@@ -10,23 +10,9 @@ namespace {
 
 constexpr auto kGraceAfterDeparture = std::chrono::seconds(2);
 
-std::string label_of(const Submission& s) {
-  if (s.lane >= 0) return s.bucket_name();
-  return std::string(name_of(s.kind)) + " '" + s.name + "'";
-}
-
 }  // namespace
 
 Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ringdp.init() again first"}; }
-
-template <class Act>
-void Engine::for_each_not_started(const Act& act) {
-  agreeing_.for_each([&](uint64_t, Submission& submission) { act(submission); });
-  for (auto& [key, queue] : queued_)
-    for (Submission& submission : queue) act(submission);
-  for (auto& [key, queue] : waiting_)
-    for (Start& start : queue) act(start.submission);
-}
 
 // Ten looks a second: an operation whose deadline has passed fails here. Its memory may still be in the transport's
 // hands, so it is parked; the lane of a plan is broken by it.
@@ -34,36 +20,30 @@ void Engine::check_deadlines() {
   const auto now = Clock::now();
   if (now - last_check_ < std::chrono::milliseconds(100)) return;
   last_check_ = now;
-  const Deadline started = Deadline::in(Seconds(-options_.timeout));  // what was handed in before is overdue
-  const std::string who = "rank " + std::to_string(rank_) + ": ";
+  look_at_roll_calls();
   for_each_not_started([&](Submission& s) {  // it stays pending: the other ranks may have counted on it already
-    if (s.handle->done() || s.handle->made() >= started.end()) return;
+    if (s.handle->done() || !is_over(s.handle->made())) return;
     s.handle->give_up_memory();
-    s.handle->fail(Error(ErrorKind::deadline, who + label_of(s) + " waited RINGDP_TIMEOUT seconds, and at least one " +
-                                                  "rank has not submitted it"));
+    s.handle->fail(late(s.label() + " waited RINGDP_TIMEOUT seconds, and at least one rank has not submitted it"));
   });
   for (auto& [id, set] : sets_) check_votes(*set);
   check_launches();
   check_levels();
   for (auto it = active_.begin(); it != active_.end();) {
     const auto here = it++;
-    if (!here->overdue()) continue;
-    here->give_up(Error(ErrorKind::deadline, who + here->label() +
-                                                 " did not complete within RINGDP_TIMEOUT: another rank has stopped, "
-                                                 "is far behind, or has not come to this operation"));
+    if (!is_over(here->began())) continue;
+    here->give_up(late(here->label() + " did not complete within RINGDP_TIMEOUT: another rank has stopped, is far "
+                                       "behind, or has not come to this operation"));
     finished(*here);
     parked_.splice(parked_.end(), active_, here);
   }
 }
 
 void Engine::check_votes(ProcessSet& set) {
-  const Deadline started = Deadline::in(Seconds(-options_.timeout));
   for (auto& [lane_id, lane] : set.lanes) {
-    if (lane.votes.empty() || lane.votes.front().handle->made() >= started.end()) continue;
-    const Error error(ErrorKind::deadline,
-                      "rank " + std::to_string(rank_) + ": the vote of plan " + std::to_string(lane_id) +
-                          " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
-    fail_votes(lane, error);
+    if (lane.votes.empty() || !is_over(lane.votes.front().handle->made())) continue;
+    fail_votes(lane, late("the vote of plan " + std::to_string(lane_id) +
+                          " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it"));
   }
 }
 

@@ -18,7 +18,13 @@ Error peer_left(const Submission& s, ProcessSet& set, int left) {
           "rank " + std::to_string(set.name()) + ": " + name_of(s.kind) + " '" + s.name + "' cannot complete: " + why};
 }
 
-Engine::Engine(Options options, uint32_t generation, Membership everybody)
+// One that nobody reads but this process.
+std::shared_ptr<Watch> watch_of_its_own(const Membership& everybody) {
+  const Flight::Owner owner{everybody.data->rank(), everybody.data->size(), 0, 1, ""};
+  return std::make_shared<Watch>(std::make_shared<Flight>("", owner));
+}
+
+Engine::Engine(Options options, uint32_t generation, Membership everybody, std::shared_ptr<Watch> watch)
     : options_(options),
       generation_(generation),
       rank_(everybody.data->rank()),
@@ -26,9 +32,13 @@ Engine::Engine(Options options, uint32_t generation, Membership everybody)
       abort_through_(everybody.data.get()),
       chooser_(make_chooser(placement_of(everybody), options.algorithm, options.profile)),
       host_(everybody.neighbourhood.host),
+      watch_(watch ? std::move(watch) : watch_of_its_own(everybody)),
+      inject_(options.inject, rank_),
       crowded_(std::max(static_cast<int>(everybody.neighbourhood.members.size()), everybody.placement.ranks_per_host) >
                sysconf(_SC_NPROCESSORS_ONLN)),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_) {
+  watch_->flight().head().generation = generation;
+  watch_->flight().head().standing.store(Standing::running);
   known_.emplace(0, chooser_);
   keep(new_sets(0, std::move(everybody), chooser_));
   thread_ = std::thread([this] { main(); });
@@ -104,6 +114,7 @@ void Engine::take(Arrival& arrival) {
     s.handle->fail(Error(ErrorKind::peer, "plan " + std::to_string(s.lane) + " has failed in an earlier step"));
   } else if (arrival.is_vote) {
     Lane& lane = set.lanes[s.lane];
+    record_vote(set.id, s.lane, lane.votes_begun + lane.votes.size() - !lane.votes.empty(), *s.handle);
     lane.votes.push_back({std::move(arrival.vote), s.handle, lane.next});
     if (lane.votes.size() == 1) begin_vote(set, s.lane);
   } else if (s.lane >= 0) {
@@ -129,6 +140,7 @@ void Engine::take_named(Submission&& s, ProcessSet& set) {
     }
     set.slots_taken.set(s.slot);
   }
+  record(s, 0);
   if (set.left) {
     s.handle->fail(closed_error());
     return;
@@ -148,7 +160,37 @@ void Engine::take_named(Submission&& s, ProcessSet& set) {
 void Engine::take_planned(Submission&& s, ProcessSet& set) {
   Lane& lane = set.lanes[s.lane];
   const uint64_t sequence = lane.next++;
+  record(s, sequence);
   start(std::move(s), set, sequence, Describe::no);
+}
+
+// In the flight recorder.
+void Engine::record(const Submission& s, uint64_t sequence) {
+  const std::string bucket = s.lane >= 0 ? s.bucket_name() : std::string();
+  const std::string& name = s.lane >= 0 ? bucket : s.name;
+  const Flight::Entry entry{static_cast<uint8_t>(s.kind),
+                            s.process_set,
+                            std::max(s.lane, 0),
+                            s.lane >= 0 ? s.plan_digest : s.key,
+                            sequence,
+                            s.count() * size_of(s.dtype),
+                            name.data(),
+                            name.size(),
+                            s.handle->made()};
+  s.handle->note_in(watch_->flight(), watch_->flight().begin(entry, Stage::submit));
+}
+
+void Engine::record_vote(int process_set, int lane, uint64_t number, Handle& handle) {
+  const std::string name = "plan " + std::to_string(lane);
+  const Flight::Entry entry{FlightRecord::kVote, process_set, lane,         0, number, 0,
+                            name.data(),         name.size(), handle.made()};
+  handle.note_in(watch_->flight(), watch_->flight().begin(entry, Stage::agree));
+}
+
+void Engine::inject(Stage stage, Submission& s) {
+  if (!inject_.any()) return;
+  if (stage == Stage::submit) s.nth = submitted_.fetch_add(1);
+  inject_.at(stage, s, s.nth, watch_->flight().head().step.load());
 }
 
 // Operations start within the window of their lane, counted from the earliest that has not ended. Named ones may come in
@@ -168,6 +210,7 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe desc
   }
   lane.started.insert(sequence);
   timeline_.stamp(s.came.reduce);
+  inject(Stage::reduce, s);
   active_.emplace_back(std::move(s), set, ticket, generation_, options_, describe, std::move(told), counters_);
 }
 
@@ -230,6 +273,7 @@ void Engine::fail_group(const Submission& failed, const Error& error) {
 // Its name and, where it was drawn, its ticket are free again.
 void Engine::ended(const Submission& s, ProcessSet& set, uint64_t ticket) {
   timeline_.ended(s);
+  if (inject_.any()) inject_.at(Stage::done, s, s.nth, watch_->flight().head().step.load());
   if (s.lane >= 0) return;
   if (set.draws_tickets() && ticket != Note::kNoTicket) set.tickets.give_back(Tickets::sequence_of(ticket));
   release_name(s);

@@ -22,8 +22,11 @@
 #include "engine/gpu_levels.h"
 #include "engine/launch.h"
 #include "engine/operation.h"
+#include "engine/roll_call.h"
 #include "engine/timeline.h"
 #include "engine/verdict.h"
+#include "guard/inject.h"
+#include "guard/watch.h"
 #include "shared/bell.h"
 #include "submit/submission.h"
 #include "world/gpus.h"
@@ -33,8 +36,9 @@ namespace ringdp {
 
 class Engine {
  public:
-  // `everybody`: process set 0, of all ranks of the job. `generation` is part of every header.
-  Engine(Options options, uint32_t generation, Membership everybody);
+  // `everybody`: process set 0, of all ranks of the job. `generation` is part of every header. `watch`: knows the other ranks
+  // of the host; none: this rank looks at nobody.
+  Engine(Options options, uint32_t generation, Membership everybody, std::shared_ptr<Watch> watch = nullptr);
   ~Engine();  // as shutdown(), if that was not called
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -47,6 +51,7 @@ class Engine {
   bool checks_messages() const { return ringdp::checks_messages(options_.checksum, chooser_); }  // in process set 0
   const Counters& counters() const { return counters_; }
   Timeline& timeline() { return timeline_; }
+  Watch& watch() const { return *watch_; }
   // Whether an all-reduce is cast while it is under way (Submission::wide), if its caller wants that: not what goes along
   // with its name, nor what never leaves a host, where the ranks read each other's tensors.
   bool casts_under_way(int process_set, uint64_t bytes, Dtype dtype);
@@ -78,6 +83,8 @@ class Engine {
   // Waits until the operation is done, and meanwhile takes turns. `look` is called some ten times a second without any
   // lock (it may throw, to end the wait: Ctrl-C). False if the deadline passed first.
   [[nodiscard]] bool wait(Handle& handle, Deadline deadline, const std::function<void()>& look);
+  // Until the engine ends it, which it does by its own deadlines. Throws ErrorKind::deadline if it does not.
+  void wait_for_end(Handle& handle, const std::function<void()>& look);
 
   // One step's vote on a plan's lane: the fields are merged by MIN over all ranks.
   std::shared_ptr<Handle> vote(int process_set, int lane, std::vector<uint64_t> fields);
@@ -152,6 +159,9 @@ class Engine {
   void take(Arrival& arrival);
   void take_named(Submission&& submission, ProcessSet& set);
   void take_planned(Submission&& submission, ProcessSet& set);
+  void record(const Submission& submission, uint64_t sequence);
+  void record_vote(int process_set, int lane, uint64_t number, Handle& handle);
+  void inject(Stage stage, Submission& submission);
   bool fits_note(const Submission& submission, const ProcessSet& set) const;
   bool ends_with_meeting(const Submission& submission, const ProcessSet& set) const;
   bool tells_places(const Submission& submission, const ProcessSet& set) const;
@@ -214,7 +224,7 @@ class Engine {
   void end_graphs(const Error& why);
   void fail_launch(uint64_t id, const Error& error);
   void fail_agreed(ProcessSet& set, const Submission& submission, uint64_t ticket, const Error& error);
-  std::optional<Error> why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const;
+  std::optional<Error> why_it_ends(ProcessSet& set, const std::string& label, Clock::time_point since);
   void check_failures() const;
   void check_launches();
   void begin_levels(Submission submission, ProcessSet& set, uint64_t ticket);
@@ -240,6 +250,20 @@ class Engine {
   void check_votes(ProcessSet& set);
   static void fail_votes(Lane& lane, const Error& error);
   void check_deadlines();
+  // Who is to blame for a wait: roll_call.cc.
+  std::optional<RollCall> longest_wait();
+  void look_at_roll_calls();
+  void begin_roll_call(RollCall&& wait);
+  void ask_for_stack_of(const Seen& seen, std::map<int, uint64_t>& before) const;
+  void go_on_with_roll_call();
+  std::vector<Seen> with_stacks(std::vector<Seen> all, const std::map<int, uint64_t>& before) const;
+  void send_roll_call(int rank, int tag, std::vector<std::byte> data);
+  void take_roll_call_messages();
+  void take_roll_call_message(int from, int tag, const std::vector<std::byte>& data);
+  void answer_roll_call(const RollCalls::Answering& answer);
+  void end_roll_call();
+  bool is_over(Clock::time_point since) const;
+  Error late(const std::string& text);
   void check_departures();
   void ended(const Submission& submission, ProcessSet& set, uint64_t ticket);
   void release_name(const Submission& submission);
@@ -247,7 +271,13 @@ class Engine {
   bool anything_waiting() const;
   bool anything_pending() const;
   template <class Act>
-  void for_each_not_started(const Act& act);
+  void for_each_not_started(const Act& act) {  // of what this rank has submitted
+    agreeing_.for_each([&](uint64_t, Submission& submission) { act(submission); });
+    for (auto& [key, queue] : queued_)
+      for (Submission& submission : queue) act(submission);
+    for (auto& [key, queue] : waiting_)
+      for (Start& start : queue) act(start.submission);
+  }
   bool everyone_left() const;
   bool stuck() const;
   void break_down(const Error& noticed);
@@ -263,7 +293,10 @@ class Engine {
   const Chooser chooser_;
 
   const std::shared_ptr<Host> host_;
-  const bool crowded_;  // more ranks on this host than cores: who spins keeps another from working
+  const std::shared_ptr<Watch> watch_;
+  Inject inject_;
+  std::atomic<uint64_t> submitted_{0};  // operations, where faults are injected
+  const bool crowded_;                  // more ranks on this host than cores: who spins keeps another from working
 
   std::mutex mutex_;  // guards the next six, and what has_arrivals_ says
   std::condition_variable ended_;
@@ -310,6 +343,14 @@ class Engine {
     Deadline until;
   };
   std::list<Running> running_;
+  RollCalls roll_calls_;
+  std::optional<RollCall> roll_call_;      // this rank's, under way
+  std::map<int, uint64_t> stacks_before_;  // with it, by rank of this host
+  Clock::time_point reported_since_;       // the wait that was reported last,
+  double reported_ = 0;                    // after so many seconds
+  Blame verdict_;                          // of the last one
+  std::atomic<int64_t> patient_until_{0};  // nanoseconds: as it says
+  static constexpr double kFresh = 30;     // seconds for which it counts
   bool left_ = false;
   std::shared_ptr<Handle> last_handle_;  // of call()
   // To read the clock takes as long as a turn: the time of a move is noted after so many turns that moved nothing.

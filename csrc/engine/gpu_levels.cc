@@ -19,11 +19,10 @@ constexpr int kRings = 2;
 
 }  // namespace
 
-TwoLevels::TwoLevels(Submission given, ProcessSet& set, uint64_t ticket, Deadline deadline, Counters& counters)
+TwoLevels::TwoLevels(Submission given, ProcessSet& set, uint64_t ticket, Counters& counters)
     : submission(std::move(given)),
       set(set),
       ticket(ticket),
-      deadline(deadline),
       counters_(counters),
       elements_(elements_of(submission, set.size())) {
   const ProcessSet& host = *set.in_host;

@@ -31,7 +31,7 @@ class TwoLevels {
  public:
   using HandIn = std::function<std::shared_ptr<Handle>(ProcessSet&, Submission)>;
 
-  TwoLevels(Submission submission, ProcessSet& set, uint64_t ticket, Deadline deadline, Counters& counters);
+  TwoLevels(Submission submission, ProcessSet& set, uint64_t ticket, Counters& counters);
 
   uint64_t sequence() const { return Tickets::sequence_of(ticket); }
   int lane() const { return submission.lane < 0 ? 0 : submission.lane; }
@@ -43,7 +43,7 @@ class TwoLevels {
   Submission submission;
   ProcessSet& set;
   const uint64_t ticket;
-  const Deadline deadline;
+  const Clock::time_point since = Clock::now();
   bool all_have_come = false;
 
  private:

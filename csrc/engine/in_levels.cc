@@ -14,8 +14,7 @@ void Engine::begin_levels(Submission given, ProcessSet& set, uint64_t ticket) {
   const uint64_t id = next_launch_++;
   TwoLevels& levels = in_levels_
                           .emplace(std::piecewise_construct, std::tuple(id),
-                                   std::forward_as_tuple(std::move(given), set, ticket,
-                                                         Deadline::in(Seconds(options_.timeout)), counters_))
+                                   std::forward_as_tuple(std::move(given), set, ticket, counters_))
                           .first->second;
   Counters::add(counters_.by_two_levels);
   const Submission& s = levels.submission;
@@ -84,11 +83,11 @@ void Engine::fail_levels(uint64_t id, const Error& error) {
 void Engine::check_levels() {
   std::vector<std::pair<uint64_t, Error>> overdue;
   for (const auto& [id, levels] : in_levels_) {
-    if (levels.all_have_come && levels.deadline.passed())
+    if (levels.all_have_come && is_over(levels.since))
       fail(ErrorKind::gpu, "rank ", rank_, ": ", levels.label(),
            " did not complete in two levels within RINGDP_TIMEOUT: another rank has stopped, or is far behind");
     if (levels.all_have_come) continue;
-    if (const auto why = why_it_ends(levels.set, levels.label(), levels.deadline)) overdue.emplace_back(id, *why);
+    if (const auto why = why_it_ends(levels.set, levels.label(), levels.since)) overdue.emplace_back(id, *why);
   }
   for (const auto& [id, error] : overdue) fail_levels(id, error);
 }

@@ -69,12 +69,11 @@ By way_of(const Submission& s, const ProcessSet& set, bool kernels) {
   return kernels ? By::chunks : By::host_memory;
 }
 
-Launch::Launch(Submission given, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows, Deadline deadline)
+Launch::Launch(Submission given, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows)
     : submission(std::move(given)),
       set(set),
       ticket(ticket),
       rows(std::move(rows)),
-      deadline(deadline),
       by_(way_of(submission, set, set.gpus->kernels)),
       gpu_(*set.gpus->gpu),
       nccl_(*set.gpus->nccl),

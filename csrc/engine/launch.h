@@ -34,7 +34,7 @@ class Launch {
   enum class Stage { meeting, ordering, ordered, calling, running };
 
   // `rows`: of all-gather and all-to-all, those that come from each rank.
-  Launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows, Deadline deadline);
+  Launch(Submission submission, ProcessSet& set, uint64_t ticket, std::vector<uint64_t> rows);
 
   uint64_t sequence() const { return Tickets::sequence_of(ticket); }
   int lane() const { return submission.lane < 0 ? 0 : submission.lane; }
@@ -53,7 +53,7 @@ class Launch {
   ProcessSet& set;
   const uint64_t ticket;
   const std::vector<uint64_t> rows;
-  const Deadline deadline;
+  const Clock::time_point since = Clock::now();
   Stage stage = Stage::meeting;
   uint64_t clock = 0;
 

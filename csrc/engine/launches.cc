@@ -43,8 +43,7 @@ void Engine::add_launch(Submission s, ProcessSet& set, uint64_t ticket, std::vec
   const uint64_t id = next_launch_++;
   Launch& launch = launches_
                        .emplace(std::piecewise_construct, std::tuple(id),
-                                std::forward_as_tuple(std::move(s), set, ticket, std::move(rows),
-                                                      Deadline::in(Seconds(options_.timeout))))
+                                std::forward_as_tuple(std::move(s), set, ticket, std::move(rows)))
                        .first->second;
   Counters::add(launch.by() == By::chunks ? counters_.by_chunks : counters_.by_nccl);
   if (launch.lane() == 0) return propose(id, launch);
@@ -157,12 +156,12 @@ void Engine::fail_agreed(ProcessSet& set, const Submission& s, uint64_t ticket, 
 }
 
 // It waits in vain, or has waited for too long.
-std::optional<Error> Engine::why_it_ends(ProcessSet& set, const std::string& label, const Deadline& deadline) const {
+std::optional<Error> Engine::why_it_ends(ProcessSet& set, const std::string& label, Clock::time_point since) {
   const std::string what = "rank " + std::to_string(rank_) + ": " + label;
   const int left = set.meetings().first_left();
   if (left >= 0 && stuck()) return Error(ErrorKind::peer, what + " cannot complete: " + set.has_left(left));
-  if (!deadline.passed()) return std::nullopt;
-  return Error(ErrorKind::deadline, what + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
+  if (!is_over(since)) return std::nullopt;
+  return late(label + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
 }
 
 void Engine::check_failures() const {
@@ -180,7 +179,7 @@ void Engine::check_launches() {
   check_failures();
   std::vector<std::pair<uint64_t, Error>> overdue;
   for (const auto& [id, launch] : launches_) {
-    const auto why = why_it_ends(launch.set, launch.label(), launch.deadline);
+    const auto why = why_it_ends(launch.set, launch.label(), launch.since);
     if (!why) continue;
     if (launch.stage != Launch::Stage::meeting) throw Error(*why);
     overdue.emplace_back(id, *why);

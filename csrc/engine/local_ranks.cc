@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "collectives/levels.h"
+#include "guard/watch.h"
 #include "shared/mail.h"
 
 namespace ringdp {
@@ -86,6 +87,21 @@ void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed) {
   }
 }
 
+// Each reads the recorders of those with the same number in `hosts`, as ranks of a host do. Nobody needs a thread for that.
+std::vector<std::shared_ptr<Watch>> local_watches(int size, const std::vector<int>& hosts) {
+  std::vector<std::shared_ptr<Flight>> flights;
+  std::vector<std::shared_ptr<Watch>> watches;
+  for (int r = 0; r < size; ++r) {
+    flights.push_back(std::make_shared<Flight>("", Flight::Owner{r, size, 0, 1, "local"}));
+    watches.push_back(std::make_shared<Watch>(flights.back()));
+    watches.back()->set_groups(hosts);
+  }
+  for (int r = 0; r < size; ++r)
+    for (int other = 0; other < size; ++other)
+      if (other != r && hosts[other] == hosts[r]) watches[r]->attach(other, flights[other]);
+  return watches;
+}
+
 bool has_levels(const Options& options) { return options.gpu_transport == GpuTransport::two_level; }
 
 }  // namespace
@@ -97,11 +113,12 @@ std::vector<std::unique_ptr<Engine>> local_engines(const Options& options, int s
   std::vector<Neighbourhood> neighbourhoods =
       hosts.empty() ? std::vector<Neighbourhood>(ranks.size()) : local_hosts(hosts);
   add_local_mail(neighbourhoods, ranks);
+  const std::vector<std::shared_ptr<Watch>> watches = local_watches(size, hosts.empty() ? ranks : hosts);
   std::vector<std::unique_ptr<Engine>> engines;
   for (Membership& membership :
        local_memberships(ranks, delay_seed, hosts, std::move(neighbourhoods), has_levels(options), faults)) {
     const uint32_t generation = faults.generations.empty() ? 0 : faults.generations.at(engines.size());
-    engines.push_back(std::make_unique<Engine>(options, generation, std::move(membership)));
+    engines.push_back(std::make_unique<Engine>(options, generation, std::move(membership), watches[engines.size()]));
   }
   return engines;
 }

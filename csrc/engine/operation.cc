@@ -39,7 +39,6 @@ Operation::Operation(Submission submission, ProcessSet& set, uint64_t ticket, ui
       counters_(counters),
       description_(description_of(submission_, describe)),
       lane_(std::max(submission_.lane, 0)),
-      deadline_(Deadline::in(Seconds(options.timeout))),
       chosen_(algorithm_of_half(submission_.half, choose(), set.size())),
       divisor_(submission_.divides_by > 0 ? submission_.divides_by : set.size()),
       told_(std::move(told)) {}
@@ -49,11 +48,6 @@ Algorithm Operation::choose() const {
   const uint64_t bytes = s.count() * size_of(s.dtype);
   const bool by_nccl_maybe = s.on_gpu && s.half != Half::both;
   return by_nccl_maybe ? set_.chooser.choose_in_one_level(bytes, s.dtype) : set_.chooser.choose(bytes, s.dtype);
-}
-
-std::string Operation::label() const {
-  if (submission_.lane >= 0) return submission_.bucket_name();
-  return std::string(name_of(submission_.kind)) + " '" + submission_.name + "'";
 }
 
 bool Operation::progress() {

@@ -46,7 +46,7 @@ class Operation {
   uint64_t sequence() const { return Tickets::sequence_of(ticket_); }
   // Else whoever it waits for rings this rank's bell, which a GPU does not.
   bool waits_for_messages() const { return (run_ && (!by_bell_ || staged_)) || awaited_; }
-  bool overdue() const { return deadline_.passed(); }
+  Clock::time_point began() const { return began_at_; }
   Clock::time_point last_move() const { return last_move_; }
 
   // After its deadline, or when the engine must stop.
@@ -55,7 +55,7 @@ class Operation {
   // Of one that NCCL goes on with: done() when the rows of all ranks are known.
   Submission take_submission() { return std::move(submission_); }
   const std::vector<uint64_t>& rows() const { return result_.rows; }
-  std::string label() const;  // "allreduce 'x'" or "bucket 3 of plan 2"
+  std::string label() const { return submission_.label(); }
 
  private:
   using Next = void (Operation::*)();
@@ -131,7 +131,7 @@ class Operation {
   Counters& counters_;
   const std::string description_;
   const int lane_;
-  const Deadline deadline_;
+  const Clock::time_point began_at_ = Clock::now();
   Clock::time_point last_move_ = Clock::now();
   std::unique_ptr<Run> run_;
   std::unique_ptr<Staged> staged_;  // of tensors on a GPU that go through host memory

@@ -13,6 +13,7 @@
 #include <new>
 
 #include "base/error.h"
+#include "guard/flight.h"
 
 namespace ringdp {
 
@@ -41,11 +42,6 @@ std::byte* map_shared(int fd, uint64_t capacity) {
 
 uint64_t physical_memory() {
   return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
-uint64_t pid_space() {
-  struct stat status{};
-  return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
 }
 
 // Where another process finds the heap; "" for what no card of ours says.

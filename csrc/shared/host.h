@@ -1,5 +1,4 @@
-// The ranks that have proved to share memory with this one, itself included: their heaps as mapped here, and whether their
-// processes are alive.
+// The ranks that have proved to share memory with this one, itself included: their heaps as mapped here.
 #pragma once
 
 #include <map>
@@ -7,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "base/deadline.h"
 #include "shared/heap.h"
 
 namespace ringdp {
@@ -15,7 +13,6 @@ namespace ringdp {
 class Host {
  public:
   Host(int rank, std::shared_ptr<Heap> heap) : rank_(rank), heap_(std::move(heap)) {}
-  ~Host();
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
 
@@ -24,32 +21,20 @@ class Host {
 
   Heap& heap() const { return *heap_; }
   const std::shared_ptr<Heap>& shared_heap() const { return heap_; }
-  HeapHead& head(int rank) const { return rank == rank_ ? heap_->head() : peers_.at(rank).heap->head(); }
+  HeapHead& head(int rank) const { return rank == rank_ ? heap_->head() : peers_.at(rank)->head(); }
   std::byte* at(int rank, uint64_t offset) const {
-    return rank == rank_ ? heap_->at(offset) : peers_.at(rank).heap->at(offset);
+    return rank == rank_ ? heap_->at(offset) : peers_.at(rank)->at(offset);
   }
 
   // Whether a peer has memory there: what it has told of a place may be anything.
   bool holds(int rank, uint64_t offset, uint64_t bytes) const {
-    return rank == rank_ ? heap_->holds(offset, bytes) : peers_.at(rank).heap->holds(offset, bytes);
+    return rank == rank_ ? heap_->holds(offset, bytes) : peers_.at(rank)->holds(offset, bytes);
   }
 
-  // Peers whose process has ended; looks at most once in 10 ms, and finds none in between.
-  struct Dead {
-    int rank, pid;
-  };
-  std::vector<Dead> find_dead();
-
  private:
-  struct Peer {
-    std::unique_ptr<PeerHeap> heap;
-    int pid = 0, pidfd = -1;
-  };
-
   const int rank_;
   const std::shared_ptr<Heap> heap_;
-  std::map<int, Peer> peers_;
-  Clock::time_point last_look_{};
+  std::map<int, std::unique_ptr<PeerHeap>> peers_;
 };
 
 }  // namespace ringdp

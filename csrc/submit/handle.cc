@@ -14,10 +14,12 @@ void Handle::finish(Result result) {
 void Handle::fail(const Error& error) {
   if (done()) return;
   error_ = error;
+  if (flight_) flight_->failed(record_);
   end();
 }
 
 void Handle::end() {
+  flight_ = nullptr;
   done_.store(true, std::memory_order_release);
   ended_.ring();
 }
@@ -49,7 +51,7 @@ void Handle::renew() {
   made_ = recently();
   done_.store(false, std::memory_order_relaxed);
   memory_in_use_.store(false, std::memory_order_relaxed);
-  enter(Stage::submit);
+  stage_.store(Stage::submit, std::memory_order_relaxed);
   result_ = Result();
   error_.reset();
 }

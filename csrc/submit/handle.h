@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "device/gpu.h"
 #include "engine/stage.h"
+#include "guard/flight.h"
 #include "shared/bell.h"
 
 namespace ringdp {
@@ -31,8 +32,14 @@ class Handle {
  public:
   bool done() const { return done_.load(std::memory_order_acquire); }
   Clock::time_point made() const { return made_; }
+
+  // From now on its record in the flight recorder, which must live until it is done, says how it stands.
+  void note_in(Flight& flight, uint64_t number) { flight_ = &flight, record_ = number; }
   Stage stage() const { return stage_.load(std::memory_order_relaxed); }
-  void enter(Stage stage) { stage_.store(stage, std::memory_order_relaxed); }
+  void enter(Stage stage) {
+    stage_.store(stage, std::memory_order_relaxed);
+    if (flight_) flight_->enter(record_, stage);
+  }
 
   // The first end counts. By whoever takes the engine's turns, one at a time.
   void finish() { finish(Result()); }
@@ -64,6 +71,8 @@ class Handle {
   Clock::time_point made_ = recently();
   std::atomic<bool> done_{false}, memory_in_use_{false};
   std::atomic<Stage> stage_{Stage::submit};
+  Flight* flight_ = nullptr;
+  uint64_t record_ = 0;
   Bell ended_;
   Result result_;  // this and the next are written before done_
   std::optional<Error> error_;

@@ -87,6 +87,10 @@ std::string Submission::bucket_name() const {
   return half == Half::all_gather ? "parameters of " + name : name;
 }
 
+std::string Submission::label() const {
+  return lane >= 0 ? bucket_name() : std::string(name_of(kind)) + " '" + name + "'";
+}
+
 uint64_t Submission::count() const {
   return std::accumulate(shape.begin(), shape.end(), uint64_t{1}, std::multiplies<>());
 }

@@ -48,6 +48,7 @@ struct Submission {
   OpKind kind = OpKind::allreduce;
   std::string name;  // "" for an unnamed call: it gets that of the next slot of its process set
   uint64_t key = 0;  // digest of the name, from Engine::submit() on
+  uint64_t nth = 0;  // operations that this rank had submitted before, where somebody counts: guard/inject.h
   int slot = -1;     // of an unnamed call
   int process_set = 0;
 
@@ -94,6 +95,7 @@ struct Submission {
   Stamps came;  // see engine/timeline.h
 
   std::string bucket_name() const;  // "bucket 3 of plan 2"
+  std::string label() const;        // that, or "allreduce 'x'"
   uint64_t count() const;           // elements
   uint64_t row_count() const;       // elements of one row of the first dimension
   bool first_may_differ() const { return kind == OpKind::allgather || kind == OpKind::alltoall; }

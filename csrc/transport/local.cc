@@ -75,6 +75,20 @@ class LocalHub {
     return true;
   }
 
+  int arrived(int to, int tag, size_t* bytes) {
+    std::lock_guard lock(mutex_);
+    check();
+    for (int from = 0; from < size_; ++from) {
+      const auto channel = channels_.find({from, to, tag});
+      if (channel == channels_.end() || channel->second.waiting.empty()) continue;
+      const Message& first = messages_.at(channel->second.waiting.front());
+      if (!first.is_send) continue;
+      *bytes = first.bytes;
+      return from;
+    }
+    return -1;
+  }
+
   void cancel(uint64_t id) {
     std::lock_guard lock(mutex_);
     messages_.erase(id);
@@ -176,6 +190,7 @@ class LocalTransport final : public Transport {
     request = {};
     return true;
   }
+  int arrived(int tag, size_t* bytes) override { return hub_->arrived(rank_, tag, bytes); }
   void cancel(Request& request) override {
     hub_->cancel(request.handle);
     request = {};

@@ -52,6 +52,13 @@ class MpiTransport final : public Transport {
     return done == 1;
   }
 
+  int arrived(int tag, size_t* bytes) override {
+    int from = -1;
+    const int found = table->arrived(channel_, tag, &from, bytes);
+    if (found < 0) mpi_failed();
+    return found == 1 ? from : -1;
+  }
+
   void cancel(Request& request) override {
     if (request.pending() && table->cancel(channel_, &request.handle) < 0) mpi_failed();
   }

@@ -43,6 +43,10 @@ class Transport {
   // message may be shorter than its receive (an empty one is poison, see collectives/run.h); a longer one is an Error.
   [[nodiscard]] virtual bool test(Request&, size_t* received = nullptr) = 0;
 
+  // Of a message with this tag that nobody has posted a receive for: who has sent it, and its length; -1: there is none. For
+  // tags on which anybody may send.
+  [[nodiscard]] virtual int arrived(int tag, size_t* bytes) = 0;
+
   // Takes back a receive that nothing will match. Afterwards the request is empty and its memory is the caller's again.
   virtual void cancel(Request&) = 0;
 

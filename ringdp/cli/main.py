@@ -12,6 +12,7 @@ from collections.abc import Sequence
 _COMMANDS = {
     "run": "start N ranks of a script: ringdp run -n 4 train.py",
     "info": "print what was detected: MPI, cores, CUDA, frameworks: ringdp info",
+    "doctor": "one page about a job that has failed: ringdp doctor ringdp-report-...",
     "bench": "measure collectives beside MPI and gloo: ringdp bench allreduce --ranks 2",
 }
 _EXAMPLES = """examples:

@@ -7,12 +7,13 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ringdp import launch
+from ringdp import launch, watch
 from ringdp.cli import hosts as host_lists
 from ringdp.cli import mpirun as mpiruns
 from ringdp.cli import restarts
@@ -213,7 +214,9 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
             f"OMP_NUM_THREADS={threads} (set it yourself to override)"
         )
     changes.update(mpiruns.launcher_environment(mpirun, os.geteuid() == 0))
-    names = (item.partition("=")[0] for item in options.export)
+    names = [item.partition("=")[0] for item in options.export]
+    if not options.dry_run:
+        names.append(watch.JOB)  # set when it is started
     exported = mpiruns.exported_names({**environ, **changes}, names)
     job.command = mpiruns.command_line(mpirun, ranks, program, hosts, exported, options.mpi_args)
     return job
@@ -260,7 +263,10 @@ def _attempt(options: argparse.Namespace, first: Job, number: int) -> restarts.E
 
 
 def _start(job: Job, grace: float | None) -> restarts.Ended:
-    from ringdp.cli import supervise
+    from ringdp.cli import culprit, supervise
 
-    environ = {**os.environ, **job.changes}
-    return restarts.Ended(*supervise.run_and_tell(job.command, environ, job.mpirun.family, _say, grace))
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    environ = {**os.environ, **job.changes, watch.JOB: name}
+    ended = restarts.Ended(*supervise.run_and_tell(job.command, environ, job.mpirun.family, _say, grace))
+    culprit.tell(name, ended.code, _say)
+    return ended

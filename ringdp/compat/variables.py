@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping
 # Honoured where ours is unset.
 HONOURED = {
     "HOROVOD_FUSION_THRESHOLD": "RINGDP_BUCKET_BYTES",
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "RINGDP_REPORT_AFTER",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "RINGDP_TIMEOUT",
     "HOROVOD_TIMELINE": "RINGDP_TIMELINE",
 }
@@ -17,7 +18,7 @@ _CYCLE = "there are no cycles: a bucket is exchanged as soon as it is full"
 _GPU = "tensors are exchanged in host memory"
 _LAUNCHER = "the launcher of the MPI job says it"
 _LOG = "ringdp writes no log"
-_STALL = "a wait ends after RINGDP_TIMEOUT seconds with an error"
+_STALL = "who is waited for is always said, after RINGDP_REPORT_AFTER seconds"
 _TRANSPORT = "MPI and shared memory carry everything"
 # By the variable's name or, ending in "*", by how it begins.
 IGNORED = {
@@ -47,7 +48,7 @@ IGNORED = {
     "HOROVOD_RANK": _LAUNCHER,
     "HOROVOD_SECRET_KEY": _LAUNCHER,
     "HOROVOD_SIZE": _LAUNCHER,
-    "HOROVOD_STALL_CHECK_*": _STALL,
+    "HOROVOD_STALL_CHECK_DISABLE": _STALL,
     "HOROVOD_START_TIMEOUT": "it belongs to horovodrun",
     "HOROVOD_THREAD_AFFINITY": "the launcher binds ranks to cores",
     "HOROVOD_TIMELINE_MARK_CYCLES": _CYCLE,

@@ -89,6 +89,7 @@ from ringdp.torch.state import (
 from ringdp.torch.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from ringdp.torch.uneven import uneven
 from ringdp.version import __version__
+from ringdp.watch import patience
 from ringdp.world import (
     cross_rank,
     cross_size,
@@ -189,6 +190,7 @@ __all__ = [
     "mpi_threads_supported",
     "nccl_built",
     "on_preempt",
+    "patience",
     "poll",
     "rank",
     "reducescatter",

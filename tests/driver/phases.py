@@ -202,12 +202,13 @@ def frameworks(selection: Selection) -> list[Command]:
     return commands
 
 
+def faults(selection: Selection) -> list[Command]:
+    """What is done to real processes, and how it must end: tests/faults/cases.py."""
+    return [plain("faults", "faults", selection, 3600 if selection.everything else 500)]
+
+
 def cluster(selection: Selection) -> list[Command]:
     return [plain("cluster", "cluster", selection, 600)]
-
-
-def faults(selection: Selection) -> list[Command]:
-    return [plain("faults", "faults", selection, 300)]
 
 
 def examples(selection: Selection) -> list[Command]:
@@ -227,8 +228,8 @@ PHASES = {
         algorithms,
         gpu,
         frameworks,
-        cluster,
         faults,
+        cluster,
         examples,
     )
 }

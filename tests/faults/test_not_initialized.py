@@ -45,7 +45,7 @@ nccl_built() | rocm_built() | convert_sync_batchnorm(net) | SyncBatchNorm(2)
 # That no call gives a handle for, before `init()`; classes and constants; what has a test of its own.
 ELSEWHERE = {"init", "poll", "synchronize", "Handle", "SparseHandle", "GradBucket", "Compression", "ReduceOp"}
 ELSEWHERE |= {"Adasum", "Average", "Max", "Min", "Product", "Sum", "global_process_set", "__version__"}
-ELSEWHERE |= {"comm_hooks", "data", "elastic", "mpi_threads_supported"}
+ELSEWHERE |= {"comm_hooks", "data", "elastic", "mpi_threads_supported", "patience"}
 
 
 def calls(text):

@@ -40,6 +40,7 @@ class Recorder final : public Transport {
     return inner_->receive(peer, tag, data, bytes);
   }
   bool test(Request& request, size_t* received) override { return inner_->test(request, received); }
+  int arrived(int tag, size_t* bytes) override { return inner_->arrived(tag, bytes); }
   void cancel(Request& request) override { inner_->cancel(request); }
   void abort(int code) override { inner_->abort(code); }
 

@@ -325,7 +325,7 @@ def test_an_unknown_command_names_those_there_are():
     command = [sys.executable, "-m", "ringdp", "train"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 2
-    assert "there is no command 'train': use one of run, info, bench" in answer.stderr
+    assert "there is no command 'train': use one of run, info, doctor, bench" in answer.stderr
 
 
 def test_version():

@@ -85,6 +85,11 @@ def test_ours_wins_over_horovods() -> None:
     assert variables.honour(environment) == [] and environment["RINGDP_TIMEOUT"] == "30"
 
 
+def test_the_time_until_a_stall_is_reported() -> None:
+    environment = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "20"}
+    assert variables.honour(environment) == [] and environment["RINGDP_REPORT_AFTER"] == "20"
+
+
 def test_the_fusion_threshold_is_the_size_of_a_bucket() -> None:
     environment = {"HOROVOD_FUSION_THRESHOLD": "67108864"}
     assert variables.honour(environment) == [] and environment["RINGDP_BUCKET_BYTES"] == "67108864"

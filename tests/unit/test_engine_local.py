@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -635,6 +636,59 @@ def test_at_the_deadline_the_error_names_the_operation(monkeypatch: pytest.Monke
         assert 0.4 <= time.monotonic() - began < 5
         named = [allreduce(e, "other", coded(e.rank, 3)) for e in engines]  # the job can go on
         assert all((p.result() == total(2, 3)).all() for p in named)
+
+
+ALIVE = r"rank {} \(host \S+, process \d+\) is alive \(state [RS]\) and has not come; .*"
+
+
+@pytest.mark.parametrize("hosts", [[], [0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])
+@pytest.mark.parametrize("absent", [1, 3])
+def test_who_has_not_come_is_named_by_all(
+    monkeypatch: pytest.MonkeyPatch, hosts: list[int], absent: int
+) -> None:
+    """Of this host, and by messages of the others; also what that rank has come to last."""
+    monkeypatch.setenv("RINGDP_TIMEOUT", "0.4")
+    with local_ranks(4, hosts=hosts) as engines:
+        lane = open_plan(engines, "one")
+        there = [e for e in engines if e.rank != absent]
+        for pending in [allreduce(e, "before", coded(e.rank, 3)) for e in engines]:
+            pending.result()
+        for waits in (
+            lambda e, _: allreduce(e, "loss", coded(e.rank, 3)),
+            lambda e, lane: bucket(e, lane, 0, coded(e.rank, 1000)),
+            lambda e, lane: Pending(e.vote(0, lane, [1]), None, None),
+        ):
+            for pending in [waits(e, lane) for e in there]:
+                with pytest.raises((DeadlineError, PeerError), match=ALIVE.format(absent)) as raised:
+                    pending.result()
+                last = r"the last it came to was (allreduce 'before'|open_plan 'after.*') \(DONE\)"
+                assert re.search(last, str(raised.value))
+            lane = open_plan(engines, f"after {waits.__code__.co_firstlineno}")
+
+
+def test_ranks_that_have_come_to_different_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGDP_TIMEOUT", "0.4")
+    with local_ranks(2, hosts=[0, 0]) as engines:
+        pending = allreduce(engines[0], "x", coded(0, 3)), allreduce(engines[1], "y", coded(1, 3))
+        for rank, (mine, name) in enumerate(zip(pending, "yx", strict=True)):
+            text = rf"rank {1 - rank} .* waits for something else; in allreduce '{name}' \((AGREE|FAILED)\)"
+            with pytest.raises(DeadlineError, match=text):
+                mine.result()
+
+
+def test_a_report_and_then_they_go_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RINGDP_REPORT_AFTER", "0.2")
+    with local_ranks(3, hosts=[0, 0, 1]) as engines:
+        waiting = [allreduce(engines[r], "x", coded(r, 3)) for r in (0, 2)]
+        time.sleep(1.5)
+        waiting.append(allreduce(engines[1], "x", coded(1, 3)))
+        assert all((p.result() == total(3, 3)).all() for p in waiting)
+    said = [line for line in capfd.readouterr().err.splitlines() if "waits in allreduce 'x'" in line]
+    assert 1 <= len(said) <= 4 and all(
+        re.search("ringdp: rank 0 .*" + ALIVE.format(1), line) for line in said
+    ), said
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -98,6 +98,18 @@ int test(void*, uint64_t* bits, size_t* bytes) {
   return 1;
 }
 
+int arrived(void* c, int tag, int* from, size_t* bytes) {
+  MPI_Status status;
+  int found = 0, count = 0;
+  const int code = MPI_Iprobe(MPI_ANY_SOURCE, tag, static_cast<Channel*>(c)->comm, &found, &status);
+  if (code != MPI_SUCCESS) return failed("MPI_Iprobe", code);
+  if (!found) return 0;
+  MPI_Get_count(&status, MPI_BYTE, &count);
+  *from = status.MPI_SOURCE;
+  *bytes = static_cast<size_t>(count);
+  return 1;
+}
+
 int cancel(void*, uint64_t* bits) {
   MPI_Request request = request_of(*bits);
   int code = MPI_Cancel(&request);
@@ -168,6 +180,7 @@ const ringdp_mpi_table table = {
     send,
     receive,
     test,
+    arrived,
     cancel,
     abort_job,
     error_text,

@@ -1,0 +1,105 @@
+#include "bindings/guard.h"
+
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "guard/watch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace ringdp {
+namespace {
+
+std::shared_ptr<Watch> make_watch(const std::string& path, int rank, int size, int local_rank, int local_size,
+                                  const std::string& job) {
+  const Flight::Owner owner{rank, size, local_rank, local_size, job};
+  return std::make_shared<Watch>(std::make_shared<Flight>(path, owner));
+}
+
+// Others may have to wait for this rank for so many seconds from now on; never for less than was said before. What was.
+int64_t be_patient(Watch& watch, double seconds) {
+  auto& until = watch.flight().head().patient_until;
+  const int64_t before = until.load();
+  until.store(std::max(before, nanoseconds(Deadline::in(Seconds(seconds)).end())));
+  return before;
+}
+
+// What an operation's record costs: begun, and told of three stages.
+double seconds_per_record(Watch& watch, int times) {
+  Flight& flight = watch.flight();
+  const char name[] = "gradients of layer 17";
+  const auto began = Clock::now();
+  for (int i = 0; i < times; ++i) {
+    const uint64_t number = flight.begin({0, 0, 0, 17, 0, 1 << 20, name, sizeof name - 1, recently()}, Stage::submit);
+    for (const Stage stage : {Stage::agree, Stage::reduce, Stage::done}) flight.enter(number, stage);
+  }
+  return Seconds(Clock::now() - began).count() / times;
+}
+
+}  // namespace
+
+void bind_guard(nb::module_& m) {
+  nb::class_<Watch>(m, "Watch", "This process's flight recorder, and the thread that watches its neighbours.")
+      .def(nb::new_(&make_watch), "path"_a, "rank"_a, "size"_a, "local_rank"_a, "local_size"_a, "job"_a,
+           "path: of the recorder's file, which must not be there yet; empty: none.")
+      .def_prop_ro("path", [](Watch& w) { return w.flight().path(); })
+      .def_prop_ro("token", [](Watch& w) { return w.flight().head().token; })
+      .def("start", &Watch::start, "end"_a)
+      .def(
+          "place",
+          [](Watch& w, int rank, int size, int local_rank, int local_size, const std::string& job,
+             const std::string& folder) { w.place({rank, size, local_rank, local_size, job}, folder); },
+          "rank"_a, "size"_a, "local_rank"_a, "local_size"_a, "job"_a, "folder"_a)
+      .def("attach", nb::overload_cast<int, const std::string&, uint64_t>(&Watch::attach), "rank"_a, "path"_a,
+           "token"_a, "Map a neighbour's recorder; why it cannot be, or an empty string.")
+      .def("set_groups", &Watch::set_groups, "groups"_a)
+      .def_prop_ro(
+          "stacks", [](Watch& w) { return w.flight().stacks(); },
+          "The file descriptor that the process writes its Python stacks to; -1: there is none.")
+      .def(
+          "writes_stacks_on", [](Watch& w, int signal) { w.flight().head().stack_signal = signal; }, "signal"_a)
+      .def(
+          "unlink", [](Watch& w) { w.flight().unlink(); }, "Those who need it have mapped it: take its name away.")
+      .def(
+          "enter",
+          [](Watch& w, const std::string& what, double report, double seconds, const std::string& recorders) {
+            return w.enter(what, report, seconds, recorders);
+          },
+          "what"_a, "report"_a, "seconds"_a, "recorders"_a = "",
+          "A call without a deadline begins: a line is printed if it has not ended after `report` seconds, and the "
+          "process ends after `seconds`. recorders: a pattern of their names, to say which rank of the host has none.")
+      .def("leave", &Watch::leave, "call"_a)
+      .def("be_patient", &be_patient, "seconds"_a)
+      .def(
+          "patient_until", [](Watch& w, int64_t until) { w.flight().head().patient_until.store(until); }, "until"_a)
+      .def(
+          "stepped", [](Watch& w) { w.flight().stepped(); }, "An optimizer has made a step.")
+      .def(
+          "failed_by", [](Watch& w, const std::string& failure) { w.flight().failed_by(failure); }, "failure"_a)
+      .def("report", &Watch::report, "verdict"_a, "print"_a, "all"_a = false, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("verdict", &Watch::verdict)
+      .def_prop_ro(
+          "blames_somebody", [](Watch& w) { return blames_somebody(w.flight().head()); }, "Just now, by its verdict.")
+      .def("dead", &Watch::dead, "Ranks of this host whose process has ended, and not in peace.")
+      .def(
+          "look",
+          [](Watch& w) {
+            nb::list lines;
+            for (const Seen& seen : w.look({})) lines.append(in_words(seen));
+            return lines;
+          },
+          "A line about each rank of this host.")
+      .def(
+          "ended", [](Watch& w) { w.flight().head().standing.store(Standing::ended); }, "All ranks have left.")
+      .def("seconds_per_record", &seconds_per_record, "times"_a, "What a record costs: for tests/perf/flight.py.")
+      .def("close", &Watch::close, nb::call_guard<nb::gil_scoped_release>());
+  m.attr("FLIGHT_BYTES") = FlightView::kBytes;
+}
+
+}  // namespace ringdp

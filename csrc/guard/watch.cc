@@ -1,0 +1,272 @@
+#include "guard/watch.h"
+
+#include <glob.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+#include <utility>
+
+#include "guard/signals.h"
+
+namespace ringdp {
+
+namespace {
+
+constexpr auto kTick = std::chrono::milliseconds(1000);
+
+void print(const std::string& text) {
+  const std::string line = "ringdp: " + text + "\n";
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, line.data(), line.size());  // in one piece
+}
+
+}  // namespace
+
+Watch::Watch(std::shared_ptr<Flight> flight)
+    : flight_(std::move(flight)), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+Watch::~Watch() {
+  close();
+  for (auto& [rank, peer] : peers_)
+    if (peer.pidfd >= 0) ::close(peer.pidfd);
+  ::close(wake_);
+}
+
+void Watch::start(double end) {
+  end_ = end;
+  thread_ = std::thread([this] { main(); });
+}
+
+void Watch::place(const Flight::Owner& owner, const std::string& folder) {
+  flight_->place(owner);
+  folder_ = folder;
+  if (!flight_->path().empty()) signals::install(*flight_, folder_, wake_);
+}
+
+void Watch::close() {
+  {
+    std::lock_guard lock(mutex_);
+    if (std::exchange(closed_, true)) return;
+  }
+  stop_ = true;
+  look_now();
+  if (thread_.joinable()) thread_.join();
+  if (has_fault()) signals::save();
+  signals::remove(*flight_);
+  flight_->unlink();
+}
+
+// --- neighbours ------------------------------------------------------------------------------------------------------
+
+std::string Watch::attach(int rank, const std::string& path, uint64_t token) {
+  std::string reason;
+  Peer peer;
+  peer.view = FlightView::open(path, token, reason);
+  if (peer.view == nullptr) return reason;
+  // -1 on kernels before 5.3; and where its number means another process here, only the deadline tells.
+  const FlightHead& head = peer.view->head();
+  if (head.pid_space != 0 && head.pid_space == flight_->head().pid_space)
+    peer.pidfd = static_cast<int>(syscall(SYS_pidfd_open, head.pid, 0));
+  std::lock_guard lock(mutex_);
+  peers_[rank] = std::move(peer);
+  look_now();
+  return "";
+}
+
+void Watch::attach(int rank, std::shared_ptr<Flight> of_a_thread) {
+  std::lock_guard lock(mutex_);
+  peers_[rank].thread = std::move(of_a_thread);
+}
+
+const FlightHead* Watch::head_of(int rank) const {
+  if (rank == flight_->head().rank) return &flight_->head();
+  std::lock_guard lock(mutex_);
+  const auto peer = peers_.find(rank);
+  return peer == peers_.end() ? nullptr : peer->second.head();
+}
+
+std::vector<Seen> Watch::look(const Question& question) const {
+  std::vector<Seen> all{look_at(flight_->head(), flight_->records(), question)};
+  std::lock_guard lock(mutex_);
+  for (const auto& [rank, peer] : peers_) all.push_back(look_at(*peer.head(), peer.records(), question));
+  std::sort(all.begin(), all.end(), [](const Seen& a, const Seen& b) { return a.rank < b.rank; });
+  return all;
+}
+
+Seen Watch::look_at_one(int rank, const Question& question) const {
+  std::lock_guard lock(mutex_);
+  const Peer& peer = peers_.at(rank);
+  return look_at(*peer.head(), peer.records(), question);
+}
+
+std::vector<int> Watch::dead() {
+  std::vector<int> found;
+  std::lock_guard lock(mutex_);
+  for (auto& [rank, peer] : peers_) {
+    pollfd look{peer.pidfd, POLLIN, 0};
+    if (peer.pidfd >= 0 && !peer.seen_dead) peer.seen_dead = poll(&look, 1, 0) == 1;
+    if (peer.seen_dead && peer.head()->standing.load() < Standing::leaving) found.push_back(rank);
+  }
+  return found;
+}
+
+// --- the thread ------------------------------------------------------------------------------------------------------
+
+void Watch::look_now() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const auto written = write(wake_, &one, sizeof one);
+}
+
+void Watch::main() {
+  prctl(PR_SET_NAME, "ringdp-watch");
+  while (!stop_) {
+    const auto rest = look_around();
+    std::vector<pollfd> all{{wake_, POLLIN, 0}};
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& [rank, peer] : peers_)
+        if (peer.pidfd >= 0 && !peer.seen_dead) all.push_back({peer.pidfd, POLLIN, 0});
+    }
+    poll(all.data(), all.size(), static_cast<int>(rest.count()));
+    uint64_t rung;
+    while (read(wake_, &rung, sizeof rung) == sizeof rung) {
+    }
+  }
+}
+
+// How long until the next look.
+std::chrono::milliseconds Watch::look_around() {
+  for (const int rank : dead()) {
+    if (stop_ || has_fault()) break;
+    std::unique_lock lock(mutex_);
+    const Peer& peer = peers_.at(rank);
+    lock.unlock();
+    see_death(rank, peer);
+  }
+  flight_->make_room_for_stacks();
+  const auto now = Clock::now();
+  if (const int64_t turn = flight_->head().turn_since.load();
+      end_ > 0 && turn != 0 && double(nanoseconds(now) - turn) * 1e-9 > end_ + 5) {
+    Seen me = look_at(flight_->head(), flight_->records(), {});
+    me.kind = Seen::stuck;
+    end_process(in_words(me));
+  }
+  auto rest = kTick;
+  std::string overdue;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto& [number, call] : calls_) {
+      const bool ends = call.end <= now, reports = call.report <= now;
+      if (ends || reports) {
+        const auto waited = std::chrono::duration_cast<std::chrono::seconds>(now - call.began).count();
+        const std::string line = "rank " + std::to_string(flight_->head().rank) + " (process " +
+                                 std::to_string(getpid()) + ") has been in " + call.what + " for " +
+                                 std::to_string(waited) + " s" + missing(call.recorders);
+        if (!ends) print(line);
+        if (ends && overdue.empty()) overdue = line;
+        call.report = Clock::time_point::max();
+      }
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(std::min(call.end, call.report) - now);
+      rest = std::clamp(left, std::chrono::milliseconds(1), rest);
+    }
+  }
+  if (!overdue.empty()) end_process(overdue);
+  return rest;
+}
+
+// The one that another rank blames, if that is why it has ended.
+void Watch::see_death(int rank, const Peer& peer) {
+  if (blames_somebody(*peer.head())) return report(text_of(peer.head()->verdict), false);
+  std::string verdict = in_words(look_at(*peer.head(), peer.records(), {}));
+  const std::string failure = text_of(peer.head()->failure);
+  if (!failure.empty())
+    verdict = "rank " + std::to_string(rank) + " (host " + text_of(peer.head()->host) + ", process " +
+              std::to_string(peer.head()->pid) + ") was ended by " + failure;
+  report(verdict, failure.empty() && speaks());
+}
+
+// One line for a host: the first rank that is alive.
+bool Watch::speaks() const {
+  std::lock_guard lock(mutex_);
+  return std::none_of(peers_.begin(), peers_.end(),
+                      [&](const auto& entry) { return entry.first < flight_->head().rank && !entry.second.seen_dead; });
+}
+
+// --- the end ---------------------------------------------------------------------------------------------------------
+
+void Watch::report(const std::string& verdict, bool print_it, bool all) {
+  flight_->blame(verdict);
+  if (flight_->head().fault.exchange(1) == 0 && print_it) print(verdict);
+  bring_recorders(all);
+}
+
+void Watch::bring_recorders(bool all) {
+  signals::save();
+  std::lock_guard lock(mutex_);
+  for (const auto& [rank, peer] : peers_) {
+    if (!peer.view || !(all || peer.seen_dead)) continue;
+    const std::string name = folder_ + "/rank-" + std::to_string(rank) + ".flight";
+    if (peer.view->save(name.c_str())) ::unlink(peer.view->path().c_str());
+  }
+}
+
+void Watch::end_process(const std::string& verdict) {
+  report(verdict, true);
+  _exit(1);
+}
+
+// --- calls without a deadline ----------------------------------------------------------------------------------------
+
+// Those that the launcher has started on this host, and that have not come to init().
+std::string Watch::missing(const std::string& recorders) const {
+  if (recorders.empty()) return "";
+  std::set<int> here{flight_->head().local_rank};
+  glob_t found{};
+  if (glob(recorders.c_str(), 0, nullptr, &found) == 0)
+    for (size_t i = 0; i < found.gl_pathc; ++i) {
+      std::string reason;
+      if (const auto view = FlightView::open(found.gl_pathv[i], 0, reason)) here.insert(view->head().local_rank);
+    }
+  globfree(&found);
+  std::string absent;
+  for (int local = 0; local < flight_->head().local_size; ++local)
+    if (here.count(local) == 0) absent += (absent.empty() ? "" : ", ") + std::to_string(local);
+  const std::string of_host =
+      " of the " + std::to_string(flight_->head().local_size) + " ranks of host " + text_of(flight_->head().host);
+  if (absent.empty()) return ": all" + of_host.substr(3) + " have come to init(), so ranks of other hosts are missing";
+  return ": local rank " + absent + of_host + " has not come to init()";
+}
+
+int Watch::enter(const std::string& what, double report, double seconds, const std::string& recorders) {
+  std::lock_guard lock(mutex_);
+  const auto in = [now = Clock::now()](double s) {
+    return now + std::chrono::duration_cast<Clock::duration>(Seconds(s));
+  };
+  Call call{-1, what, in(0), in(report), in(seconds), recorders};
+  FlightHead& head = flight_->head();
+  for (int slot = 0; slot < FlightHead::kCalls && call.slot < 0; ++slot) {
+    if (head.calls[slot].since.load() != 0) continue;
+    call.slot = slot;
+    std::snprintf(head.calls[slot].what, sizeof head.calls[slot].what, "%s", what.c_str());
+    head.calls[slot].since.store(nanoseconds(Clock::now()));
+  }
+  calls_[++next_call_] = std::move(call);
+  look_now();
+  return next_call_;
+}
+
+void Watch::leave(int number) {
+  std::lock_guard lock(mutex_);
+  const auto call = calls_.find(number);
+  if (call == calls_.end()) return;
+  if (call->second.slot >= 0) flight_->head().calls[call->second.slot].since.store(0);
+  calls_.erase(call);
+}
+
+}  // namespace ringdp

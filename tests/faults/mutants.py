@@ -1,0 +1,123 @@
+"""Takes one guard out at a time, and sees that the tests notice: `make mutants` (after `make dev`).
+
+A guard that nobody misses is not tested. Each row changes one place of this checkout, compiles what depends on it,
+runs the tests that should turn red, and puts the place back. It takes about a minute a row.
+
+    python tests/faults/mutants.py                 all of them
+    python tests/faults/mutants.py death stopped   some, by name
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 600  # seconds for the tests of a row
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A guard, and who misses it."""
+
+    name: str
+    file: str
+    guard: str  # what is there, once
+    without: str
+    tests: tuple[str, str]  # phase of tests/run.py, and -k
+
+
+MUTANTS = (
+    Mutant("death", "csrc/guard/watch.cc", "peer.seen_dead = poll(&look, 1, 0) == 1;", "peer.seen_dead = false;",
+           ("faults", "1-killed-reduce-large-3")),
+    Mutant("stopped", "csrc/guard/survey.cc", "process.state == 'T' || process.state == 't'", "process.state == '-'",
+           ("faults", "3-stopped-reduce-large-3")),
+    Mutant("deadline", "csrc/engine/roll_call.cc", "if (waited < options_.timeout) return false;", "return false;",
+           ("unit", "at_the_deadline_the_error_names")),
+    Mutant("end of those gone", "csrc/engine/roll_call.cc", "verdict_.is_gone && waited >= options_.timeout_if_gone",
+           "false", ("faults --all", "stopped_by_default")),
+    Mutant("roll call of other hosts", "csrc/engine/roll_call.cc", "    answer_roll_call(*one);\n", "",
+           ("unit", "who_has_not_come_is_named")),
+    Mutant("stacks", "csrc/guard/survey.cc", "    kill(head.pid, head.stack_signal);", "    return;",
+           ("faults", "4-asleep")),
+    Mutant("patience of others", "csrc/guard/survey.cc", "until > now) seen.patience =", "until < 0) seen.patience =",
+           ("faults", "4-patience")),
+    Mutant("calls without a deadline", "csrc/guard/watch.cc", "if (!overdue.empty()) end_process(overdue);",
+           "if (!overdue.empty()) print(overdue);", ("faults", "8-never_starts")),
+    Mutant("crash", "csrc/guard/signals.cc", "    head.signal.store(number);\n    save();", "    save();",
+           ("faults", "5-crashed")),
+    Mutant("exception ends the job", "ringdp/world.py", "        _end_job(kind, value)\n", "        pass\n",
+           ("faults", "6-an_exception-3")),
+    Mutant("all recorders are brought", "ringdp/watch.py", "all=True)", "all=False)", ("faults", "6-an_exception-3")),
+    Mutant("the culprit's line comes last", "ringdp/cli/run.py", "    culprit.tell(environ[watch.JOB], code, _say)\n",
+           "", ("faults", "1-killed")),
+    Mutant("leaving is told", "csrc/engine/agree.cc", "  set.meetings().leave();\n", "", ("faults", "7-leaves_early")),
+    Mutant("headers are compared", "csrc/collectives/run.cc", "    if (!wrong.empty()) fail_with(wrong);\n", "",
+           ("unit", "engine_local")),
+    Mutant("signatures are compared in a host", "csrc/agree/letters.cc",
+           "    if (one.note.signature != first->signature) meeting.agreed = false;\n", "", ("unit", "engine_local")),
+    Mutant("signatures are compared between hosts", "csrc/agree/doubling.cc",
+           "heard.signature != note.signature || ", "", ("unit", "engine_local")),
+)  # fmt: skip
+
+
+def build() -> str:
+    """What went wrong, or nothing."""
+    done = subprocess.run(["make", "-s", "build"], cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    return done.stderr[-2000:] if done.returncode else ""
+
+
+def notices(mutant: Mutant) -> tuple[bool, str]:
+    """Whether some test fails without this guard, and the end of what they say."""
+    path = ROOT / mutant.file
+    text = path.read_text()
+    if text.count(mutant.guard) != 1:
+        return False, f"{mutant.file} has this {text.count(mutant.guard)} times, not once: {mutant.guard!r}"
+    path.write_text(text.replace(mutant.guard, mutant.without))
+    try:
+        if mutant.file.startswith("csrc") and (error := build()):
+            return False, f"it does not compile: {error}"
+        phase, expression = mutant.tests
+        words = [sys.executable, str(ROOT / "tests/run.py"), *phase.split(), "-k", expression]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+        ran = " 0 failed" not in last and "failed" in last
+        return ran and done.returncode != 0, last
+    finally:
+        path.write_text(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=f"names: {', '.join(m.name for m in MUTANTS)}"
+    )
+    parser.add_argument("names", nargs="*")
+    wanted = parser.parse_args().names
+    if unknown := set(wanted) - {m.name for m in MUTANTS}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    missed = []
+    for mutant in MUTANTS:
+        if wanted and mutant.name not in wanted:
+            continue
+        began = time.monotonic()
+        noticed, last = notices(mutant)
+        print(
+            f"{'noticed' if noticed else 'NOT NOTICED'}: without {mutant.name!r} in {mutant.file}: {last} "
+            f"({time.monotonic() - began:.0f} s)",
+            flush=True,
+        )
+        if not noticed:
+            missed.append(mutant.name)
+    if error := build():
+        print(f"the guards are back, but do not compile: {error}")
+        return 1
+    print(f"{len(missed)} not noticed{': ' + ', '.join(missed) if missed else ''}")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

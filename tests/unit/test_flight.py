@@ -1,0 +1,145 @@
+"""The flight recorder: what the core writes, and what is read of files that are whole, torn or made up."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ringdp import _core, flight
+from ringdp.cli import doctor
+from ringdp.errors import UsageError
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    path = tmp_path / "one.flight"
+    watch = _core.Watch(str(path), 3, 8, 1, 4, "a job")
+    yield watch
+    watch.close()
+
+
+def test_the_layout_is_the_core_s(recorder, tmp_path):
+    assert flight.FILE_BYTES == _core.FLIGHT_BYTES == os.path.getsize(recorder.path)
+    recorder.failed_by("ValueError: it broke")
+    for _ in range(5):
+        recorder.stepped()
+    call = recorder.enter("MPI_Comm_dup", 100, 100)
+    one = flight.read(tmp_path / "one.flight")
+    assert (one.rank, one.size, one.local_rank, one.local_size, one.job) == (3, 8, 1, 4, "a job")
+    assert (one.pid, one.standing, one.step, one.failure) == (
+        os.getpid(),
+        "starting",
+        5,
+        "ValueError: it broke",
+    )
+    assert one.host == os.uname().nodename[:63] and one.is_alive()
+    assert [what for _, what in one.calls] == ["MPI_Comm_dup"] and one.records == []
+    assert abs((one.failed_at + one.wall_offset) / 1e9 - time.time()) < 5
+    recorder.leave(call)
+    assert flight.read(tmp_path / "one.flight").calls == []
+
+
+def test_only_its_owner_reads_it_and_it_goes_when_its_owner_goes(recorder, tmp_path):
+    assert os.stat(recorder.path).st_mode & 0o777 == 0o600
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+PROGRAM = """
+import os, signal, sys
+import numpy as np
+import ringdp
+from ringdp import watch
+ringdp.init()
+for i in range(int(sys.argv[1])):
+    ringdp.allreduce(np.ones(3, np.float32), name=f"tensor {i}")
+print(watch.current().path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("operations", [7, 5000])
+def test_what_a_killed_rank_did_can_be_read(operations):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(operations)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    path = flight.Path(done.stdout.split()[-1])
+    try:
+        one = flight.read(path)
+    finally:
+        path.unlink()
+    assert not one.is_alive() and one.standing == "running" and one.submitted == operations
+    kept = min(operations, flight.RECORDS)
+    assert [r.name for r in one.records] == [f"tensor {i}" for i in range(operations - kept, operations)]
+    assert {(r.kind, r.stage, r.bytes) for r in one.records} == {("allreduce", "DONE", 12)}
+    assert [r.number for r in one.records] == list(range(operations - kept + 1, operations + 1))
+
+
+def test_files_that_are_none(recorder, tmp_path):
+    whole = (tmp_path / "one.flight").read_bytes()
+    bad = tmp_path / "bad.flight"
+    for content in (b"", whole[:-1], whole + b"\0", b"x" * len(whole), whole[:8] + b"\2" + whole[9:]):
+        bad.write_bytes(content)
+        with pytest.raises(UsageError, match="no flight recorder"):
+            flight.read(bad)
+
+
+def test_whatever_is_in_a_file_reading_it_is_safe(recorder, tmp_path):
+    """Bytes at random places, but for those that say what it is: nothing but a page comes of it."""
+    raw = bytearray((tmp_path / "one.flight").read_bytes())
+    chance = random.Random(5)
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for trial in range(50):
+        spoiled = bytearray(raw)
+        for _ in range(2000):
+            spoiled[chance.randrange(36, len(spoiled))] = chance.randrange(256)
+        spoiled[36:4096] = chance.randbytes(4096 - 36) if trial % 2 else spoiled[36:4096]
+        (folder / "rank-3.flight").write_bytes(spoiled)
+        try:
+            text = "\n".join(doctor.page(folder, all_stacks=True))
+        except UsageError:
+            assert trial % 2, "numbers of ranks that cannot be"
+            continue
+        assert "culprit" in text and all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_a_name_that_is_too_long_is_cut():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace('f"tensor {i}"', '"ä" * 100'), "1"], capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    path = flight.Path(done.stdout.split()[-1])
+    try:
+        (record,) = flight.read(path).records
+    finally:
+        path.unlink()
+    assert record.name.startswith("ä" * 27) and len(record.name) <= 28
+
+
+def test_recorders_of_the_dead_are_removed(tmp_path):
+    from ringdp import watch
+
+    program = "import sys, os\nfrom ringdp import _core\nkept = _core.Watch(sys.argv[1], 0, 1, 0, 1, 'x')\nos._exit(0)"
+    dead, living, other = (
+        tmp_path / f"{watch.PREFIX}{n}{flight.SUFFIX}" for n in ("dead", "living", "other")
+    )
+    subprocess.run([sys.executable, "-c", program, str(dead)], check=True, timeout=60)
+    kept = _core.Watch(str(living), 0, 1, 0, 1, "x")
+    other.write_bytes(b"something else")
+    assert dead.exists()
+    watch.remove_stale(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {living.name, other.name}
+    kept.close()
+
+
+def test_numbers_of_processes_that_come_again(recorder, tmp_path):
+    """As after a restart of the machine: the process has this number, and is another one."""
+    one = flight.read(tmp_path / "one.flight")
+    one.born += 1
+    assert not one.is_alive()
