@@ -18,6 +18,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ringdp import watch
+
 if TYPE_CHECKING:
     from ringdp.process_sets import ProcessSet
     from ringdp.world import World
@@ -209,6 +211,7 @@ def stepped(here: World, optimizer: Hashable, of_all: bool) -> None:
     """
     state = here.stopping
     state.steps[optimizer] = state.steps.get(optimizer, 0) + 1
+    watch.stepped()
     if not of_all:
         return
     state.looks = True

@@ -42,6 +42,20 @@ def current() -> Any:
     return _current
 
 
+def forget_after_fork() -> None:
+    """This process is a forked child: the recorder is its parent's, and so are the neighbours."""
+    global _current
+    if _current is not None:
+        _current.forget_after_fork()
+        _current = None
+
+
+def stepped() -> None:
+    """An optimizer of this rank has made a step: the recorder counts them."""
+    if _current is not None:
+        _current.stepped()
+
+
 def folder_of_recorders() -> Path:
     """Where this host's flight recorders lie: in memory if there is such a place."""
     memory = Path("/dev/shm")

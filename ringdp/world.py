@@ -436,6 +436,7 @@ def _after_fork() -> None:
     _is_child = True
     if _world is not None:
         _world.engine.forget_after_fork()
+    watch.forget_after_fork()
 
 
 def _end_job(kind: type[BaseException], value: BaseException) -> None:

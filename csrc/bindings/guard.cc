@@ -98,6 +98,12 @@ void bind_guard(nb::module_& m) {
       .def(
           "ended", [](Watch& w) { w.flight().head().standing.store(Standing::ended); }, "All ranks have left.")
       .def("seconds_per_record", &seconds_per_record, "times"_a, "What a record costs: for tests/perf/flight.py.")
+      .def("forget_after_fork",
+           [](nb::handle self) {
+             nb::cast<Watch&>(self).forget_after_fork();
+             self.inc_ref();  // never destroyed: what it has mapped is not there
+             nb::set_leak_warnings(false);
+           })
       .def("close", &Watch::close, nb::call_guard<nb::gil_scoped_release>());
   m.attr("FLIGHT_BYTES") = FlightView::kBytes;
 }

@@ -278,7 +278,7 @@ void Engine::leave(ProcessSet& set) {
 
 // A process that has ended without leaving takes everything along: its ranks' memory may be half written.
 void Engine::look_for_dead() {
-  if (left_) return;
+  if (left_ || !watch_->anybody_is_dead()) return;
   for (const int rank : watch_->dead()) {
     const Seen seen = watch_->look_at_one(rank, Question());
     throw Error(ErrorKind::peer,

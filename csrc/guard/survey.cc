@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iomanip>
 #include <sstream>
 
 #include "submit/submission.h"
@@ -74,7 +75,7 @@ void say(Seen& seen, const std::string& text) { std::snprintf(seen.doing, sizeof
 std::string seconds(double s) {
   std::ostringstream text;
   text.precision(s < 10 ? 2 : 4);
-  text << s << " s";
+  text << std::fixed << std::setprecision(1) << s << " s";
   return text.str();
 }
 

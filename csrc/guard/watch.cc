@@ -62,6 +62,10 @@ void Watch::close() {
   flight_->unlink();
 }
 
+void Watch::forget_after_fork() {
+  if (thread_.joinable()) thread_.detach();
+}
+
 // --- neighbours ------------------------------------------------------------------------------------------------------
 
 std::string Watch::attach(int rank, const std::string& path, uint64_t token) {
@@ -113,6 +117,7 @@ std::vector<int> Watch::dead() {
     if (peer.pidfd >= 0 && !peer.seen_dead) peer.seen_dead = poll(&look, 1, 0) == 1;
     if (peer.seen_dead && peer.head()->standing.load() < Standing::leaving) found.push_back(rank);
   }
+  if (!found.empty()) anybody_is_dead_ = true;
   return found;
 }
 

@@ -49,8 +49,12 @@ class Watch {
   Seen look_at_one(int rank, const Question& question) const;
   const FlightHead* head_of(int rank) const;
 
-  // Ranks of this host whose process has ended, and not in peace.
+  // Ranks of this host whose process has ended, and not in peace; and whether there are any, which costs nothing to ask.
   std::vector<int> dead();
+  bool anybody_is_dead() const { return anybody_is_dead_.load(std::memory_order_relaxed); }
+
+  // In a forked child there is no thread, and the memory is the parent's.
+  void forget_after_fork();
 
   // Something has failed: as verdict, and the recorders into the folder: this rank's and those of the dead; or of all, where
   // all are about to end. By any thread, more than once.
@@ -100,7 +104,7 @@ class Watch {
   int next_call_ = 0;
   double end_ = 0;
   int wake_ = -1;  // eventfd
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, anybody_is_dead_{false};
   std::thread thread_;
 };
 

@@ -33,6 +33,7 @@ class Case:
     hardest: str = ""  # of these: in CI, on 3 ranks
     environ: dict[str, str] = field(default_factory=dict)
     slow: bool = False  # takes longer than others
+    program: str = "job.py"
 
     def at(self, stage: str, large: bool) -> Case:
         """As it is tried: at one stage of one operation."""
@@ -47,6 +48,9 @@ CASES = (
     Case("killed", 1, inject="do=kill", codes=(KILLED,), verdict=DEAD, says=(DEAD,), seconds=4, error="PeerError",
          stages=("SUBMIT", "AGREE", "REDUCE", "DONE"), hardest="REDUCE"),
     Case("ended without a word", 1, options=("--do", "die"), codes=(7,), verdict=DEAD, says=(DEAD,), seconds=4),
+    Case("killed in a step", 1, inject="step=3,stage=REDUCE,do=kill", program="torch_job.py", codes=(KILLED,),
+         verdict=DEAD + r".*; in bucket 0 of plan \d+ \(\w+\) for \S+ s, step 3", says=(DEAD,), seconds=4,
+         error="PeerError", ranks=(2, 3)),
     Case("killed while computing", 2, options=("--do", "kill", "--pause", "0.1"), codes=(KILLED,), verdict=DEAD,
          says=(DEAD,), seconds=4),
     Case("stopped", 3, inject="do=stop", verdict=STOPPED, says=(STOPPED,), seconds=T + 1.5, error="DeadlineError",

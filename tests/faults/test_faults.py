@@ -15,7 +15,7 @@ from faults.cases import Case, all_cases, few_cases
 
 from ringdp.cli import doctor
 
-JOB = Path(__file__).with_name("job.py")
+HERE = Path(__file__).parent
 LIMIT = 90  # seconds, for any job: start, fault and end
 RANK = 1  # that has the fault
 TIMES = Path(__file__).parents[2] / "build" / "fault-times.jsonl"
@@ -31,7 +31,7 @@ def run(case: Case, ranks: int, folder: Path) -> tuple[int, str, float]:
     env = environment() | case.environ
     if case.inject:
         env["RINGDP_INJECT"] = f"rank={RANK},{case.inject}"
-    words = [sys.executable, "-m", "ringdp", "run", "-n", str(ranks), str(JOB), *case.options]
+    words = [sys.executable, "-m", "ringdp", "run", "-n", str(ranks), str(HERE / case.program), *case.options]
     try:
         done = subprocess.run(
             words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -77,7 +77,6 @@ def try_case(case: Case, ranks: int, folder: Path) -> None:
     since = (
         faults[0] if faults else max((lines[0]["time"] for lines in told.values() if lines), default=began)
     )
-    assert ended - since < case.seconds, f"{ended - since:.1f} s from the fault to the end\n{context}"
 
     # What is left: the report alone, and in it all survivors say the same.
     reports = [p for p in folder.iterdir() if p.name.startswith("ringdp-report-")]
@@ -102,6 +101,7 @@ def try_case(case: Case, ranks: int, folder: Path) -> None:
         assert re.search(case.verdict.format_map(fill), page) and "try: " in page, page
         assert oct(reports[0].stat().st_mode & 0o777) == "0o700"
         assert all(oct(p.stat().st_mode & 0o777) == "0o600" for p in reports[0].iterdir())
+    assert ended - since < case.seconds, f"{ended - since:.1f} s from the fault to the end\n{context}"
     left = (
         {p.name for p in folder.iterdir()} - {f"said-{r}" for r in range(ranks)} - {p.name for p in reports}
     )

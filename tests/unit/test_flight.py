@@ -143,3 +143,25 @@ def test_numbers_of_processes_that_come_again(recorder, tmp_path):
     one = flight.read(tmp_path / "one.flight")
     one.born += 1
     assert not one.is_alive()
+
+
+FORKS = """
+import os, sys
+import ringdp
+from ringdp import watch
+ringdp.init()
+path = watch.current().path
+child = os.fork()
+if child == 0:
+    assert watch.current() is None
+    sys.exit(7)  # as programs end, with all that is done then
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert os.path.exists(path)
+ringdp.shutdown()
+assert not os.path.exists(path)
+"""
+
+
+def test_a_forked_child_leaves_its_parent_s_recorder_alone():
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
