@@ -293,7 +293,8 @@ def reset(cause: Exception) -> None:
         PeerError: some rank has not come within RINGDP_TIMEOUT.
     """
     here = world.current()
-    process_sets = [here.process_sets[number] for number in sorted(here.process_sets)]
+    kept = [here.process_sets[number] for number in sorted(here.process_sets)]
+    process_sets = [one for one in kept if not one.is_of_a_group]
     if not world.leave():
         raise PeerError(
             f"rank {here.place.rank}: elastic.run cannot go on: after {type(cause).__name__} ({cause}) not all of "

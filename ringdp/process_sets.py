@@ -33,6 +33,7 @@ class ProcessSet:
 
     def __init__(self, ranks_or_comm: Any) -> None:
         self.process_set_id = None
+        self.is_of_a_group = False  # of torch.distributed: made by its members, and gone with it
         self._comm = ranks_or_comm if hasattr(ranks_or_comm, "Get_group") else None
         self._made_with: list[
             int

@@ -58,7 +58,7 @@ def test_an_exception_on_one_rank_ends_the_job():
         """,
     )
     assert code != 0
-    assert err.count("KeyError: 'the cause'") == 1 and err.count("Traceback (most recent call last)") == 1
+    assert err.count("\nKeyError: 'the cause'") == 1 and err.count("Traceback (most recent call last)") == 1
     assert "ringdp: rank 1 ended by KeyError: ending the job" in err
     assert seconds < 30
 

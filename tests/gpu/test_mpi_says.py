@@ -18,8 +18,8 @@ HEADER = """
 #define MPI_MAX_ERROR_STRING 512
 #define MPI_MAX_LIBRARY_VERSION_STRING 8192
 typedef int MPI_Comm, MPI_Request, MPI_Datatype;
-typedef struct { int unused; } MPI_Status;
-enum { MPI_SUCCESS, MPI_ERR_ARG = 12, MPI_ERRORS_RETURN = 1, MPI_TAG_UB, MPI_BYTE, MPI_COMM_WORLD };
+typedef struct { int MPI_SOURCE; } MPI_Status;
+enum { MPI_SUCCESS, MPI_ERR_ARG = 12, MPI_ERRORS_RETURN = 1, MPI_TAG_UB, MPI_BYTE, MPI_COMM_WORLD, MPI_ANY_SOURCE };
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -31,6 +31,7 @@ int MPI_Comm_get_attr(MPI_Comm, int, void*, int*);
 int MPI_Isend(const void*, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request*);
 int MPI_Irecv(void*, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request*);
 int MPI_Test(MPI_Request*, int*, MPI_Status*);
+int MPI_Iprobe(int, int, MPI_Comm, int*, MPI_Status*);
 int MPI_Get_count(const MPI_Status*, MPI_Datatype, int*);
 int MPI_Cancel(MPI_Request*);
 int MPI_Request_free(MPI_Request*);
@@ -51,6 +52,7 @@ int MPI_Comm_get_attr(MPI_Comm c, int k, void* v, int* f) { return 0; }
 int MPI_Isend(const void* d, int n, MPI_Datatype t, int p, int g, MPI_Comm c, MPI_Request* r) { return 0; }
 int MPI_Irecv(void* d, int n, MPI_Datatype t, int p, int g, MPI_Comm c, MPI_Request* r) { return 0; }
 int MPI_Test(MPI_Request* r, int* f, MPI_Status* s) { return 0; }
+int MPI_Iprobe(int p, int g, MPI_Comm c, int* f, MPI_Status* s) { return 0; }
 int MPI_Get_count(const MPI_Status* s, MPI_Datatype t, int* n) { return 0; }
 int MPI_Cancel(MPI_Request* r) { return 0; }
 int MPI_Request_free(MPI_Request* r) { return 0; }
@@ -62,8 +64,8 @@ MPICH = "int MPIX_GPU_query_support(int type, int* is) {{ return *is = type == {
 ASK = """
 import ctypes, sys
 unit = ctypes.CDLL(sys.argv[1])
-unit.ringdp_mpi_table.restype = ctypes.POINTER(ctypes.c_void_p * 14)
-takes = ctypes.CFUNCTYPE(ctypes.c_int)(unit.ringdp_mpi_table().contents[13])
+unit.ringdp_mpi_table.restype = ctypes.POINTER(ctypes.c_void_p * 15)
+takes = ctypes.CFUNCTYPE(ctypes.c_int)(unit.ringdp_mpi_table().contents[14])
 print(takes())
 """
 

@@ -92,6 +92,7 @@ class Places:
         job.add_set_over(comm, self._here.engine, number, ranks)
         process_set = ProcessSet(ranks)
         process_set.process_set_id = number
+        process_set.is_of_a_group = True
         self._here.process_sets[number] = process_set
         return Place(ranks, process_set, messages)
 
