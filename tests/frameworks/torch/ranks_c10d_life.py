@@ -102,7 +102,8 @@ def test_gloo_finds_its_ranks_over_mpi(backend):
 def test_backends_for_each_device_are_still_told_apart():
     if dist.is_nccl_available():
         pytest.skip("needs a build without NCCL: elsewhere this would need GPUs")
-    with pytest.raises(RuntimeError, match="doesn't have NCCL built in"):
+    # A rank that has got there closes gloo's connections, perhaps while another is still making them.
+    with pytest.raises(RuntimeError, match="doesn't have NCCL built in|Gloo connectFullMesh failed"):
         dist.init_process_group("cpu:gloo,cuda:nccl")
     assert dist.Backend.default_device_backend_map["cpu"] == "gloo"
 
