@@ -99,7 +99,7 @@ def unit(selection: Selection) -> list[Command]:
 
 def native(selection: Selection) -> list[Command]:
     # Most of it is compiling: for this machine, and with --all for aarch64.
-    return [plain("native", "native/test_native.py", selection, 2400 if selection.everything else 300)]
+    return [plain("native", "native/test_native.py", selection, 2400 if selection.everything else 480)]
 
 
 def sanitize(selection: Selection) -> list[Command]:
@@ -155,7 +155,7 @@ def algorithms(selection: Selection) -> list[Command]:
 
 def gpu(selection: Selection) -> list[Command]:
     """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, by NCCL, and by MPI."""
-    limit = 600 if selection.everything else 450
+    limit = 600
     commands = [plain("gpu", "gpu", selection, limit)] if not selection.ranks else []
     for way, numbers in GPU_LOCAL_RANKS.items():
         for n in selection.ranks or numbers:
