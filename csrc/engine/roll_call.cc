@@ -273,14 +273,14 @@ void Engine::end_roll_call() {
 bool Engine::is_over(Clock::time_point since) const {
   const double waited = seconds_since(since);
   if (waited < std::min(options_.timeout, options_.timeout_if_gone)) return false;
-  const int64_t patient_until = watch_->flight().head().patient_until.load();
-  if (patient_until > nanoseconds(Clock::now()) || verdict_.patient_until > Clock::now()) return false;
   // The rank that speaks is done before any of the others ends the job.
   constexpr double kToSpeak = 0.25;
   const double known_for = seconds_since(verdict_.at);
   const bool is_known = verdict_.began > since && known_for < kFresh;
   if (is_known && !verdict_.is_told && known_for < kToSpeak) return false;
-  if (is_known && verdict_.is_gone && waited >= options_.timeout_if_gone) return true;
+  if (is_known && verdict_.is_gone && waited >= options_.timeout_if_gone) return true;  // no patience brings it back
+  const int64_t patient_until = watch_->flight().head().patient_until.load();
+  if (patient_until > nanoseconds(Clock::now()) || verdict_.patient_until > Clock::now()) return false;
   if (waited < options_.timeout) return false;
   return is_known || waited > options_.timeout + 2 * patience_with_answers(options_.timeout);
 }

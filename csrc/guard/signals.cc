@@ -15,13 +15,11 @@ namespace signals {
 namespace {
 
 constexpr int kCrashes[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
-constexpr int kOthers[] = {SIGTERM, SIGCONT};
 
 // What handlers touch: prepared before they are installed.
 struct Prepared {
   std::atomic<Flight*> flight{nullptr};
   pid_t pid = 0;
-  int wake = -1;
   char folder[3072] = {}, recorder[3200] = {}, was_at[512] = {};
   struct sigaction before[65] = {};
   bool installed[65] = {};
@@ -77,19 +75,6 @@ void asked_to_end(int number, siginfo_t* info, void* context) {
   errno = error;
 }
 
-void goes_on(int number, siginfo_t* info, void* context) {
-  const int error = errno;
-  const uint64_t one = 1;
-  if (getpid() == prepared.pid) [[maybe_unused]]
-    const auto written = write(prepared.wake, &one, sizeof one);
-  const struct sigaction& before = prepared.before[number];
-  if (before.sa_flags & SA_SIGINFO)
-    before.sa_sigaction(number, info, context);
-  else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
-    before.sa_handler(number);
-  errno = error;
-}
-
 void install_one(int number, void (*handler)(int, siginfo_t*, void*)) {
   struct sigaction action{};
   action.sa_sigaction = handler;
@@ -100,18 +85,16 @@ void install_one(int number, void (*handler)(int, siginfo_t*, void*)) {
 
 }  // namespace
 
-void install(Flight& flight, const std::string& folder, int wake) {
+void install(Flight& flight, const std::string& folder) {
   if (prepared.flight != nullptr) return;
   const int rank = flight.head().rank;
   std::snprintf(prepared.folder, sizeof prepared.folder, "%s", folder.c_str());
   std::snprintf(prepared.recorder, sizeof prepared.recorder, "%s/rank-%d.flight", folder.c_str(), rank);
   std::snprintf(prepared.was_at, sizeof prepared.was_at, "%s", flight.path().c_str());
   prepared.pid = getpid();
-  prepared.wake = wake;
   prepared.flight = &flight;
   for (const int number : kCrashes) install_one(number, crashed);
   install_one(SIGTERM, asked_to_end);
-  install_one(SIGCONT, goes_on);
 }
 
 // Only where nobody has come after us: whoever has, hands on to us.
@@ -126,8 +109,7 @@ void remove(const Flight& flight) {
     prepared.installed[number] = false;
   };
   for (const int number : kCrashes) take_back(number, crashed);
-  take_back(kOthers[0], asked_to_end);
-  take_back(kOthers[1], goes_on);
+  take_back(SIGTERM, asked_to_end);
 }
 
 void save() {

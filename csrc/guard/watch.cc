@@ -46,7 +46,7 @@ void Watch::start(double end) {
 void Watch::place(const Flight::Owner& owner, const std::string& folder) {
   flight_->place(owner);
   folder_ = folder;
-  if (!flight_->path().empty()) signals::install(*flight_, folder_, wake_);
+  if (!flight_->path().empty()) signals::install(*flight_, folder_);
 }
 
 void Watch::close() {

@@ -68,8 +68,6 @@ class Watch {
   int enter(const std::string& what, double report, double seconds, const std::string& recorders);
   void leave(int call);
 
-  void look_now();  // a hint that something has happened, by anybody, in a signal handler, too
-
  private:
   struct Peer {
     std::unique_ptr<FlightView> view;
@@ -87,6 +85,7 @@ class Watch {
   };
 
   void main();
+  void look_now();
   std::chrono::milliseconds look_around();
   void see_death(int rank, const Peer& peer);
   bool speaks() const;

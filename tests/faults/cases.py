@@ -57,6 +57,8 @@ CASES = (
          stages=("SUBMIT", "AGREE", "REDUCE"), hardest="REDUCE", environ=SOON),
     Case("stopped in Python", 3, options=("--do", "stop"), verdict=STOPPED, says=(STOPPED,), seconds=T + 1.5,
          error="DeadlineError", environ=SOON),
+    Case("stopped, and others have patience", 3, options=("--do", "stop", "--patience", "60"), verdict=STOPPED,
+         says=(STOPPED,), seconds=T + 1.5, error="DeadlineError", environ=SOON),
     # Without RINGDP_TIMEOUT the end comes after 60 s for those gone alone: a report asks for it sooner.
     Case("stopped by default", 3, options=("--do", "stop"), verdict=STOPPED, says=(STOPPED,), seconds=64,
          error="DeadlineError", ranks=(2,), slow=True),

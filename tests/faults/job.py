@@ -7,6 +7,7 @@ the working directory: a line of JSON with the time and the exception, if there 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -103,8 +104,11 @@ def main() -> None:
         time.sleep(100)
     ringdp.init()
     say(ringdp.rank(), "begin", pid=os.getpid())
+    # Whoever is gone is not waited for, however patient the others are.
+    patient = ringdp.patience(o.patience) if o.do == "stop" and o.patience else contextlib.nullcontext()
     try:
-        train(o)
+        with patient:
+            train(o)
     except BaseException as error:
         say(ringdp.rank(), "error", type=type(error).__name__, text=str(error))
         raise
