@@ -70,7 +70,8 @@ def try_case(case: Case, ranks: int, folder: Path) -> None:
         assert re.search(text.format_map(fill), output), f"nobody says {text.format_map(fill)!r}\n{context}"
     errors = {r: line for r, lines in told.items() for line in lines if line["what"] == "error" and r != RANK}
     if case.error:
-        assert errors, f"no survivor has got an error\n{context}"
+        # Where a rank has died the launcher ends the others, sometimes before their Python has heard of it.
+        assert errors or max(case.codes) > 128, f"no survivor has got an error\n{context}"
         for rank, line in errors.items():
             assert line["type"] == case.error, f"rank {rank}\n{context}"
     faults = [line["time"] for line in told[RANK] if line["what"] == "fault"]
