@@ -24,8 +24,8 @@ const std::vector<OptionRow>& option_table() {
        "all-reduces up to so many bytes (at most 32768) go along with their name; the same on all ranks"},
       {"RINGDP_SHARED_MEMORY", "auto",
        "how ranks of one host share memory: memfd, file (under /dev/shm), auto (the first that works), off"},
-      {"RINGDP_CHECKSUM", "auto",
-       "whether what ranks send each other carries checksums (CRC32C): 1, 0, auto (0); the same on all ranks"},
+      {"RINGDP_CHECKSUM", "0",
+       "1: what ranks send each other carries checksums (CRC32C); the same on all ranks (*speed*)"},
       {"RINGDP_GPU_TRANSPORT", "auto",
        "how GPU tensors are exchanged: nccl, mpi (from GPU to GPU by an MPI that can), host (by way of host memory), "
        "two_level (NCCL inside hosts, messages between), auto (the first of nccl, mpi, host that all ranks have)"},
@@ -98,8 +98,7 @@ Options options_from_environment() {
   o.mpi_takes_gpu_memory = one_of<MpiTakesGpuMemory>(
       "RINGDP_MPI_TAKES_GPU_MEMORY",
       {{"auto", MpiTakesGpuMemory::automatic}, {"yes", MpiTakesGpuMemory::yes}, {"no", MpiTakesGpuMemory::no}});
-  o.checksum =
-      one_of<Checksum>("RINGDP_CHECKSUM", {{"auto", Checksum::automatic}, {"0", Checksum::off}, {"1", Checksum::on}});
+  o.checksum = one_of<bool>("RINGDP_CHECKSUM", {{"0", false}, {"1", true}});
   o.idle_looks = number("RINGDP_IDLE_LOOKS", 0.1, 1e6, o.idle_looks);
   o.spin_us = number("RINGDP_SPIN_US", 0, 1e6, o.spin_us);
   text("RINGDP_ALGORITHM", o.algorithm);

@@ -13,9 +13,6 @@ enum class GpuTransport : int32_t { automatic, host, nccl, mpi, two_level };
 // Whether this MPI takes memory of GPUs: as it says itself, or as who knows better says.
 enum class MpiTakesGpuMemory : int32_t { automatic, no, yes };
 
-// Whether messages carry checksums; automatic: see checks_messages() in engine/verdict.h.
-enum class Checksum : int32_t { automatic, off, on };
-
 struct Options {
   double timeout = 600;               // seconds
   double timeout_if_gone = 60;        // where a rank that is waited for is dead, stopped or unreachable
@@ -26,7 +23,7 @@ struct Options {
   int64_t depth = 16;
   GpuTransport gpu_transport = GpuTransport::automatic;
   MpiTakesGpuMemory mpi_takes_gpu_memory = MpiTakesGpuMemory::automatic;
-  Checksum checksum = Checksum::automatic;
+  bool checksum = false;   // in messages
   double idle_looks = 20;  // per second
   double spin_us = 20;
   std::string algorithm = "auto";       // of all-reduces: "auto" or a name of collectives/algorithm.cc

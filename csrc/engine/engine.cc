@@ -45,8 +45,7 @@ Engine::Engine(Options options, uint32_t generation, Membership everybody, std::
 }
 
 std::unique_ptr<ProcessSet> Engine::new_set(int id, Membership membership, Chooser chooser) {
-  const bool checks = ringdp::checks_messages(options_.checksum, chooser);
-  return std::make_unique<ProcessSet>(id, std::move(membership), std::move(chooser), checks,
+  return std::make_unique<ProcessSet>(id, std::move(membership), std::move(chooser), options_.checksum,
                                       [this](const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs,
                                              bool mine_is_left) { merge(meeting, mine, theirs, mine_is_left); });
 }

@@ -48,7 +48,7 @@ class Engine {
   const Options& options() const { return options_; }
   const std::shared_ptr<Host>& host() const { return host_; }  // none where nothing is shared
   const Chooser& chooser() const { return chooser_; }          // of algorithms, in process set 0
-  bool checks_messages() const { return ringdp::checks_messages(options_.checksum, chooser_); }  // in process set 0
+  bool checks_messages() const { return options_.checksum; }
   const Counters& counters() const { return counters_; }
   Timeline& timeline() { return timeline_; }
   Watch& watch() const { return *watch_; }

@@ -13,11 +13,6 @@
 
 namespace ringdp {
 
-bool checks_messages(Checksum option, const Chooser&) {
-  if (option != Checksum::automatic) return option == Checksum::on;
-  return false;
-}
-
 void merge_verdicts(std::byte* mine, const std::byte* theirs) {
   Damage a, b;
   std::memcpy(&a, mine, sizeof a);

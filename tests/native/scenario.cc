@@ -72,7 +72,7 @@ void Scenario::choose_world(Random& random) {
   options.depth = random.of<int64_t>({1, 2, 16});
   options.algorithm = random.of<std::string>(
       {"auto", "auto", "ring", "recursive_doubling", "halving_doubling", "double_tree", "two_level", "shared_memory"});
-  options.checksum = random.one_in(2) ? Checksum::on : Checksum::off;
+  options.checksum = random.one_in(2);
 }
 
 // The last two wait for a deadline.
@@ -259,8 +259,7 @@ std::string Scenario::description() const {
   if (!hosts.empty()) out << " on hosts";
   for (const int host : hosts) out << " " << host;
   out << ", algorithm " << options.algorithm << ", segments of " << options.segment_bytes << " bytes, letters of "
-      << options.letter_bytes << (options.checksum == Checksum::on ? ", with checksums" : "")
-      << ", fault: " << name_of(fault);
+      << options.letter_bytes << (options.checksum ? ", with checksums" : "") << ", fault: " << name_of(fault);
   if (fault == Fault::leaves || fault == Fault::missing || fault == Fault::stops) out << " (rank " << culprit << ")";
   return out.str();
 }
