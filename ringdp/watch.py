@@ -30,6 +30,7 @@ JOB = "RINGDP_JOB"  # set by `ringdp run`
 _NAMES_OF_JOBS = ("PMIX_NAMESPACE", "PMI_JOBID", "HYDRA_JOBID", "SLURM_JOB_ID")
 PREFIX = "ringdp."  # of a recorder's name
 
+STALE_AFTER = 60.0  # seconds without a word
 LAUNCHER_TAKES = 3.0  # seconds, at the most, to end a job of which a rank has died
 
 _current: Any = None  # ringdp._core.Watch
@@ -103,11 +104,14 @@ def begin() -> Any:
 
 
 def remove_stale(folder: Path) -> None:
-    """Recorders of this user whose process is gone: of jobs that were killed as a whole."""
+    """Recorders of this user whose process is gone: of jobs that were killed as a whole. Of those that have just died
+    their own `ringdp run` is about to make a report."""
     for path in folder.glob(f"{PREFIX}*{flight.SUFFIX}"):
         with contextlib.suppress(OSError, UsageError):
-            if path.stat().st_uid == os.getuid() and not flight.read(path).is_alive():
-                path.unlink()
+            if path.stat().st_uid == os.getuid() and not (one := flight.read(path)).is_alive():
+                last = max(path.stat().st_mtime, (one.last + one.wall_offset) / 1e9)
+                if time.time() - last > STALE_AFTER:
+                    path.unlink()
 
 
 def seconds_of(variable: str, fallback: float) -> float:

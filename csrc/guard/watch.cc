@@ -2,6 +2,7 @@
 
 #include <glob.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -117,6 +118,9 @@ std::vector<int> Watch::dead() {
     if (peer.pidfd >= 0 && !peer.seen_dead) peer.seen_dead = poll(&look, 1, 0) == 1;
     if (peer.seen_dead && peer.head()->standing.load() < Standing::leaving) found.push_back(rank);
   }
+  // Launchers ask the others to end where one has died: those come last.
+  std::stable_partition(found.begin(), found.end(),
+                        [this](int rank) { return peers_.at(rank).head()->signal != SIGTERM; });
   if (!found.empty()) anybody_is_dead_ = true;
   return found;
 }
@@ -187,6 +191,8 @@ std::chrono::milliseconds Watch::look_around() {
 
 // The one that another rank blames, if that is why it has ended.
 void Watch::see_death(int rank, const Peer& peer) {
+  if (const FlightHead* first = first_to_report(); first != nullptr)
+    return report(text_of(first->verdict), first != peer.head() && first->failed_at == 0 && speaks());
   if (blames_somebody(*peer.head())) return report(text_of(peer.head()->verdict), false);
   std::string verdict = in_words(look_at(*peer.head(), peer.records(), {}));
   const std::string failure = text_of(peer.head()->failure);
@@ -194,6 +200,18 @@ void Watch::see_death(int rank, const Peer& peer) {
     verdict = "rank " + std::to_string(rank) + " (host " + text_of(peer.head()->host) + ", process " +
               std::to_string(peer.head()->pid) + ") was ended by " + failure;
   report(verdict, failure.empty() && speaks());
+}
+
+// The rank of this host that has found out first why the job ends, or nullptr. Whoever ends a job has the launcher kill all
+// others, in any order: one that was stopped, or asleep, is dead soon after.
+const FlightHead* Watch::first_to_report() const {
+  std::lock_guard lock(mutex_);
+  const FlightHead* first = nullptr;
+  for (const auto& [rank, peer] : peers_) {
+    const FlightHead* head = peer.head();
+    if (head->fault != 0 && (first == nullptr || head->blamed_at < first->blamed_at)) first = head;
+  }
+  return first;
 }
 
 // One line for a host: the first rank that is alive.

@@ -88,6 +88,7 @@ class Watch {
   void look_now();
   std::chrono::milliseconds look_around();
   void see_death(int rank, const Peer& peer);
+  const FlightHead* first_to_report() const;
   bool speaks() const;
   void bring_recorders(bool all);
   std::string missing(const std::string& recorders) const;

@@ -76,8 +76,13 @@ def flights_in(folder: Path) -> tuple[list[Flight], list[str]]:
 
 
 def verdict_of(flights: Iterable[Flight]) -> str:
-    """What most ranks say, the first of them if they are as many; "" if none says anything."""
-    said = Counter(f.verdict for f in flights if f.verdict)
+    """What the first rank has said that has ended the job; later words may be about what came of it, as the launcher
+    kills the ranks that are left. Where none has ended it, what most say. "": none says anything."""
+    told = [f for f in flights if f.verdict]
+    ended = [f for f in told if f.fault]
+    if ended:
+        return min(ended, key=lambda f: f.blamed_at + f.wall_offset).verdict
+    said = Counter(f.verdict for f in told)
     return said.most_common(1)[0][0] if said else ""
 
 

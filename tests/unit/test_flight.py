@@ -1,5 +1,6 @@
 """The flight recorder: what the core writes, and what is read of files that are whole, torn or made up."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -126,15 +127,18 @@ def test_recorders_of_the_dead_are_removed(tmp_path):
     from ringdp import watch
 
     program = "import sys, os\nfrom ringdp import _core\nkept = _core.Watch(sys.argv[1], 0, 1, 0, 1, 'x')\nos._exit(0)"
-    dead, living, other = (
-        tmp_path / f"{watch.PREFIX}{n}{flight.SUFFIX}" for n in ("dead", "living", "other")
+    dead, recent, living, other = (
+        tmp_path / f"{watch.PREFIX}{n}{flight.SUFFIX}" for n in ("dead", "recent", "living", "other")
     )
-    subprocess.run([sys.executable, "-c", program, str(dead)], check=True, timeout=60)
+    for path in (dead, recent):
+        subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60)
     kept = _core.Watch(str(living), 0, 1, 0, 1, "x")
     other.write_bytes(b"something else")
-    assert dead.exists()
+    hour_ago = time.time() - 3600
+    for path in (dead, living, other):
+        os.utime(path, (hour_ago, hour_ago))
     watch.remove_stale(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {living.name, other.name}
+    assert {p.name for p in tmp_path.iterdir()} == {recent.name, living.name, other.name}
     kept.close()
 
 
@@ -165,3 +169,83 @@ assert not os.path.exists(path)
 def test_a_forked_child_leaves_its_parent_s_recorder_alone():
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+RANK = """
+import sys, time
+from ringdp import _core
+rank, folder = int(sys.argv[1]), sys.argv[2]
+watch = _core.Watch(f"{folder}/{rank}.flight", rank, 3, rank, 3, "job")
+watch.place(rank, 3, rank, 3, "job", folder + "/report")
+print(watch.path, watch.token, flush=True)
+for line in sys.stdin:
+    exec(line.replace("; ", "\\n"))
+    print(flush=True)
+"""
+
+
+@pytest.fixture
+def three_ranks(tmp_path):
+    """Processes with a watch each, that do what they are told; rank 2 knows the others."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    recorders = [rank.stdout.readline().split() for rank in ranks]
+    for rank in (0, 1):
+        path, token = recorders[rank]
+        assert tell(ranks[2], f"watch.attach({rank}, '{path}', {token})") == ""
+    yield ranks
+    for rank in ranks:
+        rank.kill()
+        rank.communicate()
+
+
+def tell(rank, line):
+    print(line, file=rank.stdin, flush=True)
+    return rank.stdout.readline().rstrip("\n")
+
+
+VERDICT = "while not watch.verdict: time.sleep(0.01)\nprint(watch.verdict, end='')".replace("\n", "; ")
+
+
+def test_a_rank_that_is_killed_is_dead(three_ranks):
+    tell(three_ranks[2], "watch.start(0)")
+    three_ranks[1].kill()
+    assert "rank 1" in (said := tell(three_ranks[2], VERDICT)) and "is dead (killed from outside" in said
+
+
+def test_who_is_killed_after_the_job_has_ended_is_not_to_blame(three_ranks):
+    """A rank is stopped; the first that has waited for it too long ends the job, and the launcher kills the others."""
+    tell(three_ranks[2], "watch.start(0)")
+    tell(three_ranks[0], "watch.failed_by('DeadlineError'); watch.report('rank 1 is stopped', False)")
+    three_ranks[1].kill()
+    assert tell(three_ranks[2], VERDICT) == "rank 1 is stopped"
+
+
+def test_who_was_asked_to_end_comes_after_who_was_not(three_ranks):
+    """As launchers ask the others when one has died."""
+    three_ranks[0].terminate()
+    three_ranks[0].wait()
+    three_ranks[1].kill()
+    three_ranks[1].wait()
+    assert tell(three_ranks[2], "print(watch.dead(), end='')") == "[1, 0]"
+
+
+def test_the_first_word_counts_that_has_ended_a_job(recorder, tmp_path):
+    one = flight.read(tmp_path / "one.flight")
+    said = [
+        (0, False, "got over"),
+        (9, True, "later"),
+        (9, True, "later"),
+        (5, True, "first"),
+        (1, False, "got over"),
+    ]
+    flights = [
+        dataclasses.replace(one, blamed_at=at, fault=fault, verdict=verdict) for at, fault, verdict in said
+    ]
+    assert doctor.verdict_of(flights) == "first"
+    assert doctor.verdict_of(flights[:1] + flights[4:]) == "got over" and doctor.verdict_of([]) == ""
