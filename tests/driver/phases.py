@@ -15,7 +15,7 @@ RANK = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
 LOCAL_RANKS = (1, 2, 3, 4, 7)
 LOCAL_SHARED_RANKS = (3, 7)  # threads that share memory as ranks of one host do
 LOCAL_HOSTS = ((4, 2), (6, 2), (6, 3))  # ranks, hosts
-LOCAL_CHECKED = ((3, 3), (4, 2))  # ranks, hosts: what they send each other carries checksums
+LOCAL_CHECKED = ((3, 3), (4, 2))  # ranks, hosts: what they send each other carries checksums; with --all
 MPI_RANKS = (1, 2, 3, 4)
 FRAMEWORK_RANKS = (2, 3)
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
@@ -33,8 +33,8 @@ GPU_TWO_LEVEL_FILES = [
     f"ranks/test_{name}.py"
     for name in ("allreduce", "async", "errors", "halves", "join", "process_sets", "repeatable")
 ]
-# Of PyTorch's tests: what the stand-in does not carry, or has nothing to do with GPUs; what goes through host memory
-# without --all (by MPI only with it).
+# Of PyTorch's tests: what the stand-in does not carry, or has nothing to do with GPUs; and what runs without --all (by
+# MPI only with it).
 NOT_OF_GPUS = ("c10d_compile", "c10d_sharded", "data", "random", "timeline")
 GPU_TORCH_FEW = (
     "c10d_collectives",
@@ -116,7 +116,8 @@ def local(selection: Selection) -> list[Command]:
     for n, hosts in () if selection.ranks else LOCAL_HOSTS:
         options = [f"--local-ranks={n}", f"--local-hosts={hosts}"]
         commands.append(plain(f"{n} ranks on {hosts} hosts", "ranks", selection, 180, options))
-    for n, hosts in () if selection.ranks else LOCAL_CHECKED:
+    checked = LOCAL_CHECKED if selection.everything and not selection.ranks else ()
+    for n, hosts in checked:
         options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--checked"]
         commands.append(plain(f"{n} ranks on {hosts} hosts, checked", "ranks", selection, 180, options))
     return commands
@@ -172,7 +173,7 @@ def gpu(selection: Selection) -> list[Command]:
         words = [sys.executable, *pytest_words(GPU_TWO_LEVEL_FILES, selection, 120), *options]
         commands.append(Command(f"gpu two_level {n} ranks on {hosts} hosts", words, 120, ranks=1))
     for way in ("host", "nccl", "mpi") if selection.everything else ("host", "nccl"):
-        few = way == "mpi" or (way == "host" and not selection.everything)
+        few = way == "mpi" or not selection.everything
         for part, files in torch_on_gpus(few).items():
             for n in selection.ranks or GPU_MPI_RANKS:
                 command = under_mpirun(f"gpu {way} {part} -n {n}", n, files, selection, 480)
