@@ -165,10 +165,11 @@ def meet(watch: Any, comm: Any, place: Any) -> None:
     write_stacks(watch)
     mine = place.rank, socket.gethostname(), watch.path, watch.token
     reached, attached = place.rank, False
-    for rank, host, path, token in comm.allgather(mine):
+    everybody = comm.allgather(mine)
+    for rank, host, path, token in everybody:
         if rank != place.rank and host == mine[1] and path and watch.attach(rank, path, token) == "":
             reached, attached = min(reached, rank), True
-    watch.set_groups(comm.allgather(reached))
+    watch.set_places(comm.allgather(reached), [host for _, host, _, _ in everybody])
     # Neighbours hold it, and bring it into a report. That of a rank alone on its host keeps its name, and so do all
     # where the launcher is ours, and looks for them.
     if attached and not os.environ.get(JOB):

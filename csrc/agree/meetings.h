@@ -36,7 +36,7 @@ namespace ringdp {
 
 class Meetings {
  public:
-  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order, verdict, last_topic = verdict };
+  enum Topic : uint32_t { named, place, vote, leaving, news, joining, bucket, order, damage, last_topic = damage };
 
   struct Received {
     bool here = false;

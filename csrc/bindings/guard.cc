@@ -58,7 +58,9 @@ void bind_guard(nb::module_& m) {
           "rank"_a, "size"_a, "local_rank"_a, "local_size"_a, "job"_a, "folder"_a)
       .def("attach", nb::overload_cast<int, const std::string&, uint64_t>(&Watch::attach), "rank"_a, "path"_a,
            "token"_a, "Map a neighbour's recorder; why it cannot be, or an empty string.")
-      .def("set_groups", &Watch::set_groups, "groups"_a)
+      .def("set_places", &Watch::set_places, "groups"_a, "hosts"_a,
+           "Of each rank of the job: a number that those have in common which read each other's recorders, and its "
+           "host.")
       .def_prop_ro(
           "stacks", [](Watch& w) { return w.flight().stacks(); },
           "The file descriptor that the process writes its Python stacks to; -1: there is none.")

@@ -358,7 +358,7 @@ void bind_engine(nb::module_& m) {
             counted["own"] = c.own.load();
             counted["in_host"] = c.in_host.load();
             counted["votes"] = c.votes.load();
-            counted["verdicts"] = c.verdicts.load();
+            counted["damage"] = c.damage.load();
             counted["by_nccl"] = c.by_nccl.load();
             counted["by_chunks"] = c.by_chunks.load();
             counted["by_mpi"] = c.by_mpi.load();

@@ -7,7 +7,7 @@
 // with as many checksums in a message as segments have gone before it since the last one, kMost at most. Segments lie in the
 // caller's memory, so nothing can be put behind one without a copy; a message for each would be as many messages again.
 // A segment may be summed and sent on before its checksum has come: until the run is over on all ranks, and each has told
-// the others that nothing was damaged (engine/verdict.cc), no output is called good.
+// the others that nothing was damaged (engine/damage.cc), no output is called good.
 #pragma once
 
 #include <cstddef>

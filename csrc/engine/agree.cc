@@ -121,7 +121,7 @@ void Engine::check_lengths(const ProcessSet& set, const Meetings::Meeting& meeti
 
 // Two payloads of a meeting on their way to all.
 void Engine::merge(const Meetings::Meeting& meeting, std::byte* mine, const std::byte* theirs, bool mine_is_left) {
-  if (meeting.mine.topic == Meetings::verdict) return merge_verdicts(mine, theirs);
+  if (meeting.mine.topic == Meetings::damage) return merge_damage(mine, theirs);
   if (meeting.mine.topic != Meetings::named) return merge_votes(mine, theirs, meeting.mine.bytes);
   const Submission* s = agreeing_.find(meeting.token);
   RINGDP_CHECK(s != nullptr);

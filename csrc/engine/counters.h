@@ -8,13 +8,13 @@
 namespace ringdp {
 
 struct Counters {
-  std::atomic<uint64_t> named{0};     // named operations that were submitted here
-  std::atomic<uint64_t> buckets{0};   // of plans
-  std::atomic<uint64_t> votes{0};     // that this rank gave
-  std::atomic<uint64_t> verdicts{0};  // on runs whose messages carry checksums
-  std::atomic<uint64_t> places{0};    // operations whose memory the ranks of the host had to tell each other by itself
-  std::atomic<uint64_t> own{0};       // named operations that their caller took, instead of the engine's thread
-  std::atomic<uint64_t> in_host{0};   // all-reduces that used memory which the ranks of a host share
+  std::atomic<uint64_t> named{0};    // named operations that were submitted here
+  std::atomic<uint64_t> buckets{0};  // of plans
+  std::atomic<uint64_t> votes{0};    // that this rank gave
+  std::atomic<uint64_t> damage{0};   // meetings about it, at the end of runs whose messages carry checksums
+  std::atomic<uint64_t> places{0};   // operations whose memory the ranks of the host had to tell each other by itself
+  std::atomic<uint64_t> own{0};      // named operations that their caller took, instead of the engine's thread
+  std::atomic<uint64_t> in_host{0};  // all-reduces that used memory which the ranks of a host share
 
   // Operations on GPU tensors, by who carries them out: see engine/launch.h, engine/direct.h.
   std::atomic<uint64_t> by_nccl{0}, by_chunks{0}, by_mpi{0}, by_host_memory{0};

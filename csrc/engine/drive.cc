@@ -155,7 +155,7 @@ bool Engine::wait(Handle& handle, Deadline deadline, const std::function<void()>
 void Engine::wait_for_end(Handle& handle, const std::function<void()>& look) {
   constexpr double kMore = 60;  // seconds
   const auto is_patient = [this] {
-    const int64_t until = std::max(patient_until_.load(), watch_->flight().head().patient_until.load());
+    const int64_t until = std::max(roll_call_.patient_until(), watch_->flight().head().patient_until.load());
     return double(nanoseconds(Clock::now()) - until) * 1e-9 < kMore;
   };
   while (!wait(handle, Deadline::in(Seconds(options_.timeout + kMore)), look))

@@ -10,6 +10,25 @@ namespace {
 
 constexpr auto kGraceAfterDeparture = std::chrono::seconds(2);
 
+Question question_about(const Submission& s, uint64_t sequence) {
+  Question q;
+  q.key = s.key;
+  q.sequence = sequence;
+  q.process_set = s.process_set;
+  q.lane = std::max(s.lane, 0);
+  q.kind = static_cast<uint8_t>(s.kind);
+  return q;
+}
+
+Question question_about_vote(int process_set, int lane, uint64_t number) {
+  Question q;
+  q.sequence = number;
+  q.process_set = process_set;
+  q.lane = lane;
+  q.kind = FlightRecord::kVote;
+  return q;
+}
+
 }  // namespace
 
 Error closed_error() { return {ErrorKind::closed, "ringdp was shut down; call ringdp.init() again first"}; }
@@ -20,30 +39,65 @@ void Engine::check_deadlines() {
   const auto now = Clock::now();
   if (now - last_check_ < std::chrono::milliseconds(100)) return;
   last_check_ = now;
-  look_at_roll_calls();
+  roll_call_.look([this] { return longest_wait(); });
   for_each_not_started([&](Submission& s) {  // it stays pending: the other ranks may have counted on it already
-    if (s.handle->done() || !is_over(s.handle->made())) return;
+    if (s.handle->done() || !roll_call_.is_over(s.handle->made())) return;
     s.handle->give_up_memory();
-    s.handle->fail(late(s.label() + " waited RINGDP_TIMEOUT seconds, and at least one rank has not submitted it"));
+    s.handle->fail(
+        roll_call_.late(s.label() + " waited RINGDP_TIMEOUT seconds, and at least one rank has not submitted it"));
   });
   for (auto& [id, set] : sets_) check_votes(*set);
   check_launches();
   check_levels();
   for (auto it = active_.begin(); it != active_.end();) {
     const auto here = it++;
-    if (!is_over(here->began())) continue;
-    here->give_up(late(here->label() + " did not complete within RINGDP_TIMEOUT: another rank has stopped, is far "
-                                       "behind, or has not come to this operation"));
+    if (!roll_call_.is_over(here->began())) continue;
+    here->give_up(roll_call_.late(here->label() +
+                                  " did not complete within RINGDP_TIMEOUT: another rank has stopped, is far "
+                                  "behind, or has not come to this operation"));
     finished(*here);
     parked_.splice(parked_.end(), active_, here);
   }
 }
 
+// None: this rank waits for nothing.
+std::optional<Wait> Engine::longest_wait() {
+  Wait longest;
+  longest.since = Clock::time_point::max();
+  const auto consider = [&](Clock::time_point since, const Question& question, const auto& label) {
+    if (since >= longest.since) return;
+    longest.since = since;
+    longest.question = question;
+    longest.what = label();
+  };
+  for_each_not_started([&](const Submission& s) {
+    if (!s.handle->done()) consider(s.handle->made(), question_about(s, 0), [&] { return s.label(); });
+  });
+  for (const auto& [id, set] : sets_)
+    for (const auto& [lane_id, lane] : set->lanes) {
+      if (lane.votes.empty()) continue;
+      const Question question = question_about_vote(id, lane_id, lane.votes_begun - 1);
+      const int plan = lane_id;
+      consider(lane.votes.front().handle->made(), question,
+               [plan] { return "the vote of plan " + std::to_string(plan); });
+    }
+  for (const Operation& one : active_) {
+    if (one.submission().handle->done() || one.submission().absent) continue;
+    consider(one.began(), question_about(one.submission(), one.sequence()), [&] { return one.label(); });
+  }
+  for (const auto& [id, launch] : launches_)
+    consider(launch.submission.handle->made(), question_about(launch.submission, 0),
+             [&, &l = launch] { return l.label(); });
+  if (longest.since == Clock::time_point::max()) return std::nullopt;
+  longest.ranks = process_set(longest.question.process_set).ranks;
+  return longest;
+}
+
 void Engine::check_votes(ProcessSet& set) {
   for (auto& [lane_id, lane] : set.lanes) {
-    if (lane.votes.empty() || !is_over(lane.votes.front().handle->made())) continue;
-    fail_votes(lane, late("the vote of plan " + std::to_string(lane_id) +
-                          " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it"));
+    if (lane.votes.empty() || !roll_call_.is_over(lane.votes.front().handle->made())) continue;
+    fail_votes(lane, roll_call_.late("the vote of plan " + std::to_string(lane_id) +
+                                     " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it"));
   }
 }
 

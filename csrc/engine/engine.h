@@ -19,13 +19,13 @@
 #include "base/options.h"
 #include "base/slots.h"
 #include "engine/counters.h"
+#include "engine/damage.h"
 #include "engine/gpu_levels.h"
 #include "engine/launch.h"
 #include "engine/operation.h"
-#include "engine/roll_call.h"
 #include "engine/timeline.h"
-#include "engine/verdict.h"
 #include "guard/inject.h"
+#include "guard/roll_call.h"
 #include "guard/watch.h"
 #include "shared/bell.h"
 #include "submit/submission.h"
@@ -250,20 +250,7 @@ class Engine {
   void check_votes(ProcessSet& set);
   static void fail_votes(Lane& lane, const Error& error);
   void check_deadlines();
-  // Who is to blame for a wait: roll_call.cc.
-  std::optional<RollCall> longest_wait();
-  void look_at_roll_calls();
-  void begin_roll_call(RollCall&& wait);
-  void ask_for_stack_of(const Seen& seen, std::map<int, uint64_t>& before) const;
-  void go_on_with_roll_call();
-  std::vector<Seen> with_stacks(std::vector<Seen> all, const std::map<int, uint64_t>& before) const;
-  void send_roll_call(int rank, int tag, std::vector<std::byte> data);
-  void take_roll_call_messages();
-  void take_roll_call_message(int from, int tag, const std::vector<std::byte>& data);
-  void answer_roll_call(const RollCalls::Answering& answer);
-  void end_roll_call();
-  bool is_over(Clock::time_point since) const;
-  Error late(const std::string& text);
+  std::optional<Wait> longest_wait();
   void check_departures();
   void ended(const Submission& submission, ProcessSet& set, uint64_t ticket);
   void release_name(const Submission& submission);
@@ -343,14 +330,7 @@ class Engine {
     Deadline until;
   };
   std::list<Running> running_;
-  RollCalls roll_calls_;
-  std::optional<RollCall> roll_call_;      // this rank's, under way
-  std::map<int, uint64_t> stacks_before_;  // with it, by rank of this host
-  Clock::time_point reported_since_;       // the wait that was reported last,
-  double reported_ = 0;                    // after so many seconds
-  Blame verdict_;                          // of the last one
-  std::atomic<int64_t> patient_until_{0};  // nanoseconds: as it says
-  static constexpr double kFresh = 30;     // seconds for which it counts
+  RollCall roll_call_;
   bool left_ = false;
   std::shared_ptr<Handle> last_handle_;  // of call()
   // To read the clock takes as long as a turn: the time of a move is noted after so many turns that moved nothing.

@@ -83,7 +83,7 @@ void Engine::fail_levels(uint64_t id, const Error& error) {
 void Engine::check_levels() {
   std::vector<std::pair<uint64_t, Error>> overdue;
   for (const auto& [id, levels] : in_levels_) {
-    if (levels.all_have_come && is_over(levels.since))
+    if (levels.all_have_come && roll_call_.is_over(levels.since))
       fail(ErrorKind::gpu, "rank ", rank_, ": ", levels.label(),
            " did not complete in two levels within RINGDP_TIMEOUT: another rank has stopped, or is far behind");
     if (levels.all_have_come) continue;

@@ -160,8 +160,8 @@ std::optional<Error> Engine::why_it_ends(ProcessSet& set, const std::string& lab
   const std::string what = "rank " + std::to_string(rank_) + ": " + label;
   const int left = set.meetings().first_left();
   if (left >= 0 && stuck()) return Error(ErrorKind::peer, what + " cannot complete: " + set.has_left(left));
-  if (!is_over(since)) return std::nullopt;
-  return late(label + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
+  if (!roll_call_.is_over(since)) return std::nullopt;
+  return roll_call_.late(label + " waited RINGDP_TIMEOUT seconds, and at least one rank has not come to it");
 }
 
 void Engine::check_failures() const {

@@ -91,10 +91,12 @@ void add_local_levels(std::vector<Membership>& set, uint64_t delay_seed) {
 std::vector<std::shared_ptr<Watch>> local_watches(int size, const std::vector<int>& hosts) {
   std::vector<std::shared_ptr<Flight>> flights;
   std::vector<std::shared_ptr<Watch>> watches;
+  std::vector<std::string> names;
+  for (const int host : hosts) names.push_back("n" + std::to_string(host));
   for (int r = 0; r < size; ++r) {
     flights.push_back(std::make_shared<Flight>("", Flight::Owner{r, size, 0, 1, "local"}));
     watches.push_back(std::make_shared<Watch>(flights.back()));
-    watches.back()->set_groups(hosts);
+    watches.back()->set_places(hosts, names);
   }
   for (int r = 0; r < size; ++r)
     for (int other = 0; other < size; ++other)

@@ -56,14 +56,14 @@ bool Operation::progress() {
   if (!begun_) begin();
   if (awaited_) moved |= arrive();
   if (meeting_ && meeting_->complete) met();
-  if (verdict_ && verdict_->complete) {
-    hear_verdict();
+  if (damage_ && damage_->complete) {
+    hear_of_damage();
     moved = true;
   }
-  const bool runs = run_ && !verdict_ && !done_;
+  const bool runs = run_ && !damage_ && !done_;
   if (runs) moved |= run_->progress();
   if (runs && run_->done()) {
-    run_->checks() ? ask_for_verdict() : run_finished();
+    run_->checks() ? ask_for_damage() : run_finished();
     moved = true;
   }
   if (moved) last_move_ = Clock::now();
@@ -343,7 +343,7 @@ void Operation::deliver() {
 
 void Operation::give_up(const Error& error) {
   if (run_) run_->abandon();
-  if (verdict_) set_.meetings().abandon(*std::exchange(verdict_, nullptr));
+  if (damage_) set_.meetings().abandon(*std::exchange(damage_, nullptr));
   done_ = true;
   error_ = error;
   submission_.handle->give_up_memory();

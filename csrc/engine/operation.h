@@ -96,9 +96,9 @@ class Operation {
   Shared shared() const;
   Schedule in_host_schedule(InHost way, Arithmetic arithmetic) const;
 
-  // When what was sent carries checksums: verdict.cc.
-  void ask_for_verdict();
-  void hear_verdict();
+  // When what was sent carries checksums: damage.cc.
+  void ask_for_damage();
+  void hear_of_damage();
 
   // adasum_exchange.cc
   void begin_adasum();
@@ -149,7 +149,7 @@ class Operation {
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Meetings::Meeting* meeting_ = nullptr;
-  Meetings::Meeting* verdict_ = nullptr;       // the run is over here, and perhaps not yet on all ranks
+  Meetings::Meeting* damage_ = nullptr;        // the run is over here, and perhaps not yet on all ranks
   std::string refusal_;                        // why this rank cannot
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)
   bool by_bell_ = false;                       // the run that is on

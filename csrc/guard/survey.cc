@@ -79,6 +79,8 @@ std::string seconds(double s) {
   return text.str();
 }
 
+std::string in_words(const Seen& seen, const std::string& ranks);
+
 }  // namespace
 
 Seen look_at(const FlightHead& head, const FlightRecord* records, const Question& q) {
@@ -137,10 +139,32 @@ Seen look_at(const FlightHead& head, const FlightRecord* records, const Question
   return seen;
 }
 
-std::string in_words(const Seen& seen) {
+std::string in_words(const std::vector<Seen>& all) {
+  std::string text;
+  for (size_t i = 0; i < all.size(); ++i) {
+    Seen seen = all[i];
+    std::string ranks = std::to_string(seen.rank);
+    const auto goes_along = [&](const Seen& next) {
+      return seen.kind == Seen::unreachable && next.kind == seen.kind && text_of(next.host) == text_of(seen.host);
+    };
+    for (; i + 1 < all.size() && goes_along(all[i + 1]); ++i) ranks += ", " + std::to_string(all[i + 1].rank);
+    text += (text.empty() ? "" : "; ") + in_words(seen, ranks);
+  }
+  return text;
+}
+
+std::string in_words(const Seen& seen) { return in_words(seen, std::to_string(seen.rank)); }
+
+namespace {
+
+std::string in_words(const Seen& seen, const std::string& ranks) {
+  const bool are_several = ranks.find(',') != std::string::npos;
   std::ostringstream text;
-  text << "rank " << seen.rank;
-  if (seen.pid != 0) text << " (host " << text_of(seen.host) << ", process " << seen.pid << ")";
+  text << (are_several ? "ranks " : "rank ") << ranks;
+  if (seen.pid != 0)
+    text << " (host " << text_of(seen.host) << ", process " << seen.pid << ")";
+  else if (seen.host[0] != '\0')
+    text << " (host " << text_of(seen.host) << ")";
   const std::string doing = text_of(seen.doing);
   switch (seen.kind) {
     case Seen::come:
@@ -167,15 +191,19 @@ std::string in_words(const Seen& seen) {
         text << " (killed from outside, or ended without a word)";
       break;
     case Seen::unreachable:
-      text << " does not answer: its host or the link to it is down, or all ranks there are stopped";
+      text << (are_several ? " do" : " does")
+           << " not answer: the host or the link to it is down, or all ranks there are stopped";
       break;
     case Seen::stuck:
       text << " is stuck in a call of its engine";
       break;
   }
-  if (!doing.empty() && seen.kind != Seen::come) text << "; " << doing << ", step " << seen.step;
+  if (!doing.empty() && seen.kind != Seen::come) text << "; " << doing;
+  if (!doing.empty() && seen.kind != Seen::come && seen.kind != Seen::unreachable) text << ", step " << seen.step;
   return text.str();
 }
+
+}  // namespace
 
 // --- stacks ----------------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ Seen look_at(const FlightHead& head, const FlightRecord* records, const Question
 
 // "rank 2 (host n1, process 4711) is stopped (state T): …": one line for people.
 std::string in_words(const Seen& seen);
+std::string in_words(const std::vector<Seen>& all);  // the ranks of a host that does not answer are named together
 
 // Lets a process write the stacks of its Python threads; what it has written since, a while later.
 void ask_for_stack(const FlightHead& head);

@@ -89,6 +89,22 @@ void Watch::attach(int rank, std::shared_ptr<Flight> of_a_thread) {
   peers_[rank].thread = std::move(of_a_thread);
 }
 
+void Watch::set_places(std::vector<int> groups, std::vector<std::string> hosts) {
+  groups_ = std::move(groups);
+  hosts_ = std::move(hosts);
+  sees_all_ = std::all_of(groups_.begin(), groups_.end(), [this](int group) { return group == groups_[0]; });
+}
+
+bool Watch::is_neighbour(int rank) const { return sees_all_ || group_of(rank) == group_of(flight_->head().rank); }
+
+Seen Watch::unreachable(int rank) const {
+  Seen seen;
+  seen.rank = rank;
+  std::snprintf(seen.host, sizeof seen.host, "%s", hosts_[static_cast<size_t>(rank)].c_str());
+  std::snprintf(seen.doing, sizeof seen.doing, "asked by host %s", text_of(flight_->head().host).c_str());
+  return seen;
+}
+
 const FlightHead* Watch::head_of(int rank) const {
   if (rank == flight_->head().rank) return &flight_->head();
   std::lock_guard lock(mutex_);

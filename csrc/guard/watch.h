@@ -40,9 +40,12 @@ class Watch {
   // The ranks of this host whose recorders this process can read, itself left out. The reason where it cannot.
   std::string attach(int rank, const std::string& path, uint64_t token);
   void attach(int rank, std::shared_ptr<Flight> of_a_thread);
-  // By rank of the job: a number that ranks have in common which read each other's recorders.
-  void set_groups(std::vector<int> groups) { groups_ = std::move(groups); }
-  const std::vector<int>& groups() const { return groups_; }
+  // By rank of the job: a number that ranks have in common which read each other's recorders, and the host's name.
+  void set_places(std::vector<int> groups, std::vector<std::string> hosts);
+  int group_of(int rank) const { return groups_[static_cast<size_t>(rank)]; }
+  bool is_neighbour(int rank) const;           // this rank reads its recorder
+  bool sees_all() const { return sees_all_; }  // all ranks of the job are neighbours
+  Seen unreachable(int rank) const;            // of another host, from which nothing comes
 
   // All of this host's, by rank. Takes some microseconds for each.
   std::vector<Seen> look(const Question& question) const;
@@ -96,7 +99,9 @@ class Watch {
 
   const std::shared_ptr<Flight> flight_;
   std::string folder_;
-  std::vector<int> groups_;
+  std::vector<int> groups_;  // these by rank of the job
+  std::vector<std::string> hosts_;
+  bool sees_all_ = true;
   mutable std::mutex mutex_;  // guards the next three
   std::map<int, Peer> peers_;
   std::map<int, Call> calls_;

@@ -92,6 +92,8 @@ def train(o: argparse.Namespace) -> None:
         large.fill(rank + 1 + step)
         ringdp.allreduce_(large, op=ringdp.Sum, name="gradients")
         assert is_sum(large, size, step), f"rank {rank}: a wrong sum of the gradients in step {step}"
+        if step == 0:
+            say(rank, "step")
     say(rank, "end")
 
 

@@ -284,12 +284,12 @@ def test_without_checksums_the_small_sum_is_wrong(size: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("option", "hosts", "verdicts"),
+    ("option", "hosts", "meetings"),
     [("1", [0, 1, 2], 3), ("0", [0, 1, 2], 0), ("1", [0, 0, 0], 0)],
     ids=["on", "off", "in shared memory"],
 )
 def test_only_what_goes_by_messages_is_checked(
-    option: str, hosts: list[int], verdicts: int, monkeypatch: pytest.MonkeyPatch
+    option: str, hosts: list[int], meetings: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RINGDP_CHECKSUM", option)
     monkeypatch.setenv("RINGDP_LETTER_BYTES", "0")
@@ -297,7 +297,7 @@ def test_only_what_goes_by_messages_is_checked(
         for i in range(3):
             for p in [allreduce(e, f"x{i}", coded(e.rank, 100_000)) for e in engines]:
                 assert (p.result() == total(3, 100_000)).all()
-        assert [e.counters()["verdicts"] for e in engines] == [verdicts] * 3
+        assert [e.counters()["damage"] for e in engines] == [meetings] * 3
         assert {e.checks_messages for e in engines} == {option == "1"}
 
 
@@ -305,7 +305,7 @@ def test_a_rank_alone_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGDP_CHECKSUM", "1")
     with local_ranks(1) as engines:
         assert (allreduce(engines[0], "x", coded(0, 100_000)).result() == total(1, 100_000)).all()
-        assert engines[0].counters()["verdicts"] == 0
+        assert engines[0].counters()["damage"] == 0
 
 
 def test_the_option_is_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 // what came of it, and others have all they need. So all ranks come to a meeting, with what each has found, and no output is
 // called good before: either it is on all ranks, or on none. The step's vote would cost nothing, but comes too late for who
 // clips gradients when backward() returns, and named operations have none.
-#include "engine/verdict.h"
+#include "engine/damage.h"
 
 #include <cstring>
 #include <utility>
@@ -13,7 +13,7 @@
 
 namespace ringdp {
 
-void merge_verdicts(std::byte* mine, const std::byte* theirs) {
+void merge_damage(std::byte* mine, const std::byte* theirs) {
   Damage a, b;
   std::memcpy(&a, mine, sizeof a);
   std::memcpy(&b, theirs, sizeof b);
@@ -21,32 +21,32 @@ void merge_verdicts(std::byte* mine, const std::byte* theirs) {
 }
 
 // One that has failed otherwise waits for nobody; who waits for it must hear of it all the same.
-void Operation::ask_for_verdict() {
+void Operation::ask_for_damage() {
   const Damage mine = run_->damage();
   Note note;
-  note.topic = Meetings::verdict;
+  note.topic = Meetings::damage;
   note.lane = static_cast<uint32_t>(lane_);
   note.key = sequence();
   note.bytes = sizeof mine;
-  Counters::add(counters_.verdicts);
+  Counters::add(counters_.damage);
   Meetings::Meeting& meeting = set_.meetings().come(note, &mine, 0);
   if (run_->error().empty()) {
-    verdict_ = &meeting;
+    damage_ = &meeting;
     return;
   }
   set_.meetings().abandon(meeting);
   run_finished();
 }
 
-void Operation::hear_verdict() {
+void Operation::hear_of_damage() {
   Damage damage;
   const auto hear = [&damage](const std::vector<std::byte>& payload) {
     RINGDP_CHECK(payload.size() == sizeof damage);
-    merge_verdicts(reinterpret_cast<std::byte*>(&damage), payload.data());
+    merge_damage(reinterpret_cast<std::byte*>(&damage), payload.data());
   };
-  if (verdict_->from.empty()) hear(verdict_->merged);
-  for (const Meetings::Received& one : verdict_->from) hear(one.payload);
-  set_.meetings().close(*std::exchange(verdict_, nullptr));
+  if (damage_->from.empty()) hear(damage_->merged);
+  for (const Meetings::Received& one : damage_->from) hear(one.payload);
+  set_.meetings().close(*std::exchange(damage_, nullptr));
   if (!damage) return run_finished();
   leave_memory();
   done_ = true;

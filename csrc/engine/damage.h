@@ -5,7 +5,7 @@
 
 namespace ringdp {
 
-// Two payloads of a verdict on their way to all: `mine` becomes what both know.
-void merge_verdicts(std::byte* mine, const std::byte* theirs);
+// Two payloads of the meeting about it, on their way to all: `mine` becomes what both know.
+void merge_damage(std::byte* mine, const std::byte* theirs);
 
 }  // namespace ringdp

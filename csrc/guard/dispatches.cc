@@ -1,0 +1,44 @@
+#include "guard/dispatches.h"
+
+#include <utility>
+
+#include "base/error.h"
+
+namespace ringdp {
+
+Dispatches::Dispatches(Transport& transport, std::vector<Tag> tags, size_t most)
+    : transport_(transport), tags_(std::move(tags)), most_(most) {}
+
+void Dispatches::send(int to, Tag tag, std::vector<std::byte> data) {
+  sending_.push_back({{}, std::move(data)});
+  Sending& one = sending_.back();
+  one.request = transport_.send(to, tag, one.data.data(), one.data.size());
+}
+
+bool Dispatches::all_sent() {
+  sending_.remove_if([this](Sending& one) { return transport_.test(one.request); });
+  return sending_.empty();
+}
+
+std::vector<Dispatches::Dispatch> Dispatches::take() {
+  all_sent();
+  for (const Tag tag : tags_) {
+    size_t bytes = 0;
+    for (int from = 0; (from = transport_.arrived(tag, &bytes)) >= 0;) {
+      if (bytes > most_) fail(ErrorKind::transport, "rank ", from, " sent a dispatch of ", bytes, " bytes");
+      receiving_.push_back({{}, {from, tag, std::vector<std::byte>(bytes)}});
+      Receiving& one = receiving_.back();
+      one.request = transport_.receive(from, tag, one.dispatch.data.data(), bytes);
+    }
+  }
+  std::vector<Dispatch> come;
+  for (auto it = receiving_.begin(); it != receiving_.end();) {
+    const auto one = it++;
+    if (!transport_.test(one->request)) continue;
+    come.push_back(std::move(one->dispatch));
+    receiving_.erase(one);
+  }
+  return come;
+}
+
+}  // namespace ringdp
