@@ -25,6 +25,7 @@ from ringdp import world
 from ringdp.commits import generators
 from ringdp.commits.kept import Kept, Payloads, folder_for
 from ringdp.commits.loading import Payload
+from ringdp.commits.voted import Voted
 from ringdp.constants import Max
 from ringdp.errors import HorovodInternalError, HostsUpdatedInterrupt, PeerError, UsageError
 from ringdp.numpy.ops import operations
@@ -56,7 +57,8 @@ class State:
         self._host_messages: queue.SimpleQueue[tuple[float, int]] = queue.SimpleQueue()
         self._last_updated_timestamp: float = 0
         self._reset_callbacks: list[Callable[[], Any]] = []
-        self._commits = 0
+        self._commits = 0  # what shows that there is progress
+        self._voted = Voted(self)
         self._kept: Kept | None = None  # the commits on the disk
 
     def register_reset_callbacks(self, callbacks: Iterable[Callable[[], Any]]) -> None:
@@ -81,12 +83,20 @@ class State:
         self._host_messages.put((timestamp, update_res))
 
     def commit(self) -> None:
-        """`save()`, then `check_host_updates()`. Collective. A copy of everything: not for every batch.
+        """`save()` on all ranks or on none, then `check_host_updates()`. Collective. A copy of everything: not for
+        every batch.
+
+        The commit counts when all ranks have saved it, which a vote tells; until then each keeps the one before as
+        well, so that for the length of this call there are two copies.
 
         Where there is a folder, a thread writes what was saved to it meanwhile; nobody waits for the disk. A commit
         that comes while the one before is still being written, on some rank, is not written.
+
+        Raises:
+            PeerError: some rank could not save, which has its own error: the commit before counts on all.
+            MismatchError: the ranks are at different commits, as an error in an earlier one was caught on some.
         """
-        self.save()
+        self._voted.save()
         if self._kept is not None:
             self._kept.write()
         self.check_host_updates()
@@ -134,7 +144,10 @@ class State:
             raise HostsUpdatedInterrupt(skip_sync=changes == HostUpdateResult.removed)
 
     def save(self) -> None:
-        """Copy what is there now: what `restore()` will bring back."""
+        """Copy what is there now: what `restore()` will bring back. Local: `commit()` asks the others, too.
+
+        New copies in the place of the old ones, which stay as they are: `commit()` may have to go back to them.
+        """
         raise NotImplementedError
 
     def restore(self) -> None:
@@ -147,6 +160,14 @@ class State:
 
     def reset(self) -> None:
         """What must be forgotten or counted anew after a reset, before `sync()`."""
+
+    # --- see ringdp.commits.voted.Holder ---
+
+    def _copies(self) -> Any:
+        return None  # of a state that derives from this class itself only the last are there
+
+    def _put_copies(self, copies: Any) -> None:
+        pass
 
 
 class ObjectState(State):
@@ -187,13 +208,21 @@ class ObjectState(State):
             setattr(self, name, value)
 
     def sync(self) -> None:
-        if self._saved_state:
-            self._keep(self._bcast_object({name: getattr(self, name) for name in self._saved_state}))
+        values = {name: getattr(self, name) for name in self._saved_state}
+        number, values = self._bcast_object((self._voted.number, values))
+        self._keep(values)
+        self._voted.go_on_from(number)
 
     def _keep(self, values: dict[str, Any]) -> None:
         self._saved_state = copy.deepcopy(values)
         for name, value in values.items():
             setattr(self, name, value)
+
+    def _copies(self) -> Any:
+        return self._saved_state
+
+    def _put_copies(self, copies: Any) -> None:
+        self._saved_state = copies
 
     # --- see ringdp.commits.kept.Holder ---
 
@@ -274,8 +303,13 @@ def run_fn(
             commits = state._commits
             _tell(cause, failures)
             reset(cause)
-            failures, must_sync = _greatest([failures, not skip_sync])
+            failures, must_sync, number = _greatest([failures, not skip_sync, state._voted.number])
             skip_sync = not must_sync
+            is_other = state._voted.settle(number)
+            if is_other or (
+                failures and isinstance(cause, HostsUpdatedInterrupt)
+            ):  # all go back, to the same
+                state.restore()
             if failures > reset_limit:
                 raise HorovodInternalError(
                     f"rank {world.rank()}: elastic.run gives up after {reset_limit} resets without a commit since; "

@@ -1,4 +1,6 @@
-"""Commits on the disk: what a job that has failed is started again from.
+"""Commits: in memory, and on the disk, which a job that has failed is started again from.
+
+`voted.py` sees to it that all ranks have the same one in memory. The others are of those on the disk.
 
 `files.py` is one file, `folder.py` the commits that a folder holds, `writer.py` the thread that writes them; these
 three know nothing of ranks that talk to each other, and need Python alone, as the launcher reads commits too.

@@ -25,7 +25,7 @@ class StateHandler:
         self.save()
 
     def save(self) -> None:
-        """Copy its state."""
+        """Copy its state: into new memory, as the copies of before may be needed again."""
         self._saved = copy.deepcopy(self.value.state_dict())
 
     def restore(self) -> None:
@@ -39,6 +39,14 @@ class StateHandler:
 
     def reset(self) -> None:
         """ringdp was initialised again."""
+
+    def copies(self) -> dict[str, Any]:
+        """What `save` has made."""
+        return {name: value for name, value in vars(self).items() if name != "value"}
+
+    def put_copies(self, copies: dict[str, Any]) -> None:
+        """`restore` is to bring these back."""
+        vars(self).update(copies)
 
     # --- commits in a folder ---
 

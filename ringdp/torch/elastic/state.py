@@ -33,7 +33,7 @@ class TorchState(ObjectState):
     Each argument becomes an attribute. Modules, optimizers (wrapped or not), `ElasticSampler`, and whatever else has
     `state_dict()` and `load_state_dict()`, such as LR schedulers and GradScaler, stay the objects that they are; their
     state is saved, restored and sent. Everything else is treated as by `ObjectState`. A commit holds a second copy of
-    the model and of the optimizer's state in memory.
+    the model and of the optimizer's state in memory; while it is made, there is a third one.
 
     Where there is a folder, each rank also writes its random numbers and its shard of a sharded optimizer's state;
     tensors and plain data are read as such, only other objects are pickled.
@@ -97,6 +97,15 @@ class TorchState(ObjectState):
         if name in self.__dict__.get("_handlers", {}):
             self._handlers[name].set_value(value)
         super().__setattr__(name, value)
+
+    def _copies(self) -> Any:
+        return super()._copies(), {name: handler.copies() for name, handler in self._handlers.items()}
+
+    def _put_copies(self, copies: Any) -> None:
+        objects, handled = copies
+        super()._put_copies(objects)
+        for name, handler in self._handlers.items():
+            handler.put_copies(handled[name])
 
     # --- see ringdp.commits.kept.Holder ---
 

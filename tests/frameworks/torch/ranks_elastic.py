@@ -22,10 +22,10 @@ def step(state):
     state.batch += 1
 
 
-def made(seed, kind=torch.optim.Adam, **options):
+def made(seed, kind=torch.optim.Adam, folder=None, **options):
     model = network(seed)
     optimizer = hvd.DistributedOptimizer(kind(model.parameters(), lr=0.01), **options)
-    return hvd.elastic.TorchState(model=model, optimizer=optimizer, batch=0, log=[])
+    return hvd.elastic.TorchState(model=model, optimizer=optimizer, folder=folder, batch=0, log=[])
 
 
 def train(state, steps, fail=lambda state: None, every=2):
@@ -244,3 +244,96 @@ def test_two_optimizers_after_a_reset():
 
     hvd.elastic.run(func)(state)
     assert same_on_all_ranks([p for model in models for p in model.parameters()])
+
+
+# --- the vote of a commit -------------------------------------------------------------------------
+
+
+def before_the_vote(vote):
+    raise hvd.HorovodInternalError("a fault before the vote")
+
+
+def after_the_vote(vote):
+    vote()
+    raise hvd.HorovodInternalError("a fault before the vote is heard")
+
+
+@pytest.mark.parametrize("shard", ["", "elements"])
+@pytest.mark.parametrize("root_fails", [False, True])
+@pytest.mark.parametrize(("fault", "commit"), [(before_the_vote, 2), (after_the_vote, 4)])
+def test_a_rank_that_fails_in_a_commit(fault, commit, root_fails, shard, tmp_path, monkeypatch):
+    """It has saved, and the others may have heard that all have, or not: all go back to the same commit."""
+    options = {"shard": shard} if shard else {}
+    expected = trained(**options) if not shard else None
+    folder = hvd.broadcast_object(tmp_path) / "commits" if shard else None
+    state = made(hvd.rank(), folder=folder, **options)
+    fails = hvd.rank() == (0 if root_fails else hvd.size() - 1)
+    begun, done = [], []
+    vote = type(state._voted)._vote
+
+    def voted(self, has_saved):
+        if fails and state.batch == 4 and not done:
+            done.append(state.batch)
+            return fault(lambda: vote(self, has_saved))
+        return vote(self, has_saved)
+
+    monkeypatch.setattr(type(state._voted), "_vote", voted)
+
+    def body(state):
+        begun.append(state.batch)
+        assert state.log == list(range(1, state.batch + 1))
+        train(state, 6)
+
+    hvd.elastic.run(body)(state)
+    assert begun == [0, commit] and (done == [4]) == fails
+    assert state._voted.number == hvd.allgather_object(state._voted.number)[0] == 3
+    assert same_on_all_ranks(state.model.parameters())
+    if expected is not None:
+        assert all(torch.equal(p, e) for p, e in zip(state.model.parameters(), expected, strict=True))
+
+
+def test_a_rank_that_cannot_save():
+    """On no rank does the commit count; where the error is caught, all go on together."""
+    state = made(0)
+    state.sync()
+    state.batch = 1
+    state.commit()
+    state.batch = 2
+    if hvd.rank() == 1:
+        state.log = [(i for i in range(3))]  # cannot be copied
+    with pytest.raises(TypeError if hvd.rank() == 1 else hvd.PeerError) as caught:
+        state.commit()
+    if hvd.rank() != 1:
+        assert f"rank {hvd.rank()}: commit(): rank 1 could not save; the commit before counts" in str(
+            caught.value
+        )
+    state.restore()
+    assert state.batch == 1 and state.log == []
+    state.batch = 3
+    state.commit()
+    state.restore()
+    assert state.batch == 3 and state._voted.number == 2
+
+
+def test_an_error_that_was_caught_in_a_commit(monkeypatch):
+    """One rank has not heard how the vote ended: no further commit until all have the same again."""
+    state = made(0)
+    state.sync()
+    state.batch, commit = 1, state._voted.save
+    with monkeypatch.context() as patch:
+        if hvd.rank() == 1:
+            vote = state._voted._vote
+            patch.setattr(state._voted, "_vote", lambda has_saved: after_the_vote(lambda: vote(has_saved)))
+            with pytest.raises(hvd.HorovodInternalError, match="a fault"):
+                commit()
+        else:
+            commit()
+    state.batch = 2
+    with pytest.raises(hvd.MismatchError if hvd.rank() == 1 else hvd.PeerError, match="commit"):
+        commit()
+    state.restore()
+    assert state.batch == (0 if hvd.rank() == 1 else 1)
+    state.sync()
+    state.batch += 1
+    commit()
+    assert state.batch == 2 and state._voted.number == 2
