@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from ringdp.joined import join
+    from ringdp.lateness import Stragglers, stragglers
     from ringdp.metrics import average_metrics
     from ringdp.numpy.memory import empty
     from ringdp.numpy.ops import (
@@ -97,6 +98,7 @@ __all__ = [
     "Product",
     "ReduceOp",
     "RingdpError",
+    "Stragglers",
     "Sum",
     "TransportError",
     "UsageError",
@@ -143,6 +145,7 @@ __all__ = [
     "start_timeline",
     "stop",
     "stop_timeline",
+    "stragglers",
     "synchronize",
 ]
 
@@ -159,6 +162,7 @@ _MODULES = (
     "joined",
     "state",
     "metrics",
+    "lateness",
     "timeline",
     "preempt",
     "watch",

@@ -42,6 +42,18 @@ double seconds_per_record(Watch& watch, int times) {
   return Seconds(Clock::now() - began).count() / times;
 }
 
+// This rank's, the oldest first; those that are just being written are left out.
+nb::bytes records_of(Watch& watch) {
+  const uint64_t last = watch.flight().head().submitted.load(std::memory_order_acquire);
+  std::string found;
+  for (uint64_t number = last - std::min<uint64_t>(last, FlightHead::kRecords) + 1; number <= last; ++number) {
+    const FlightRecord& record = watch.flight().records()[(number - 1) % FlightHead::kRecords];
+    if (record.number.load(std::memory_order_acquire) == number)
+      found.append(reinterpret_cast<const char*>(&record), sizeof record);
+  }
+  return nb::bytes(found.data(), found.size());
+}
+
 }  // namespace
 
 void bind_guard(nb::module_& m) {
@@ -99,6 +111,7 @@ void bind_guard(nb::module_& m) {
           "A line about each rank of this host.")
       .def(
           "ended", [](Watch& w) { w.flight().head().standing.store(Standing::ended); }, "All ranks have left.")
+      .def("records", &records_of, "Of this rank's operations, the oldest first: bytes, as flight.h lays them out.")
       .def("seconds_per_record", &seconds_per_record, "times"_a, "What a record costs: for tests/perf/flight.py.")
       .def("forget_after_fork",
            [](nb::handle self) {
