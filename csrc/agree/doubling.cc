@@ -93,6 +93,7 @@ void Doubling::close(Meeting& closed) {
 void Doubling::is_abandoned(Meeting& meeting) {
   static_cast<Gathering&>(meeting).abandoned = true;
   --open_;
+  ++abandoned_;
 }
 
 // --- the exchanges -------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ void Doubling::go_on(Gathering& meeting) {
   meeting.agreed = !(heard.flags & (Note::kLeft | Note::kPoison));
   meeting.joined = heard.flags & Note::kJoined;
   meeting.ticket = heard.ticket;
-  if (!std::exchange(meeting.abandoned, false)) --open_;
+  --(std::exchange(meeting.abandoned, false) ? abandoned_ : open_);
   if (meeting.mine.topic == leaving)
     all_left_ = true;
   else

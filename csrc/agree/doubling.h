@@ -41,7 +41,8 @@ class Doubling final : public Meetings {
   void close(Meeting& meeting) override;
   bool poll() override;
   bool all_left() const override { return all_left_ && news_missing_ == 0 && sending_.empty(); }
-  bool busy() const override { return open_ > 0 || !sending_.empty() || (has_left() && !all_left()); }
+  bool relays() const override { return abandoned_ > 0; }
+  bool busy() const override { return open_ > 0 || relays() || !sending_.empty() || (has_left() && !all_left()); }
   int drawer() const override;
   void cancel();  // takes the receives back: nothing is heard any more
 
@@ -103,7 +104,8 @@ class Doubling final : public Meetings {
   std::vector<Inbox> inboxes_;  // of the exchanges that receive
   std::list<Sending> sending_, spare_;
   Table<Gathering> meetings_;
-  int open_ = 0;  // meetings that this rank has come to, and that are not complete
+  int open_ = 0;       // meetings that this rank has come to, and that are not complete
+  int abandoned_ = 0;  // the same, where it waits no more
   size_t news_missing_ = 0;
   bool armed_ = false, told_ = false, all_left_ = false;
   // For a rank that hands over to this one: it comes to nothing more, or to nothing more before this era.

@@ -91,6 +91,8 @@ class Meetings {
   int first_failed() const { return first_failed_; }
   virtual bool all_left() const = 0;  // this rank as well, and nothing is under way any more
   virtual bool busy() const = 0;      // something is under way that needs polling
+  // This rank has come to something that it waits for no more, and that others hear of through it.
+  virtual bool relays() const { return false; }
 
  protected:
   struct Subject {

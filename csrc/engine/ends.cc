@@ -167,10 +167,12 @@ void Engine::break_lane(ProcessSet& set, int lane_id, uint64_t failed) {
 
 bool Engine::stuck() const { return still_ >= kStill && Clock::now() - last_move_ > kGraceAfterDeparture; }
 
-// All ranks have left, and what they had begun together has ended, or has not moved for so long that it cannot.
+// All ranks have left, and what they had begun together has ended on all of them, or has not moved for so long that it cannot.
 bool Engine::everyone_left() const {
+  const auto relays = [](const auto& entry) { return entry.second->meetings().relays(); };
   return left_ &&
-         ((active_.empty() && launches_.empty() && in_levels_.empty() && running_.empty() && !anything_waiting()) ||
+         ((active_.empty() && launches_.empty() && in_levels_.empty() && running_.empty() && !anything_waiting() &&
+           std::none_of(sets_.begin(), sets_.end(), relays)) ||
           stuck()) &&
          std::all_of(sets_.begin(), sets_.end(), [](const auto& entry) { return entry.second->meetings().all_left(); });
 }

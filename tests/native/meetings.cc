@@ -298,3 +298,38 @@ TEST(ranks_leave_in_random_orders) {
       random_orders({ranks, 3, 2, {}, {early, (early + 2) % ranks}}, 20);
     }
 }
+
+// One that has given a meeting up, and left, still tells others what they hear through it.
+TEST(who_waits_for_nothing_any_more_still_relays) {
+  constexpr int kRanks = 4, kAbandons = 1;
+  const auto hub = make_local_hub(kRanks, 0);
+  std::vector<std::unique_ptr<Transport>> transports;
+  std::vector<std::unique_ptr<Doubling>> ranks;
+  for (int r = 0; r < kRanks; ++r) {
+    transports.push_back(make_local_transport(hub, r));
+    ranks.push_back(std::make_unique<Doubling>(*transports[r], 0, false, nullptr));
+  }
+  const auto come = [&](int r) -> Meetings::Meeting& {
+    Note note;
+    note.topic = Meetings::damage;
+    note.key = note.signature = 1;
+    return ranks[r]->come(note, nullptr, 0);
+  };
+  // The others have operations under way, whose end they wait for.
+  const auto has_ended = [&](int r) { return r == kAbandons && ranks[r]->all_left() && !ranks[r]->relays(); };
+  const auto turns = [&] {
+    for (int turn = 0; turn < 100; ++turn)
+      for (int r = 0; r < kRanks; ++r)
+        if (!has_ended(r)) ranks[r]->poll();
+  };
+  ranks[kAbandons]->abandon(come(kAbandons));
+  std::vector<Meetings::Meeting*> meetings(kRanks, nullptr);
+  for (const int r : {2, 3}) meetings[r] = &come(r);
+  for (auto& rank : ranks) rank->leave();
+  turns();
+  for (int r = 0; r < kRanks; ++r) CHECK(ranks[r]->all_left(), "rank ", r);
+  CHECK(!meetings[3]->complete, "it lacks rank 0, of which it hears through rank 1");
+  meetings[0] = &come(0);
+  turns();
+  for (const int r : {0, 2, 3}) CHECK(meetings[r]->complete && meetings[r]->agreed, "rank ", r);
+}
