@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,6 +60,7 @@ def load() -> Any:
     Raises:
         InitError: no MPI, another MPI than the one built for, or too low a thread level.
     """
+    _let_lost_ranks_be_named(os.environ)
     # Asked first: a unit made for another MPI would bring that one into the process beside the running one.
     built = build()
     try:
@@ -80,6 +82,14 @@ def load() -> Any:
 
     _core.load_mpi_unit(str(unit_path()))
     return MPI
+
+
+def _let_lost_ranks_be_named(environ: MutableMapping[str, str]) -> None:
+    """Open MPI ends a process at once that has lost its connection to a rank of another host, with no word of who that
+    was, unless it may report it as an error. It looks at this when it is initialised."""
+    traces = launch.launcher_traces(environ)
+    if traces is not None and (traces.local_size or 0) < (traces.size or 0):
+        environ.setdefault("OMPI_MCA_mpi_ft_enable", "1")
 
 
 def _import_mpi() -> Any:

@@ -101,6 +101,7 @@ void bind_guard(nb::module_& m) {
       .def_prop_ro(
           "blames_somebody", [](Watch& w) { return blames_somebody(w.flight().head()); }, "Just now, by its verdict.")
       .def("dead", &Watch::dead, "Ranks of this host whose process has ended, and not in peace.")
+      .def_prop_ro("heard_of_death", &Watch::heard_of_death, "Of a rank of another host.")
       .def(
           "look",
           [](Watch& w) {

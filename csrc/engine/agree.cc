@@ -276,14 +276,4 @@ void Engine::leave(ProcessSet& set) {
   if (set.letters && !set.one_host()) set.letters->leave(false, steps_);
 }
 
-// A process that has ended without leaving takes everything along: its ranks' memory may be half written.
-void Engine::look_for_dead() {
-  if (left_ || !watch_->anybody_is_dead()) return;
-  for (const int rank : watch_->dead()) {
-    const Seen seen = watch_->look_at_one(rank, Question());
-    throw Error(ErrorKind::peer,
-                "rank " + std::to_string(rank_) + ": " + (watch_->has_fault() ? watch_->verdict() : in_words(seen)));
-  }
-}
-
 }  // namespace ringdp

@@ -267,7 +267,21 @@ bool Engine::shutdown(double seconds, uint64_t steps) {
   return all_left;
 }
 
-void Engine::abort(int code) { abort_through_->abort(code); }
+// The reports of other hosts will say why; a job that cannot tell them ends all the same.
+void Engine::abort(int code) {
+  constexpr Seconds kToTell(0.05);
+  const Deadline deadline = Deadline::in(kToTell);
+  std::unique_lock drive(drive_, std::try_to_lock);
+  while (watch_->has_fault() && !drive && !deadline.passed()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    (void)drive.try_lock();
+  }
+  if (watch_->has_fault() && drive) {
+    alarm_.tell_of_exception(watch_->verdict());
+    finish_telling(kToTell);
+  }
+  abort_through_->abort(code);
+}
 
 void Engine::forget_after_fork() {
   if (thread_.joinable()) thread_.detach();

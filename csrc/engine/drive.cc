@@ -27,7 +27,7 @@ void Engine::main() {
   prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds: pauses of tens of µs would otherwise last 50 µs longer
   loop();
   std::lock_guard drive(drive_);
-  if (broken_) return;
+  if (broken_) return finish_telling(Seconds(1));
   break_down(closed_error());
   take_receives_back();
 }
@@ -63,7 +63,7 @@ bool Engine::turn(Submission* own) {
   try {
     return look_at_everything(own);
   } catch (const Error& error) {
-    broken = error;
+    broken = with_culprit(error);
   } catch (const std::exception& error) {
     broken = Error(ErrorKind::internal, error.what());
   }

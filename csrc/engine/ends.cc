@@ -183,6 +183,28 @@ void Engine::take_receives_back() {
   for (auto& [id, set] : sets_) set->doubling.cancel();
 }
 
+// --- deaths ----------------------------------------------------------------------------------------------------------
+
+// A process that has ended without leaving takes everything along: its ranks' memory may be half written.
+void Engine::look_for_dead() {
+  const std::optional<std::string> verdict = alarm_.look();
+  if (verdict && !left_) throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": " + *verdict);
+}
+
+// MPI may notice first that a rank is lost, and knows no more of it.
+Error Engine::with_culprit(const Error& error) {
+  if (error.kind() != ErrorKind::transport && error.kind() != ErrorKind::peer) return error;
+  const std::optional<std::string> verdict = alarm_.look_for_a_while();
+  if (!verdict) return error;
+  return {ErrorKind::peer, "rank " + std::to_string(rank_) + ": " + *verdict};
+}
+
+// What is on its way to others needs MPI's progress.
+void Engine::finish_telling(Seconds most) {
+  const Deadline deadline = Deadline::in(most);
+  while (!alarm_.has_told() && !deadline.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 // Nothing more is accepted, and whoever waits is told why.
 void Engine::break_down(const Error& noticed) {
   const Error error = cause_of(noticed);

@@ -37,7 +37,8 @@ Engine::Engine(Options options, uint32_t generation, Membership everybody, std::
       crowded_(std::max(static_cast<int>(everybody.neighbourhood.members.size()), everybody.placement.ranks_per_host) >
                sysconf(_SC_NPROCESSORS_ONLN)),
       work_bell_(host_ ? host_->head(rank_).bell : own_bell_),
-      roll_call_(options_, *everybody.control, *watch_) {
+      roll_call_(options_, *everybody.control, *watch_),
+      alarm_(*everybody.control, *watch_) {
   watch_->flight().head().generation = generation;
   watch_->flight().head().standing.store(Standing::running);
   known_.emplace(0, chooser_);

@@ -24,6 +24,7 @@
 #include "engine/launch.h"
 #include "engine/operation.h"
 #include "engine/timeline.h"
+#include "guard/alarm.h"
 #include "guard/inject.h"
 #include "guard/roll_call.h"
 #include "guard/watch.h"
@@ -178,6 +179,8 @@ class Engine {
   void counted(ProcessSet& set, Meetings::Meeting& meeting);
   void leave(ProcessSet& set);
   void look_for_dead();
+  Error with_culprit(const Error& error);
+  void finish_telling(Seconds most);
   void start(Submission submission, ProcessSet& set, uint64_t ticket, Describe describe,
              std::vector<Whereabouts> told = {});
   // GPU tensors: gpus.cc, gpu_probe.cc, launches.cc, in_graphs.cc, in_levels.cc.
@@ -331,6 +334,7 @@ class Engine {
   };
   std::list<Running> running_;
   RollCall roll_call_;
+  Alarm alarm_;
   bool left_ = false;
   std::shared_ptr<Handle> last_handle_;  // of call()
   // To read the clock takes as long as a turn: the time of a move is noted after so many turns that moved nothing.

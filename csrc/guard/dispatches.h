@@ -1,7 +1,8 @@
 // Messages between the engines of a job that any rank may send to any other at any time: of roll calls, and of deaths. They go
 // by the control communicator of all ranks, beside the meetings.
 //
-// Nobody waits for one: they are sent and received while the engine takes its turns.
+// Nobody waits for one: they are sent and received while the engine takes its turns. What cannot be sent, as who should get it
+// is gone, is forgotten.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,7 @@ namespace ringdp {
 
 class Dispatches {
  public:
-  enum Tag : int { question = 1, answer = 2 };  // beside ProcessSet::kMeetingsTag
+  enum Tag : int { question = 1, answer = 2, alarm = 3 };  // beside ProcessSet::kMeetingsTag
 
   // Of these tags, none longer than `most` bytes. The transport must outlive it.
   Dispatches(Transport& transport, std::vector<Tag> tags, size_t most);
@@ -38,6 +39,8 @@ class Dispatches {
     Request request;
     Dispatch dispatch;
   };
+  void receive(Tag tag);
+
   Transport& transport_;
   const std::vector<Tag> tags_;
   const size_t most_;

@@ -97,6 +97,8 @@ void Watch::set_places(std::vector<int> groups, std::vector<std::string> hosts) 
 
 bool Watch::is_neighbour(int rank) const { return sees_all_ || group_of(rank) == group_of(flight_->head().rank); }
 
+bool Watch::has_neighbours(int rank) const { return std::count(groups_.begin(), groups_.end(), group_of(rank)) > 1; }
+
 Seen Watch::unreachable(int rank) const {
   Seen seen;
   seen.rank = rank;
@@ -243,6 +245,11 @@ void Watch::report(const std::string& verdict, bool print_it, bool all) {
   flight_->blame(verdict);
   if (flight_->head().fault.exchange(1) == 0 && print_it) print(verdict);
   bring_recorders(all);
+}
+
+void Watch::hear(const std::string& verdict, bool is_death) {
+  if (is_death) heard_of_death_ = true;
+  report(verdict, false);
 }
 
 void Watch::bring_recorders(bool all) {

@@ -42,10 +42,13 @@ class Watch {
   void attach(int rank, std::shared_ptr<Flight> of_a_thread);
   // By rank of the job: a number that ranks have in common which read each other's recorders, and the host's name.
   void set_places(std::vector<int> groups, std::vector<std::string> hosts);
+  const std::vector<int>& groups() const { return groups_; }
   int group_of(int rank) const { return groups_[static_cast<size_t>(rank)]; }
   bool is_neighbour(int rank) const;           // this rank reads its recorder
   bool sees_all() const { return sees_all_; }  // all ranks of the job are neighbours
-  Seen unreachable(int rank) const;            // of another host, from which nothing comes
+  bool has_neighbours(int rank) const;         // is not alone on its host
+  const std::string& host_of(int rank) const { return hosts_[static_cast<size_t>(rank)]; }
+  Seen unreachable(int rank) const;  // of another host, from which nothing comes
 
   // All of this host's, by rank. Takes some microseconds for each.
   std::vector<Seen> look(const Question& question) const;
@@ -62,6 +65,9 @@ class Watch {
   // Something has failed: as verdict, and the recorders into the folder: this rank's and those of the dead; or of all, where
   // all are about to end. By any thread, more than once.
   void report(const std::string& verdict, bool print, bool all = false);
+  // The verdict of another host's survivors, on a death there, or on an exception.
+  void hear(const std::string& verdict, bool is_death);
+  bool heard_of_death() const { return heard_of_death_.load(); }
   bool has_fault() const { return flight_->head().fault.load() != 0; }
   std::string verdict() const { return text_of(flight_->head().verdict); }
 
@@ -109,7 +115,7 @@ class Watch {
   int next_call_ = 0;
   double end_ = 0;
   int wake_ = -1;  // eventfd
-  std::atomic<bool> stop_{false}, anybody_is_dead_{false};
+  std::atomic<bool> stop_{false}, anybody_is_dead_{false}, heard_of_death_{false};
   std::thread thread_;
 };
 

@@ -59,6 +59,8 @@ class MpiTransport final : public Transport {
     return found == 1 ? from : -1;
   }
 
+  int lost() override { return table->lost(channel_); }
+
   void cancel(Request& request) override {
     if (request.pending() && table->cancel(channel_, &request.handle) < 0) mpi_failed();
   }

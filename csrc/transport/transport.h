@@ -47,6 +47,9 @@ class Transport {
   // tags on which anybody may send.
   [[nodiscard]] virtual int arrived(int tag, size_t* bytes) = 0;
 
+  // A rank that the transport says is gone, where a call has failed; -1: it knows of none.
+  virtual int lost() { return -1; }
+
   // Takes back a receive that nothing will match. Afterwards the request is empty and its memory is the caller's again.
   virtual void cancel(Request&) = 0;
 

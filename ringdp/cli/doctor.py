@@ -34,6 +34,8 @@ _HINTS = (
      "was built for is the usual cause."),
     (("is dead",), "Nothing was said before it died: mostly the kernel's out-of-memory killer (`dmesg | grep -i kill`, "
      "memory.events of the job's control group), or the scheduler."),
+    (("is lost",), "MPI has lost its connection, and nobody on its host was left to say more: its process was killed "
+     "there, or the host or the link to it went down."),
     (("not answer",), "The host or the link to it is down, or all its ranks are stopped: look at the host first, "
      "then at the switch. The job can be started again without it (-H)."),
     (("waits for something else",), "The ranks have come to different operations: their code took different branches. "

@@ -23,6 +23,7 @@ BLOCKS = re.compile(
 RETURNS = {
     "MPI_Error_string", "MPI_Comm_set_errhandler", "MPI_Comm_rank", "MPI_Comm_size", "MPI_Comm_get_attr", "MPI_Isend",
     "MPI_Irecv", "MPI_Test", "MPI_Iprobe", "MPI_Get_count", "MPI_Cancel", "MPI_Request_free", "MPI_Get_library_version",
+    "MPI_Comm_group", "MPI_Group_size", "MPI_Group_translate_ranks", "MPI_Group_free",
 }  # fmt: skip
 # (file, call): what ends it.
 ENDED_BY = {
@@ -30,11 +31,14 @@ ENDED_BY = {
     ("bindings/module.cc", "sleep_until"): "its time",
     ("device/libraries.cc", "dlopen"): "the watch over a turn of the engine, or over init()",
     ("engine/calls.cc", ".wait_for"): "its ten milliseconds",
+    ("engine/calls.cc", "sleep_for"): "a deadline around it",
     ("engine/calls.cc", ".join"): "the engine's thread ends its turn, over which there is a watch",
     ("engine/drive.cc", "sleep_until"): "its time, a millisecond at most",
+    ("engine/ends.cc", "sleep_for"): "a deadline around it",
     ("engine/engine.cc", ".join"): "nothing waits: meetings of ranks that join",
     ("engine/in_graphs.cc", "sleep_for"): "a deadline around it",
     ("engine/launches.cc", "sleep_for"): "a deadline around it",
+    ("guard/alarm.cc", "sleep_for"): "a deadline around it",
     ("guard/inject.cc", "sleep_for"): "its time: a fault on purpose",
     ("guard/inject.cc", "pause"): "the SIGKILL before it",
     ("guard/watch.cc", ".join"): "the watch's thread looks at its end at least once a second",

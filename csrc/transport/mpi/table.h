@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RINGDP_MPI_TABLE_VERSION 3u
+#define RINGDP_MPI_TABLE_VERSION 4u
 #define RINGDP_MPI_TABLE_SYMBOL "ringdp_mpi_table"
 
 struct ringdp_mpi_table {
@@ -26,6 +26,7 @@ struct ringdp_mpi_table {
   int (*receive)(void*, int peer, int tag, void* data, size_t bytes, uint64_t* request);
   int (*test)(void*, uint64_t* request, size_t* bytes);     /* 1 complete, 0 not yet; bytes: received (of a receive) */
   int (*arrived)(void*, int tag, int* from, size_t* bytes); /* 1 a message nobody receives yet, 0 none */
+  int (*lost)(void*);                                       /* a rank that is gone, as MPI knows, or -1 */
   int (*cancel)(void*, uint64_t* request);
   void (*abort)(int code);
   const char* (*error_text)(void);

@@ -98,10 +98,14 @@ int test(void*, uint64_t* bits, size_t* bytes) {
   return 1;
 }
 
+// Where another process has died, MPI with ULFM looks for messages from anybody no more, but for those of the living it does.
 int arrived(void* c, int tag, int* from, size_t* bytes) {
+  const auto* channel = static_cast<Channel*>(c);
   MPI_Status status;
   int found = 0, count = 0;
-  const int code = MPI_Iprobe(MPI_ANY_SOURCE, tag, static_cast<Channel*>(c)->comm, &found, &status);
+  int code = MPI_Iprobe(MPI_ANY_SOURCE, tag, channel->comm, &found, &status);
+  for (int peer = 0; code != MPI_SUCCESS && !found && peer < channel->size; ++peer)
+    if (MPI_Iprobe(peer, tag, channel->comm, &found, &status) == MPI_SUCCESS && found) code = MPI_SUCCESS;
   if (code != MPI_SUCCESS) return failed("MPI_Iprobe", code);
   if (!found) return 0;
   MPI_Get_count(&status, MPI_BYTE, &count);
@@ -121,7 +125,7 @@ int cancel(void*, uint64_t* bits) {
 void abort_job(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
 const char* error_text() { return error; }
 
-// --- memory of GPUs -------------------------------------------------------------------------------------------------
+// --- what only some MPIs have -----------------------------------------------------------------------------------------
 
 // A function that only some builds of an MPI have. It is looked for in the library that is loaded, which may be another
 // build than the one this was compiled with; not in the whole process, where another library may have one of that name.
@@ -134,6 +138,21 @@ Function* extension(const char* name) {
   auto* found = reinterpret_cast<Function*>(dlsym(library, name));
   dlclose(library);  // it stays: the unit itself needs it
   return found;
+}
+
+// One that has implemented it (ULFM): the first of those that are gone.
+int lost(void* c) {
+  auto* failed_ranks = extension<int(MPI_Comm, MPI_Group*)>("MPIX_Comm_get_failed");
+  const auto* channel = static_cast<Channel*>(c);
+  MPI_Group gone = MPI_GROUP_NULL, all = MPI_GROUP_NULL;
+  if (failed_ranks == nullptr || failed_ranks(channel->comm, &gone) != MPI_SUCCESS) return -1;
+  int size = 0, first = 0, rank = MPI_UNDEFINED;
+  if (MPI_Group_size(gone, &size) == MPI_SUCCESS && size > 0 && MPI_Comm_group(channel->comm, &all) == MPI_SUCCESS) {
+    MPI_Group_translate_ranks(gone, 1, &first, all, &rank);
+    MPI_Group_free(&all);
+  }
+  if (gone != MPI_GROUP_EMPTY) MPI_Group_free(&gone);
+  return rank == MPI_UNDEFINED ? -1 : rank;
 }
 
 // Cray's takes memory of GPUs only where this is set, and crashes otherwise, whatever it was built with.
@@ -181,6 +200,7 @@ const ringdp_mpi_table table = {
     receive,
     test,
     arrived,
+    lost,
     cancel,
     abort_job,
     error_text,

@@ -1,0 +1,222 @@
+"""Faults between hosts: links that are cut, ranks of another host that are stopped or killed. What the ranks of each
+host say then, when the job has ended, and what is left of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cluster import hosts as cluster_hosts
+from cluster.hosts import Hosts
+from driver.environ import MARK
+from driver.leftovers import end_processes, marked_processes
+
+from ringdp.cli import doctor
+
+REASON = cluster_hosts.missing()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+JOB = Path(__file__).resolve().parent.parent / "faults" / "job.py"
+T = 2.0  # RINGDP_TIMEOUT
+LIMIT = 90.0  # seconds, for anything that is waited for
+IN_TRANSFER = "100mbit"  # a step's 4 MiB keep the link busy for a third of a second
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Hosts]:
+    with Hosts(2) as hosts:
+        yield hosts
+
+
+@dataclass
+class Job:
+    """tests/faults/job.py on all hosts, `per_host` ranks on each; its ranks write into `folder`."""
+
+    hosts: Hosts
+    folder: Path
+    per_host: int = 1
+    options: tuple[str, ...] = ("--steps", "1000000")
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Job:
+        command, env = self.hosts.job([sys.executable, str(JOB), *self.options], self.per_host)
+        env |= {"RINGDP_TIMEOUT": str(T)} | self.environ
+        self.mark = env[MARK] = (
+            f"{env[MARK]}-{uuid.uuid4().hex}"  # of its processes on all hosts, the launcher's as well
+        )
+        self.log = self.folder / "log"
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        end_processes(self.mark)
+
+    @property
+    def ranks(self) -> int:
+        return self.per_host * len(self.hosts.names)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def said(self, rank: int) -> list[dict]:
+        path = self.folder / f"said-{rank}"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def pid(self, rank: int) -> int:
+        """As its host knows it."""
+        return int(self.said(rank)[0]["pid"])
+
+    def wait_for(self, what: str, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LIMIT
+        while not is_so():
+            assert time.monotonic() < deadline, f"{what} does not come\n{self.output}"
+            time.sleep(0.01)
+
+    def wait_for_steps(self) -> None:
+        """All ranks are in the loop of exchanges."""
+        self.wait_for(
+            "a step", lambda: all(any(s["what"] == "step" for s in self.said(r)) for r in range(self.ranks))
+        )
+
+    def send(self, signal: str, rank: int) -> None:
+        words = ["kill", f"-{signal}", str(self.pid(rank))]
+        subprocess.run(self.hosts.on(rank // self.per_host, words), check=True)
+
+    def errors(self) -> dict[int, dict]:
+        """What the ranks' Python got."""
+        return {r: s for r in range(self.ranks) for s in self.said(r) if s["what"] == "error"}
+
+    def end(self) -> int:
+        """The exit code."""
+        return self.process.wait(LIMIT)
+
+    def shared_memory(self, host: int) -> list[str]:
+        return subprocess.run(
+            self.hosts.on(host, ["ls", "/dev/shm"]), capture_output=True, text=True
+        ).stdout.split()
+
+    def verdicts(self) -> dict[int, str]:
+        """Those in the report, by rank."""
+        reports = [p for p in self.folder.iterdir() if p.name.startswith("ringdp-report-")]
+        assert len(reports) == 1, f"reports: {reports}\n{self.output}"
+        flights, bad = doctor.flights_in(reports[0])
+        assert not bad, bad
+        return {f.rank: f.verdict for f in flights}
+
+
+def says(pattern: str, text: str) -> bool:
+    return re.search(pattern, text) is not None
+
+
+def nothing_is_left(job: Job) -> None:
+    """No process of any host, no shared memory there, and no file but the report."""
+    job.wait_for("the end of all processes", lambda: not marked_processes(job.mark))
+    assert [job.shared_memory(host) for host in range(len(job.hosts.names))] == [[]] * len(job.hosts.names)
+    known = {"log"} | {f"said-{rank}" for rank in range(job.ranks)}
+    left = {p.name for p in job.folder.iterdir() if not p.name.startswith("ringdp-report-")} - known
+    assert not left, left
+
+
+def test_a_rank_that_is_killed_on_another_host_is_named_soon(two: Hosts, tmp_path: Path) -> None:
+    two.set_rate(None)
+    with Job(two, tmp_path, per_host=2, environ={"RINGDP_TIMEOUT": "600"}) as job:
+        job.wait_for_steps()
+        job.send("KILL", 3)
+        began = time.time()
+        code, pid = job.end(), job.pid(3)
+        dead = rf"rank 3 \(host host2, process {pid}\) is dead"
+        errors = job.errors()
+        assert code == 128 + 9, job.output
+        assert set(errors) <= {0, 1, 2} and {0, 1} & set(errors), f"{errors}\n{job.output}"
+        for rank, error in errors.items():
+            assert error["type"] == "PeerError" and says(dead, error["text"]), f"{rank}: {error}"
+            assert error["time"] - began < 5, error  # of the 600 s that it would wait
+        assert says(dead, job.output), job.output
+        verdicts = job.verdicts()
+        assert set(verdicts) == {0, 1, 2, 3}
+        assert all(says(dead, verdicts[rank]) for rank in (0, 1, 2)), verdicts
+        nothing_is_left(job)
+
+
+def test_a_rank_that_is_stopped_on_another_host_is_named_as_stopped(two: Hosts, tmp_path: Path) -> None:
+    """It is itself the first of its host that is asked, and does not answer: the next one does."""
+    two.set_rate(None)
+    with Job(two, tmp_path, per_host=2) as job:
+        job.wait_for_steps()
+        job.send("STOP", 2)
+        code = job.end()
+        stopped = rf"rank 2 \(host host2, process {job.pid(2)}\) is stopped \(state T"
+        errors = job.errors()
+        assert code == 1, job.output
+        assert errors, job.output
+        for rank, error in errors.items():
+            assert error["type"] in ("DeadlineError", "PeerError"), f"{rank}: {error}"
+            assert says(stopped, error["text"]), f"{rank}: {error}"
+        verdicts = job.verdicts()
+        assert all(says(stopped, verdicts[rank]) for rank in (0, 1, 3)), verdicts
+        nothing_is_left(job)
+
+
+def test_when_a_link_is_cut_in_mid_transfer_each_side_names_the_other(two: Hosts, tmp_path: Path) -> None:
+    two.set_rate(IN_TRANSFER)
+    with Job(two, tmp_path) as job:
+        job.wait_for_steps()
+        two.cut(1)
+        try:
+            began = time.time()
+            job.wait_for("the end of all waits", lambda: set(job.errors()) == {0, 1})
+            for rank, error in job.errors().items():
+                other = 1 - rank
+                silent = rf"rank {other} \(host host{other + 1}\) does not answer: .*; asked by host host{rank + 1}"
+                assert error["type"] == "DeadlineError" and says(silent, error["text"]), f"{rank}: {error}"
+                assert T <= error["time"] - began + 1 < T + 10, error
+            assert [job.shared_memory(host) for host in (0, 1)] == [[], []]
+        finally:
+            two.heal(1)
+        assert job.end() != 0, job.output
+        nothing_is_left(job)
+
+
+def test_a_link_that_is_mended_in_time_costs_time_alone(two: Hosts, tmp_path: Path) -> None:
+    two.set_rate(IN_TRANSFER)
+    with Job(two, tmp_path, options=("--steps", "10"), environ={"RINGDP_TIMEOUT": "60"}) as job:
+        job.wait_for_steps()
+        two.cut(1)
+        try:
+            time.sleep(1)
+            assert job.process.poll() is None, job.output
+        finally:
+            two.heal(1)
+        assert job.end() == 0, job.output
+        assert [job.said(rank)[-1]["what"] for rank in (0, 1)] == ["end", "end"]  # all sums were right
+        assert not list(tmp_path.glob("ringdp-report-*"))
+        nothing_is_left(job)
+
+
+def test_an_exception_is_in_the_reports_of_other_hosts_and_printed_once(two: Hosts, tmp_path: Path) -> None:
+    two.set_rate(None)
+    options = ("--steps", "1000000", "--do", "raise", "--rank", "3", "--step", "5")
+    with Job(two, tmp_path, per_host=2, options=options) as job:
+        assert job.end() == 1, job.output
+        assert job.output.count("Traceback (most recent call last)") == 1, job.output
+        assert all(says("rank 3 .* was ended by ValueError", verdict) for verdict in job.verdicts().values())
+        nothing_is_left(job)
