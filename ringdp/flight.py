@@ -6,12 +6,11 @@ something are looked up with a default.
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from ringdp import processes
 from ringdp.errors import UsageError
 
 MAGIC = 0x3154_4C46_5044_4952
@@ -28,14 +27,15 @@ STAGES = ("SUBMIT", "AGREE", "PACK", "REDUCE", "UNPACK", "DONE")
 STANDINGS = ("starting", "running", "leaving", "ended")
 
 _WHO = struct.Struct("<Q4IQ4i2iQQqII64s64s")
-_HOW = struct.Struct("<I4xQqqq")
+HOW = struct.Struct("<I4xQqqq")
 _CALL = struct.Struct("<q56s")
 _END = struct.Struct("<iiQqqII512s1024s")
-_RECORD = struct.Struct("<QQQQqqqihBB56s")
-_HOW_AT = -(-_WHO.size // 64) * 64
-_CALLS_AT = _HOW_AT + _HOW.size
+RECORD = struct.Struct("<QQQQqqqihBB56s")
+_NUMBERS = struct.Struct("<" + f"Q{RECORD_BYTES - 8}x" * RECORDS)
+HOW_AT = -(-_WHO.size // 64) * 64
+_CALLS_AT = HOW_AT + HOW.size
 _END_AT = -(-(_CALLS_AT + CALLS * _CALL.size) // 64) * 64
-assert _RECORD.size == RECORD_BYTES
+assert RECORD.size == RECORD_BYTES
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,10 @@ class Flight:
 
     def is_alive(self) -> bool:
         """Whether its process is there: on this host, and where process numbers mean the same."""
-        try:
-            if os.stat("/proc/self/ns/pid").st_ino != self.pid_space:
-                return True  # nobody here can say
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return fields[0] not in ("Z", "X") and int(fields[19]) == self.born
+        if processes.space() != self.pid_space:
+            return True  # nobody here can say
+        process = processes.find(self.pid)
+        return process is not None and not process.has_ended and process.born == self.born
 
     @property
     def last(self) -> int:
@@ -127,7 +123,7 @@ def _named(names: tuple[str, ...], number: int) -> str:
 
 def _record(raw: bytes, at: int) -> Record:
     number, key, sequence, size, submitted, changed, step, process_set, lane, kind, stage, name = (
-        _RECORD.unpack_from(raw, at)
+        RECORD.unpack_from(raw, at)
     )
     return Record(
         number, key, sequence, size, submitted, changed, step, process_set, lane,
@@ -167,7 +163,7 @@ def parse(raw: bytes, path: Path) -> Flight:
         raise UsageError(f"{path} is no flight recorder of this version of ringdp")
     if not 0 <= rank < size <= MOST_RANKS:
         raise UsageError(f"{path} is a flight recorder of rank {rank} of {size}, which cannot be")
-    standing, submitted, step, turn, _ = _HOW.unpack_from(raw, _HOW_AT)
+    standing, submitted, step, turn, _ = HOW.unpack_from(raw, HOW_AT)
     signal, _, address, failed_at, blamed_at, fault, _, failure, verdict = _END.unpack_from(raw, _END_AT)
     flight = Flight(
         path, rank, size, local_rank, local_size, pid, born, space, wall, generation, _text(host), _text(job),
@@ -178,10 +174,11 @@ def parse(raw: bytes, path: Path) -> Flight:
         since, what = _CALL.unpack_from(raw, _CALLS_AT + slot * _CALL.size)
         if since:
             flight.calls.append((since, _text(what)))
-    found: list[Any] = [_record(raw, HEAD_BYTES + place * RECORD_BYTES) for place in range(RECORDS)]
-    flight.records = sorted(
-        (r for r in found if 0 < r.number <= submitted and r.number > submitted - RECORDS),
-        key=lambda r: r.number,
-    )
+    numbers = _NUMBERS.unpack_from(
+        raw, HEAD_BYTES
+    )  # 0, or one that has been overwritten since: nothing is there
+    places = [place for place, n in enumerate(numbers) if max(0, submitted - RECORDS) < n <= submitted]
+    found = (_record(raw, HEAD_BYTES + place * RECORD_BYTES) for place in places)
+    flight.records = sorted(found, key=lambda record: record.number)
     flight.stacks = "\n".join(map(_text, raw[STACKS_AT:].split(b"\0", 1)[0].splitlines()))
     return flight

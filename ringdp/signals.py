@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+from ringdp import processes
 from ringdp.errors import UsageError
 
 VARIABLE, DEFAULT = "RINGDP_PREEMPT_SIGNALS", "TERM,USR1"
@@ -61,10 +62,10 @@ def install(signals: list[signal.Signals], decide: Callable[[int], bool]) -> Non
     if threading.current_thread() is not threading.main_thread() or is_interactive():
         return
     _decide = decide
-    caught = caught_by("self")
+    mine = processes.signals("self")
     for number in signals:
         before = signal.getsignal(number)
-        in_c = before is None or (before is signal.SIG_DFL and caught >> (number - 1) & 1)
+        in_c = before is None or (before is signal.SIG_DFL and mine.catches(number))
         if in_c or before is signal.SIG_IGN or before is _handler:
             continue
         _before[number] = before
@@ -80,15 +81,6 @@ def restore() -> None:
         if signal.getsignal(number) is _handler:
             signal.signal(number, before)
         del _before[number]
-
-
-def caught_by(process: int | str) -> int:
-    """The signals for which a process has handlers, a bit each from SIGHUP = 1 on; 0 if it is gone."""
-    try:
-        with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as file:
-            return next((int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")), 0)
-    except OSError:
-        return 0
 
 
 def _handler(number: int, frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringdp import flight, launch
+from ringdp import flight, launch, processes
 from ringdp.errors import TransportError, UsageError
 
 TIMEOUT, REPORT_AFTER, START_TIMEOUT = "RINGDP_TIMEOUT", "RINGDP_REPORT_AFTER", "RINGDP_START_TIMEOUT"
@@ -193,11 +193,8 @@ def write_stacks(watch: Any) -> None:
 
 def free_signal() -> int:
     """A real-time signal that nobody handles or blocks in this process; 0: none."""
-    taken = 0
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("SigCgt", "SigIgn", "SigBlk"):
-            taken |= int(value, 16)
+    mine = processes.signals("self")
+    taken = mine.caught | mine.ignored | mine.blocked
     # From above: libraries count from SIGRTMIN on.
     for number in range(signal.SIGRTMAX - 1, signal.SIGRTMIN, -1):
         if not taken & (1 << (number - 1)):

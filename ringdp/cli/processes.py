@@ -6,26 +6,10 @@ import os
 import signal
 from collections.abc import Iterator
 
-from ringdp.signals import caught_by
+from ringdp.processes import children, signals
 
 _RANK_VARIABLES = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=", b"PMIX_RANK=")
 _ENGINE = "ringdp-engine"  # the name of the thread that every initialised rank has: csrc/engine/drive.cc
-
-
-def children(pid: int) -> list[int]:
-    """The processes that it has started, or inherited, and that run."""
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
-                state, parent = file.read().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(name))
-    return found
 
 
 def can_stop(mpirun: int, wanted: bool) -> bool:
@@ -56,7 +40,7 @@ def _is_rank(pid: int) -> bool:
 
 
 def _catches(pid: int) -> bool:
-    return bool(caught_by(pid) >> (signal.SIGUSR1 - 1) & 1)
+    return signals(pid).catches(signal.SIGUSR1)
 
 
 def _has_engine(pid: int) -> bool:

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ringdp.cli.processes import can_stop, children
+from ringdp.cli.processes import can_stop
+from ringdp.processes import children
 
 EXIT_CODE = 128 + signal.SIGTERM  # of ranks that have stopped in order
 GRACE = 30.0  # seconds that ranks have for their step and their hooks, unless the user says

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from ringdp import processes
 from ringdp.cli import mpirun, supervise
 
 LAUNCHER = ("OMPI_COMM_WORLD", "PMI_", "PMIX_", "SLURM_STEP")
@@ -70,11 +71,8 @@ def job(program):
 
 
 def is_running(pid):
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    process = processes.find(pid)
+    return process is not None and not process.has_ended
 
 
 def ends(pids, seconds):

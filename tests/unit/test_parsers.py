@@ -6,17 +6,20 @@ The inputs are made of right ones, the same each time. (What C++ parses: tests/f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ringdp.cli import hosts, mpirun
+from ringdp import flight, processes
+from ringdp.cli import doctor, hosts, mpirun
 from ringdp.errors import MismatchError, TransportError, UsageError
 from ringdp.plan.cluster import Cluster
 
 INPUTS = 1500  # for each parser
+FEW_INPUTS = {"a flight recorder": 300}  # half a megabyte each
 PIECES = [
     b"",
     b"-1",
@@ -114,6 +117,50 @@ def store_messages() -> list[bytes]:
     ]
 
 
+# Of a recorder's file what says most: its head, its first records, its stacks. Zeros between them.
+SOME_RECORDS = 3
+HEAD_OF_RECORDER = 2400
+
+
+def page_of_recorder(text: bytes, folder: Path) -> Any:
+    """What `ringdp doctor` makes of it."""
+    head, records = text[:HEAD_OF_RECORDER], text[HEAD_OF_RECORDER:][: SOME_RECORDS * flight.RECORD_BYTES]
+    stacks = text[HEAD_OF_RECORDER + SOME_RECORDS * flight.RECORD_BYTES :][: flight.STACKS]
+    raw = (head.ljust(flight.HEAD_BYTES, b"\0") + records).ljust(flight.STACKS_AT, b"\0") + stacks
+    (folder / f"rank-0{flight.SUFFIX}").write_bytes(raw.ljust(flight.FILE_BYTES, b"\0"))
+    page = "\n".join(doctor.page(folder, all_stacks=True))
+    assert "culprit" in page and all(c.isprintable() or c == "\n" for c in page)
+    return flight.read(folder / f"rank-0{flight.SUFFIX}").is_alive()
+
+
+def recorders() -> list[bytes]:
+    return [recorder(3, 8, "ValueError: it broke"), recorder(0, 1, "")]
+
+
+def recorder(rank: int, size: int, failure: str) -> bytes:
+    """Of a rank that was in its third operation."""
+    from ringdp import _core
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "one.flight")
+        watch = _core.Watch(str(path), rank, size, 0, 1, "a job")
+        watch.enter("MPI_Comm_dup", 100, 100)
+        if failure:
+            watch.failed_by(failure)
+        head = bytearray(path.read_bytes()[:HEAD_OF_RECORDER])
+        watch.close()
+    flight.HOW.pack_into(head, flight.HOW_AT, 1, SOME_RECORDS, 2, 0, 0)
+    records = [
+        flight.RECORD.pack(n, 5, n, 64, n * 10**9, n * 10**9 + 5, 2, 0, lane, kind, stage, name)
+        for n, lane, kind, stage, name in (
+            (1, 0, 0, 5, b"loss"),
+            (2, 1, 255, 3, b"plan 1"),
+            (3, 1, 0, 255, b"bucket 0"),
+        )
+    ]
+    return bytes(head) + b"".join(records) + b'Thread 0x1 (most recent call first):\n  File "a.py", line 3\n'
+
+
 CLUSTER = b"""
 name = "small"
 ranks_per_host = 4
@@ -141,6 +188,17 @@ PARSERS: dict[str, tuple[Parser, Callable[[], list[bytes]], tuple[type[Exception
         (),
     ),
     "a cluster": (cluster, lambda: [CLUSTER], (UsageError,)),
+    "a flight recorder": (page_of_recorder, recorders, (UsageError,)),
+    "a process's state": (
+        lambda text, _: processes.parse_stat(text),
+        lambda: [Path("/proc/self/stat").read_bytes(), b"17 (a) S (b) T 1" + b" 5" * 48],
+        (),
+    ),
+    "a process's signals": (
+        lambda text, _: processes.parse_status(text),
+        lambda: [Path("/proc/self/status").read_bytes()],
+        (),
+    ),
     "a vote": (vote, votes, (MismatchError,)),
     "a message of the store": (store("unpack"), store_messages, (TransportError,)),
     "a request to the store": (store("request"), lambda: store_messages()[:2], (TransportError,)),
@@ -153,18 +211,14 @@ def test_it_takes_or_refuses_whatever_comes(what: str, tmp_path: Path) -> None:
     corpus = corpus_of()
     for right in corpus:
         parse(right, tmp_path)
-    for number, text in enumerate(inputs(corpus)):
+    for number in range(FEW_INPUTS.get(what, INPUTS)):
+        text = mutated(corpus, number)
         try:
             parse(text, tmp_path)
         except refusals:
             pass
         except Exception as error:
             pytest.fail(f"input {number}, {text[:200]!r}: {type(error).__name__}: {error}")
-
-
-def inputs(corpus: list[bytes]) -> Iterator[bytes]:
-    for number in range(INPUTS):
-        yield mutated(corpus, number)
 
 
 def test_what_is_packed_for_the_store_is_unpacked() -> None:
