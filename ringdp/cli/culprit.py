@@ -32,8 +32,17 @@ def bring_recorders(job: str) -> None:
                 continue
             if one.standing in ("starting", "running"):
                 folder.mkdir(mode=0o700, exist_ok=True)
-                shutil.move(path, folder / f"rank-{one.rank}{flight.SUFFIX}")
+                place = folder / f"rank-{one.rank}{flight.SUFFIX}"
+                if one.verdict or not _has_verdict(place):
+                    shutil.move(path, place)
         path.unlink(missing_ok=True)
+
+
+def _has_verdict(path: Path) -> bool:
+    """A rank that has begun anew after the fault (`elastic`) has another recorder since, which knows nothing of it."""
+    with contextlib.suppress(OSError, UsageError):
+        return bool(flight.read(path).verdict)
+    return False
 
 
 def tell(job: str, code: int, say: Callable[[str], None]) -> None:
@@ -52,7 +61,9 @@ def _of_the_dead(flights: list[flight.Flight]) -> str:
     """Nobody was left to say it."""
     ended = [f for f in flights if f.signal or f.failure]
     if not ended:
-        return f"all {len(flights)} ranks of this host have died at once" if flights else ""
+        here = {f.local_rank for f in flights}
+        are_all = bool(flights) and here == set(range(flights[0].local_size))
+        return f"all {len(flights)} ranks of this host have died at once" if are_all else ""
     first = min(ended, key=lambda f: f.failed_at or 1 << 62)
     why = first.failure or f"signal {first.signal}"
     return f"rank {first.rank} (host {first.host}, process {first.pid}) was ended by {why}"
