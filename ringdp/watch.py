@@ -7,6 +7,7 @@ follows when the ranks can talk, `end()` when they have left.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -34,6 +35,7 @@ STALE_AFTER = 60.0  # seconds without a word
 LAUNCHER_TAKES = 3.0  # seconds, at the most, to end a job of which a rank has died
 
 _current: Any = None  # ringdp._core.Watch
+_ends_at_exit = False
 _enabled_faulthandler = False
 _stack_signal = 0
 
@@ -82,7 +84,11 @@ def _plain(text: str) -> str:
 def begin() -> Any:
     """Open the recorder and start the watch, before this rank knows anybody. What is left of jobs that have died
     is removed."""
-    global _current
+    global _current, _ends_at_exit
+    end(all_left=False)
+    if not _ends_at_exit:
+        _ends_at_exit = True
+        atexit.register(end, all_left=False)
     from ringdp import _core
 
     traces = launch.launcher_traces(os.environ)
@@ -203,7 +209,8 @@ def free_signal() -> int:
 
 
 def end(all_left: bool) -> None:
-    """This rank has left the job. No file stays, but a report."""
+    """This rank has left the job. No file stays, but a report. (Where others have not left it stays as it is until
+    this process ends, or begins again: an exception may still end the job, and who is to blame is known here.)"""
     global _current, _enabled_faulthandler, _stack_signal
     watch, _current = _current, None
     if watch is None:

@@ -319,7 +319,8 @@ def leave() -> bool:
         world.job.free()
     elif not all_left:
         _left = world
-    watch.end(bool(all_left))
+    if all_left:
+        watch.end(all_left=True)
     return bool(all_left)
 
 
