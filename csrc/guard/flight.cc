@@ -166,9 +166,9 @@ void Flight::blame(const std::string& verdict) {
 }
 
 bool blames_somebody(const FlightHead& head) {
-  constexpr int64_t kJustNow = 30'000'000'000;
+  constexpr double kJustNow = 30;
   const int64_t at = head.blamed_at.load();
-  return head.fault.load() != 0 || (at != 0 && clock_of(CLOCK_MONOTONIC) - at < kJustNow);
+  return head.fault.load() != 0 || (at != 0 && seconds_between(at, clock_of(CLOCK_MONOTONIC)) < kJustNow);
 }
 
 void Flight::failed_by(const std::string& failure) {

@@ -26,6 +26,9 @@ inline int64_t nanoseconds(Clock::time_point at) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(at.time_since_epoch()).count();
 }
 
+// Of any two numbers: what another process has written may be any.
+inline double seconds_between(int64_t from, int64_t to) { return (double(to) - double(from)) * 1e-9; }
+
 // One operation, or a vote.
 struct FlightRecord {
   static constexpr uint8_t kVote = 255;    // as a kind
