@@ -9,6 +9,25 @@
 
 namespace ringdp {
 
+namespace {
+
+// "rank 1 means another operation".
+std::string who_differs(const Meetings::Meeting& meeting, const ProcessSet& set) {
+  std::string others;
+  for (size_t member = 0; member < meeting.from.size(); ++member) {
+    const Note& note = meeting.from[member].note;
+    if (static_cast<int>(member) == set.letters->me()) continue;
+    const bool has_given_up = note.flags & Note::kPoison;
+    if (!has_given_up && note.signature == meeting.mine.signature) continue;
+    others += (others.empty() ? "rank " : ", rank ") +
+              std::to_string(set.data->name_of(set.letters->members()[member])) +
+              (has_given_up ? " has given up" : " means another operation");
+  }
+  return others.empty() ? "another rank of this host means another operation, or has given up" : others;
+}
+
+}  // namespace
+
 // The same on all ranks of the host, also where they differ in the bytes of a bucket, by which an algorithm is chosen: their
 // letters show it.
 bool Operation::uses_shared_memory() const {
@@ -40,11 +59,10 @@ void Operation::meet() {
 void Operation::met() {
   const bool agreed = meeting_->agreed;
   if (agreed) told_ = told_in(*meeting_);
+  const std::string why = agreed ? "" : refusal_.empty() ? who_differs(*meeting_, set_) : refusal_;
   set_.letters->close(*meeting_);
   meeting_ = nullptr;
   if (agreed) return run_in_host();
-  const std::string why =
-      refusal_.empty() ? "another rank of this host means another operation, or has given up" : refusal_;
   if (!set_.one_host()) return poison(why);  // the other hosts must hear of it
   done_ = true;
   error_ = Error(ErrorKind::peer, "rank " + std::to_string(set_.name()) + ": " + label() + " failed: " + why);
