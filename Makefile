@@ -43,7 +43,7 @@ sanitize:  ## the C++ tests with AddressSanitizer, UndefinedBehaviorSanitizer an
 
 # How long soak goes on.
 SECONDS ?= 3600
-soak:  ## random ranks, orders, faults and inputs, other ones each time, for SECONDS=3600
+soak:  ## jobs with random faults, scenarios and inputs, other ones each time, for SECONDS=3600 (ARGS='--seed N': these)
 	$(ENVIRONMENT) test
 	@$(VENV) tests/soak.py --seconds $(SECONDS) $(ARGS)
 

@@ -239,15 +239,15 @@ void Engine::forget(int process_set) {
 
 bool Engine::is_broken() {
   std::lock_guard lock(mutex_);
-  return broken_.has_value();
+  return broken_.has_value() || watch_->has_fault();  // the watch knows it before the engine's next turn
 }
 
 void Engine::begin_shutdown(uint64_t steps) {
   watch_->flight().head().standing.store(Standing::leaving);
   {
     std::lock_guard lock(mutex_);
+    if (!leaving_) steps_ = steps;  // the engine's thread reads it from then on
     leaving_ = true;
-    steps_ = steps;
     has_arrivals_ = true;
   }
   wake();
@@ -255,10 +255,10 @@ void Engine::begin_shutdown(uint64_t steps) {
 
 bool Engine::shutdown(double seconds, uint64_t steps) {
   begin_shutdown(steps);
-  const Deadline deadline = Deadline::in(Seconds(seconds));
+  const auto began = Clock::now();
   {
     std::unique_lock lock(mutex_);
-    while (!stop_ && !deadline.passed()) ended_.wait_for(lock, std::chrono::milliseconds(10));
+    while (!stop_ && watch_->seconds_since(began) < seconds) ended_.wait_for(lock, std::chrono::milliseconds(10));
   }
   const bool all_left = stop_;
   stop_ = true;

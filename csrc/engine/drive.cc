@@ -159,7 +159,7 @@ void Engine::wait_for_end(Handle& handle, const std::function<void()>& look) {
     return double(nanoseconds(Clock::now()) - until) * 1e-9 < kMore;
   };
   while (!wait(handle, Deadline::in(Seconds(options_.timeout + kMore)), look))
-    if (!is_patient())
+    if (!is_patient() && watch_->seconds_since(handle.made()) > options_.timeout + kMore)
       fail(ErrorKind::deadline, "the engine did not end an operation at its deadline: please report this");
 }
 

@@ -36,10 +36,11 @@ void RollCall::look(const Longest& longest) {
     reported_ = 0;
     return;
   }
-  const double waited = seconds_since(wait->since);
+  const double waited = watch_.seconds_since(wait->since);
   const double first = std::min({options_.report_after, options_.timeout_if_gone, options_.timeout});
   if (wait->since != reported_since_) reported_since_ = wait->since, reported_ = 0;
-  const bool at_the_end = waited >= options_.timeout && seconds_since(verdict_.at) > kFresh;
+  const bool is_stale = seconds_since(verdict_.at) > kFresh || verdict_.asked_at < watch_.continued();
+  const bool at_the_end = waited >= options_.timeout && is_stale;
   if (waited < std::max(first, 2 * reported_) && !at_the_end) return;
   reported_ = waited;
   begin(std::move(*wait));
@@ -202,7 +203,7 @@ void RollCall::end() {
 }
 
 void RollCall::tell(const Call& call, const std::vector<Seen>& culprits) const {
-  const int waited = static_cast<int>(seconds_since(call.wait.since) + 0.5);
+  const int waited = static_cast<int>(watch_.seconds_since(call.wait.since) + 0.5);
   std::string text = "ringdp: rank " + std::to_string(rank_) + " waits in " + call.wait.what + " for " +
                      std::to_string(waited) + " s: " + verdict_.text + "\n";
   for (const Seen& seen : culprits)
@@ -211,17 +212,18 @@ void RollCall::tell(const Call& call, const std::vector<Seen>& culprits) const {
 }
 
 bool RollCall::is_over(Clock::time_point since) const {
-  const double waited = seconds_since(since);
+  const double waited = watch_.seconds_since(since);
   if (waited < std::min(options_.timeout, options_.timeout_if_gone)) return false;
   // The rank that speaks is done before any of the others ends the job.
   constexpr double kToSpeak = 0.25;
   const double known_for = seconds_since(verdict_.at);
-  const bool is_known = verdict_.asked_at > since && known_for < kFresh;
+  const bool is_known = verdict_.asked_at > std::max(since, watch_.continued()) && known_for < kFresh;
   if (is_known && !verdict_.is_told && known_for < kToSpeak) return false;
   if (is_known && verdict_.is_gone && waited >= options_.timeout_if_gone) return true;  // no patience brings it back
   const int64_t patient_until = watch_.flight().head().patient_until.load();
   if (patient_until > nanoseconds(Clock::now()) || verdict_.patient_until > Clock::now()) return false;
   if (waited < options_.timeout) return false;
+  if (seconds_since(watch_.continued()) < 2 * patience()) return is_known;
   return is_known || waited > options_.timeout + 2 * patience();
 }
 

@@ -14,9 +14,9 @@ namespace ringdp {
 namespace {
 
 // How long an engine may be in one turn before it counts as stuck: turns do not block, but a machine may be busy.
-constexpr int64_t kLongTurn = 5'000'000'000;
+constexpr double kLongTurn = 5;
 
-constexpr int64_t kMoment = 10'000'000'000;
+constexpr double kMoment = 10;
 
 const char* kind_in_words(uint8_t kind) {
   if (kind == FlightRecord::kVote) return "the vote of";
@@ -38,7 +38,7 @@ const char* stage_in_words(uint8_t stage) {
 bool has_ended(const FlightRecord& record) {
   const uint8_t stage = record.stage.load(std::memory_order_relaxed);
   if (stage != FlightRecord::kFailed) return stage >= static_cast<uint8_t>(Stage::done);
-  return nanoseconds(Clock::now()) - record.changed.load(std::memory_order_relaxed) > kMoment;
+  return seconds_between(record.changed.load(std::memory_order_relaxed), nanoseconds(Clock::now())) > kMoment;
 }
 
 // Goes through a rank's records, the newest first.
@@ -86,13 +86,13 @@ std::string in_words(const Seen& seen, const std::string& ranks);
 Seen look_at(const FlightHead& head, const FlightRecord* records, const Question& q) {
   Seen seen;
   const int64_t now = nanoseconds(Clock::now());
-  const auto since = [now](int64_t then) { return std::max(0.0, double(now - then) * 1e-9); };
+  const auto since = [now](int64_t then) { return std::max(0.0, seconds_between(then, now)); };
   seen.rank = head.rank;
   seen.pid = head.pid;
   seen.step = head.step.load(std::memory_order_relaxed);
   seen.signal = static_cast<int16_t>(head.signal.load());
   std::snprintf(seen.host, sizeof seen.host, "%s", text_of(head.host).c_str());
-  if (const int64_t until = head.patient_until.load(); until > now) seen.patience = float(double(until - now) * 1e-9);
+  if (const int64_t until = head.patient_until.load(); until > now) seen.patience = float(seconds_between(now, until));
 
   // The oldest that has not ended, and the last of all.
   std::string open, last;
@@ -126,14 +126,18 @@ Seen look_at(const FlightHead& head, const FlightRecord* records, const Question
   const Standing standing = head.standing.load();
   const int64_t turn = head.turn_since.load();
   const bool is_gone = process.state == 0 || process.state == 'Z' || process.state == 'X' || process.born != head.born;
-  if (standing == Standing::ended || standing == Standing::leaving)
+  if (standing == Standing::ended || (standing == Standing::leaving && is_gone))
     seen.kind = Seen::left;
   else if (is_gone || seen.signal != 0)
     seen.kind = Seen::dead;
   else if (process.state == 'T' || process.state == 't')
     seen.kind = Seen::stopped;
+  else if (turn != 0 && since(turn) > kLongTurn)
+    seen.kind = Seen::stuck;
+  else if (standing == Standing::leaving)
+    seen.kind = Seen::left;
   else if (has_come(head, records, q))
-    seen.kind = turn != 0 && now - turn > kLongTurn ? Seen::stuck : Seen::come;
+    seen.kind = Seen::come;
   else
     seen.kind = open.empty() ? Seen::computing : Seen::waiting;
   return seen;
@@ -210,7 +214,7 @@ std::string in_words(const Seen& seen, const std::string& ranks) {
 uint64_t stack_bytes(const FlightHead& head) { return strnlen(stacks_of(head), FlightView::kStacks); }
 
 void ask_for_stack(const FlightHead& head) {
-  if (head.stack_signal >= SIGRTMIN && head.stack_signal <= SIGRTMAX) kill(head.pid, head.stack_signal);
+  if (head.pid > 0 && head.stack_signal >= SIGRTMIN && head.stack_signal <= SIGRTMAX) kill(head.pid, head.stack_signal);
 }
 
 std::string stack_since(const FlightHead& head, uint64_t bytes_before) {

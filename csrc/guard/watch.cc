@@ -41,6 +41,7 @@ Watch::~Watch() {
 
 void Watch::start(double end) {
   end_ = end;
+  pauses_.begin(Clock::now());
   thread_ = std::thread([this] { main(); });
 }
 
@@ -167,6 +168,20 @@ void Watch::main() {
   }
 }
 
+// Patience is for time in which something could have been done.
+void Watch::beat(Clock::time_point now) {
+  const auto pause = pauses_.beat(now);
+  if (pause == Clock::duration::zero()) return;
+  auto& until = flight_->head().patient_until;
+  if (const int64_t before = until.load(); before > nanoseconds(now - pause)) until.store(before + pause.count());
+}
+
+double Watch::seconds_since(Clock::time_point then) {
+  const auto now = Clock::now();
+  beat(now);
+  return Seconds(now - then - pauses_.since(then)).count();
+}
+
 // How long until the next look.
 std::chrono::milliseconds Watch::look_around() {
   for (const int rank : dead()) {
@@ -178,8 +193,9 @@ std::chrono::milliseconds Watch::look_around() {
   }
   flight_->make_room_for_stacks();
   const auto now = Clock::now();
+  beat(now);
   if (const int64_t turn = flight_->head().turn_since.load();
-      end_ > 0 && turn != 0 && double(nanoseconds(now) - turn) * 1e-9 > end_ + 5) {
+      end_ > 0 && turn != 0 && seconds_since(Clock::time_point(std::chrono::nanoseconds(turn))) > end_ + 5) {
     Seen me = look_at(flight_->head(), flight_->records(), {});
     me.kind = Seen::stuck;
     end_process(in_words(me));
@@ -189,9 +205,10 @@ std::chrono::milliseconds Watch::look_around() {
   {
     std::lock_guard lock(mutex_);
     for (auto& [number, call] : calls_) {
-      const bool ends = call.end <= now, reports = call.report <= now;
+      const auto counted = now - pauses_.since(call.began);
+      const bool ends = call.end <= counted, reports = call.report <= counted;
       if (ends || reports) {
-        const auto waited = std::chrono::duration_cast<std::chrono::seconds>(now - call.began).count();
+        const auto waited = std::chrono::duration_cast<std::chrono::seconds>(counted - call.began).count();
         const std::string line = "rank " + std::to_string(flight_->head().rank) + " (process " +
                                  std::to_string(getpid()) + ") has been in " + call.what + " for " +
                                  std::to_string(waited) + " s" + missing(call.recorders);
@@ -199,12 +216,21 @@ std::chrono::milliseconds Watch::look_around() {
         if (ends && overdue.empty()) overdue = line;
         call.report = Clock::time_point::max();
       }
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(std::min(call.end, call.report) - now);
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(std::min(call.end, call.report) - counted);
       rest = std::clamp(left, std::chrono::milliseconds(1), rest);
     }
   }
+  if (!overdue.empty()) overdue = and_who_is_gone(overdue);
   if (!overdue.empty()) end_process(overdue);
   return rest;
+}
+
+// A call of MPI waits for other ranks: if one of them will never come, it is to blame.
+std::string Watch::and_who_is_gone(const std::string& line) const {
+  std::vector<Seen> gone = look({});
+  gone.erase(std::remove_if(gone.begin(), gone.end(), [](const Seen& seen) { return !seen.is_gone(); }), gone.end());
+  return gone.empty() ? line : in_words(gone) + "; " + line;
 }
 
 // The one that another rank blames, if that is why it has ended.

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "guard/flight.h"
+#include "guard/pauses.h"
 #include "guard/survey.h"
 
 namespace ringdp {
@@ -71,6 +72,11 @@ class Watch {
   bool has_fault() const { return flight_->head().fault.load() != 0; }
   std::string verdict() const { return text_of(flight_->head().verdict); }
 
+  // Seconds that have passed since, without those in which this process did not run. By any thread.
+  double seconds_since(Clock::time_point then);
+  // When it was continued last; long ago, if it never was.
+  Clock::time_point continued() const { return pauses_.last_end(); }
+
   // A call that cannot be given a deadline begins: after `report` seconds a line says which, after `seconds` the process ends
   // with it. What it gives ends the watch over it. `recorders`: a pattern of the names of the recorders of all ranks of this host, where they may not
   // know each other yet: the line says which local ranks have none.
@@ -95,15 +101,18 @@ class Watch {
 
   void main();
   void look_now();
+  void beat(Clock::time_point now);
   std::chrono::milliseconds look_around();
   void see_death(int rank, const Peer& peer);
   const FlightHead* first_to_report() const;
+  std::string and_who_is_gone(const std::string& line) const;
   bool speaks() const;
   void bring_recorders(bool all);
   std::string missing(const std::string& recorders) const;
   [[noreturn]] void end_process(const std::string& verdict);
 
   const std::shared_ptr<Flight> flight_;
+  Pauses pauses_;
   std::string folder_;
   std::vector<int> groups_;  // these by rank of the job
   std::vector<std::string> hosts_;

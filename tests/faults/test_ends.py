@@ -420,6 +420,21 @@ def test_a_rank_that_ends_without_telling_is_named(start):
     )
 
 
+def test_a_rank_whose_engine_does_not_end_a_turn_ends_nevertheless(start):
+    """As where a call of MPI or of a driver hangs: the engine's thread cannot be joined, and the watch ends the
+    process."""
+    program = """
+    ringdp.init()
+    handle = ringdp.allreduce_async(np.ones(3), name="loss")
+    time.sleep(0.5)  # the engine's thread takes it
+    sys.exit(0)
+    """
+    inject = {"RINGDP_INJECT": "rank=1,name=loss,stage=AGREE,do=sleep:1000", "RINGDP_TIMEOUT": "4"}
+    code, text = run(start, program, 2, environ=inject)
+    assert code == 1, text
+    assert re.search(r"rank 1 \(host \S+, process \d+\) is stuck in a call of its engine", text), text
+
+
 # --- exceptions -----------------------------------------------------------------------------------
 
 

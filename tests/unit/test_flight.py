@@ -249,3 +249,68 @@ def test_the_first_word_counts_that_has_ended_a_job(recorder, tmp_path):
     ]
     assert doctor.verdict_of(flights) == "first"
     assert doctor.verdict_of(flights[:1] + flights[4:]) == "got over" and doctor.verdict_of([]) == ""
+
+
+ASKED_TO_END = """
+import os, signal, sys, time
+from ringdp import _core
+recorder, folder, kind = sys.argv[1:]
+if kind == "a handler of the user":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(5))
+watch = _core.Watch(recorder, 3, 8, 1, 4, "a job")
+watch.start(0)
+watch.place(3, 8, 1, 4, "a job", folder)
+if kind != "no fault":
+    watch.report("rank 2 is dead", False)
+    os.unlink(os.path.join(folder, "rank-3.flight"))  # what was known then
+    for _ in range(7):
+        watch.stepped()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("kind", ["no fault", "a fault", "a handler of the user"])
+def test_sigterm_after_a_fault_saves_what_is_known_then(tmp_path, kind):
+    """As launchers send it to those that have survived; before a fault it is somebody's wish, and leaves nothing."""
+    path, folder = tmp_path / "one.flight", tmp_path / "report"
+    done = subprocess.run([sys.executable, "-c", ASKED_TO_END, path, folder, kind], timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert not path.exists()
+    if kind == "no fault":
+        assert not folder.exists()
+        return
+    assert [p.name for p in folder.iterdir()] == ["rank-3.flight"]
+    one = flight.read(folder / "rank-3.flight")
+    assert (one.verdict, one.signal, one.step, one.fault) == ("rank 2 is dead", signal.SIGTERM, 7, True)
+
+
+NO_ROOM = """
+import os, sys
+import numpy as np
+import ringdp
+from ringdp import watch
+ringdp.init()
+assert watch.current().path == "", watch.current().path
+for i in range(9000):  # each place twice
+    assert ringdp.allreduce(np.ones(3), op=ringdp.Sum, name=f"tensor {i}")[0] == ringdp.size()
+watch.current().failed_by("nobody can read it")
+ringdp.shutdown()
+print("done", os.listdir("/dev/shm"))
+"""
+
+
+@pytest.mark.parametrize("kilobytes", [4, 300])
+def test_without_room_for_it_only_this_process_has_it(kilobytes):
+    """A container's /dev/shm that is full: no SIGBUS, and nothing left that was begun."""
+    private = ["unshare", "--mount", "sh", "-c"]
+    room = f"mount -t tmpfs -o size={kilobytes}k none /dev/shm"
+    if subprocess.run([*private, room], capture_output=True).returncode:
+        pytest.skip("no /dev/shm of its own can be mounted here: that takes root, or its capability")
+    command = f'{room} && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [*private, command, sys.executable, NO_ROOM], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0 and "ringdp." not in done.stdout and "done" in done.stdout, (
+        done.stdout + done.stderr
+    )
