@@ -172,7 +172,8 @@ def _fault(
     rank, step = lot.randrange(ranks), lot.randint(*steps)
     stage = lot.choice(of.stages) if of.inject else "SUBMIT"
     # The first operation of a step is large: the others may end with their meeting, and come to no REDUCE.
-    operation = 0 if stage == "REDUCE" else lot.randrange(len(operations(seed, ranks, step)))
+    named = [n for n, op in enumerate(operations(seed, ranks, step)) if op.kind != "barrier"]
+    operation = 0 if stage == "REDUCE" else lot.choice(named)
     seconds = {"late": 0.3 * timeout, "stopped for a while": 0.4 * timeout, "slow": 0.02}.get(kind, 0.0)
     others = [r for r in range(ranks) if r != rank]
     other = lot.choice(others) if kind == "two killed at once" else -1
