@@ -280,6 +280,7 @@ void Watch::hear(const std::string& verdict, bool is_death) {
 
 void Watch::bring_recorders(bool all) {
   signals::save();
+  if (folder_.empty()) return;
   std::lock_guard lock(mutex_);
   for (const auto& [rank, peer] : peers_) {
     if (!peer.view || !(all || peer.seen_dead)) continue;

@@ -63,6 +63,7 @@ struct Job {
       alarms.push_back(std::make_unique<Alarm>(*controls.back(), *watch));
       watches.push_back(std::move(watch));
     }
+    watches[0]->place({0, 4, 0, 1, "test"}, "/dev/null/nowhere");  // no report
     CHECK(watches[0]->attach(1, process.path(), 0).empty(), "its recorder is there");
     watches[0]->start(0);
   }

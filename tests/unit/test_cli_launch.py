@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ringdp import launch
+from ringdp import launch, mpi
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -177,3 +177,19 @@ def test_warning_with_remedy(local_size, cores, bound, threads, expected):
     else:
         assert text.startswith(expected) and "\n" not in text
         assert ("--bind-to none" in text) == ("bound" in expected)
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        (OPEN_MPI, "1"),
+        (OPEN_MPI | {"OMPI_MCA_mpi_ft_enable": "0"}, "0"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, None),
+        ({}, None),
+    ],
+    ids=["several hosts", "as the user says", "one host", "alone"],
+)
+def test_open_mpi_reports_lost_ranks_where_there_are_several_hosts(environ, says):
+    environ = dict(environ)
+    mpi._let_lost_ranks_be_named(environ)
+    assert environ.get("OMPI_MCA_mpi_ft_enable") == says
