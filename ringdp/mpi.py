@@ -23,6 +23,8 @@ NO_MPI = (
     "or put a cluster's MPI on the library path and reinstall ringdp with its mpicc on PATH."
 )
 
+REPORT_LOST_RANKS = ("OMPI_MCA_mpi_ft_enable", "1")  # to Open MPI, where there are several hosts
+
 
 def family(library_version: str) -> str:
     """ "openmpi", "mpich" or "unknown", from what MPI_Get_library_version says."""
@@ -89,7 +91,7 @@ def _let_lost_ranks_be_named(environ: MutableMapping[str, str]) -> None:
     was, unless it may report it as an error. It looks at this when it is initialised."""
     traces = launch.launcher_traces(environ)
     if traces is not None and (traces.local_size or 0) < (traces.size or 0):
-        environ.setdefault("OMPI_MCA_mpi_ft_enable", "1")
+        environ.setdefault(*REPORT_LOST_RANKS)
 
 
 def _import_mpi() -> Any:

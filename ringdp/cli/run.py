@@ -19,6 +19,7 @@ from ringdp.cli import mpirun as mpiruns
 from ringdp.cli import restarts
 from ringdp.cli.horovodrun import EXPLANATIONS
 from ringdp.commits.folder import VARIABLE as COMMIT_DIR
+from ringdp.mpi import REPORT_LOST_RANKS
 
 _EXAMPLES = """examples:
   ringdp run -n 2 train.py --epochs 5            two ranks on this host
@@ -214,6 +215,8 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
             f"OMP_NUM_THREADS={threads} (set it yourself to override)"
         )
     changes.update(mpiruns.launcher_environment(mpirun, os.geteuid() == 0))
+    if mpirun.family == "openmpi" and per_host < ranks and REPORT_LOST_RANKS[0] not in environ:
+        changes.update([REPORT_LOST_RANKS])  # `init()` is too late where the program initialises MPI itself
     names = [item.partition("=")[0] for item in options.export]
     if not options.dry_run:
         names.append(watch.JOB)  # set when it is started

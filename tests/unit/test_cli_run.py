@@ -193,6 +193,21 @@ def test_mpich(fake, script):
     assert job.changes["OMP_NUM_THREADS"] == "4"
 
 
+@pytest.mark.parametrize(
+    ("hosts", "kind", "environ", "says"),
+    [
+        ("node1:2,node2:2", "openmpi", {}, "1"),
+        ("node1:2,node2:2", "openmpi", {"OMPI_MCA_mpi_ft_enable": "0"}, None),
+        ("node1:4", "openmpi", {}, None),
+        ("node1:2,node2:2", "mpich", {}, None),
+    ],
+    ids=["several hosts", "the user has said", "one host", "MPICH"],
+)
+def test_open_mpi_is_told_to_report_lost_ranks_between_hosts(fake, script, hosts, kind, environ, says):
+    job = planned("-n", "4", "-H", hosts, "--mpirun", fake(kind), script, environ=environ)
+    assert job.changes.get("OMPI_MCA_mpi_ft_enable") == says
+
+
 def test_hosts_reach_open_mpi_and_set_the_share(fake, script, tmp_path):
     job = planned("-np", "4", "-H", "node1:2,node2:2", "--mpirun", fake("openmpi"), script)
     at = job.command.index("--host")
