@@ -34,6 +34,12 @@ def test_a_job_that_begins_again_loses_nothing(tmp_path: Path) -> None:
     assert done["attempts"] == 2 and done["operations"] > 20
 
 
+@pytest.mark.slow
+def test_who_was_stopped_is_named_though_the_others_began_to_leave(tmp_path: Path) -> None:
+    """`elastic` shuts ringdp down before it knows that one is lost."""
+    assert try_job(short("stopped", 2, restarts=True), tmp_path, RANKS)["attempts"] == 2
+
+
 def test_ranks_that_differ_hear_of_it_and_go_on(tmp_path: Path) -> None:
     job = short("a mismatch", 3, restarts=False)
     done = try_job(job, tmp_path, RANKS)
