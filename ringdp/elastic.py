@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ringdp import world
+from ringdp import recovery, world
 from ringdp.commits import generators
 from ringdp.commits.kept import Kept, Payloads, folder_for
 from ringdp.commits.loading import Payload
@@ -277,6 +277,7 @@ def run_fn(
     @functools.wraps(func)
     def wrapper(state: State, *args: Any, **kwargs: Any) -> Any:
         failures, commits, skip_sync, must_resume = 0, state._commits, False, True
+        recovery.begins()
         while True:
             cause: Exception
             try:
@@ -290,6 +291,9 @@ def run_fn(
                 # All ranks return together: one that fails in its last step is not left alone by those that did not.
                 if world.is_initialized():
                     operations.allreduce(np.zeros(1), name="elastic.run has returned")
+                    if not recovery.all_are_done():
+                        raise PeerError(f"rank {world.rank()}: a rank was lost while elastic.run returned")
+                recovery.ends()
                 return result
             except HorovodInternalError as error:
                 cause = error
@@ -301,9 +305,16 @@ def run_fn(
                 failures = 0
                 skip_sync = interrupt.skip_sync
             commits = state._commits
-            _tell(cause, failures)
-            reset(cause)
-            failures, must_sync, number = _greatest([failures, not skip_sync, state._voted.number])
+            while True:
+                _tell(cause, failures)
+                try:
+                    reset(cause)
+                    failures, must_sync, number = _greatest([failures, not skip_sync, state._voted.number])
+                    break
+                except HorovodInternalError as error:  # another rank is lost already, or they cannot go on
+                    if not recovery.is_on():
+                        raise
+                    cause = error
             skip_sync = not must_sync
             is_other = state._voted.settle(number)
             if is_other or (
@@ -327,6 +338,8 @@ def reset(cause: Exception) -> None:
         PeerError: some rank has not come within RINGDP_TIMEOUT.
     """
     here = world.current()
+    if here.alive is not None:
+        return recovery.recover(cause)
     kept = [here.process_sets[number] for number in sorted(here.process_sets)]
     process_sets = [one for one in kept if not one.is_of_a_group]
     if not world.leave():

@@ -88,6 +88,11 @@ class MpiJob:
             data.Free()
             control.Free()
 
+    def communicators(self) -> list[Any]:
+        """All that there are."""
+        of_sets = [one for pair in self._communicators.values() for one in pair]
+        return [self.comm, *self._lent, *of_sets]
+
     @watch.guarded("MPI_Comm_free in shutdown()")
     def free(self) -> None:
         """Give all communicators back. Collective; only where every engine has ended in peace."""

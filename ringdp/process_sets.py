@@ -6,7 +6,7 @@ another, however the sets overlap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ringdp import world
@@ -52,6 +52,16 @@ class ProcessSet:
     def included(self) -> bool:
         """True if this rank is one of the set."""
         return world.rank() in self._members()
+
+    def moved(self, numbers: Mapping[int, int]) -> list[int]:
+        """The ranks of the job have other numbers, by those of before, and lost ones none: so it is made of the new
+        ones, to be added again. The lost ones among its own; where there are any, it stays as it was.
+        """
+        members = self.ranks or []
+        lost = [rank for rank in members if rank not in numbers]
+        if not lost:
+            self._comm, self.ranks = None, [numbers[rank] for rank in members]
+        return lost
 
     def _members(self) -> Sequence[int]:
         if self.process_set_id is None or self.ranks is None:

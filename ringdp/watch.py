@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ringdp import flight, launch, processes
 from ringdp.errors import TransportError, UsageError
@@ -134,16 +134,17 @@ def recorders() -> str:
 
 
 @contextlib.contextmanager
-def guarded(what: str, missing: bool = False) -> Iterator[None]:
+def guarded(what: str, missing: bool = False, times: float = 1) -> Iterator[None]:
     """Inside is one call of MPI, which takes no deadline: if it has not ended within RINGDP_TIMEOUT seconds, the
     process ends with a line that says so.
 
     Args:
         what: the call, as people know it: "MPI_Comm_dup".
         missing: of `init()`, which has RINGDP_START_TIMEOUT: say which ranks of this host have not come to it.
+        times: so many times as long.
     """
     watch = _current or _alone()
-    end = seconds_of(START_TIMEOUT if missing else TIMEOUT, 600)
+    end = times * seconds_of(START_TIMEOUT if missing else TIMEOUT, 600)
     report = min(end, seconds_of(REPORT_AFTER, 60))
     call = watch.enter(what, report, end, recorders() if missing else "")
     try:
@@ -163,10 +164,19 @@ def _alone() -> Any:
     return watch
 
 
-def meet(watch: Any, comm: Any, place: Any) -> None:
-    """The ranks know each other: map the recorders of this host's. Collective over `comm`."""
+def report_folder(job: str, base: str, generation: int = 1) -> Path:
+    """Where the recorders go after a fault: in another generation ranks have other numbers."""
+    return Path(base) / f"ringdp-report-{job}{f'.{generation}' if generation > 1 else ''}"
+
+
+def meet(watch: Any, comm: Any, place: Any, generation: int = 1) -> None:
+    """The ranks know each other: map the recorders of this host's. Collective over `comm`.
+
+    Args:
+        generation: of ranks, if some have been lost; 1: as they were started.
+    """
     job, base = comm.bcast((name_of_job(os.environ), os.environ.get(FOLDER) or os.getcwd()), root=0)
-    folder = Path(base) / f"ringdp-report-{job}"
+    folder = report_folder(job, base, generation)
     watch.place(place.rank, place.size, place.local_rank, place.local_size, job, str(folder))
     write_stacks(watch)
     mine = place.rank, socket.gethostname(), watch.path, watch.token
@@ -235,6 +245,14 @@ def exception(rank: int, failure: str, by_peers: bool) -> None:
     _current.report(_current.verdict if by_peers and _current.blames_somebody else mine, False, all=True)
     if _current.dead() or _current.heard_of_death:
         time.sleep(LAUNCHER_TAKES)
+
+
+def failed_alone(failure: str) -> NoReturn:
+    """This rank is ended by an exception, and the others go on: by SIGKILL, as MPI tells them of no other end."""
+    if _current is not None:
+        _current.failed_by(failure)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit(1)  # never
 
 
 @contextlib.contextmanager

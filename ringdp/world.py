@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ringdp import launch, link, mpi, preempt, profile, sharing, signals, watch
+from ringdp import launch, link, mpi, preempt, profile, recovery, sharing, signals, watch
 from ringdp.compat import variables
 from ringdp.errors import HorovodInternalError, InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
@@ -68,6 +68,8 @@ class World:
     services: dict[Any, Any] = field(default_factory=dict)  # by kind: see `service`
     timeline: Path | None = None  # of the file, while something is recorded for it: ringdp/timeline.py
     stopping: preempt.Stopping = field(default_factory=preempt.Stopping)
+    alive: Any = None  # mpi4py's, of all ranks: those that live find each other by it (ringdp/recovery.py)
+    has_agreed: bool = False  # on whether all are done with elastic.run
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
 
     def service(self, kind: Callable[[World], S]) -> S:
@@ -210,7 +212,6 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             one of size N, or versions of ringdp, MPI or the framework that differ between ranks.
         NotInitializedError: in a child process of a rank.
     """
-    global _world, _generation
     arguments = comm, process_sets
     if _world is not None and _world.pid == os.getpid():
         if arguments != (None, None) and arguments != _world.arguments:
@@ -219,7 +220,23 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             )
         return
     _refuse_children("ringdp.init()")
-    ignored = variables.honour(os.environ)
+    _join(comm, arguments)
+    _start(process_sets)
+
+
+def join_again(comm: Any, alive: Any, arguments: tuple[Any, Any]) -> None:
+    """As `init()`, of another generation of ranks, without process sets. Collective over `comm`, an mpi4py communicator.
+
+    Args:
+        comm, alive: the same ranks.
+        arguments: what `init()` was given.
+    """
+    _join(comm, arguments, alive)
+
+
+def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
+    global _world, _generation
+    ignored = variables.honour(os.environ) if alive is None else []
     preempting = signals.wanted(os.environ)
     mpi.build()  # an installation that cannot work says so first
     guard = watch.begin()
@@ -238,8 +255,9 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             hosts = link.hosts_of(base, MPI)
             link.warn_if_far(base, hosts)
             signals.install(preempting, preempt.handle)  # the watch's handlers come before it
-            watch.meet(guard, base, place)
+            watch.meet(guard, base, place, _generation + 1 if alive is not None else 1)
         with watch.guarded("MPI_Comm_dup in init()", missing=True):
+            alive = alive or recovery.prepare(MPI, base)
             job = MpiJob(base, hosts)
             engine = job.engine(_generation + 1)
     except BaseException:
@@ -247,7 +265,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
         raise
     _generation += 1
     lender = sharing.Lender(job.neighbours, place.rank)
-    _world = World(engine, place, job, _generation, arguments=arguments, lender=lender)
+    _world = World(engine, place, job, _generation, arguments=arguments, alive=alive, lender=lender)
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
@@ -259,7 +277,6 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
     if base is not comm and base is not MPI.COMM_WORLD:
         with watch.guarded("MPI_Comm_free in init()"):
             base.Free()
-    _start(process_sets)
 
 
 def _base(MPI: Any, comm: Any) -> Any:
@@ -309,19 +326,44 @@ def leave() -> bool:
     _write_timeline(world)
     if not world.stopping.stopping:
         signals.restore()
+    was_broken = world.engine.is_broken()  # where ranks are lost, nothing is given back together
     all_left = world.engine.shutdown(world.engine.timeout, world.stopping.most_steps())
     signals.restore()  # not before others have saved what they stop with, to which this rank's end would be the end
     for service in reversed(list(world.services.values())):
         service.close()
     if any(core.memory_in_use() for core, _ in world.in_flight.values()):
         _abandoned.append(world)
-    if all_left and isinstance(world.job, MpiJob):
+    if all_left and isinstance(world.job, MpiJob) and not (was_broken and world.alive is not None):
         world.job.free()
+        if world.alive is not None:
+            with watch.guarded("MPI_Comm_free in shutdown()"):
+                world.alive.Free()
     elif not all_left:
         _left = world
     if all_left:
         watch.end(all_left=True)
     return bool(all_left)
+
+
+def abandon() -> None:
+    """Leave the job alone and at once: others are lost. What MPI may still have memory of stays as it is, for good."""
+    global _world, _left
+    world, _world = _world, None
+    if world is None:
+        return
+    _left = world
+    os.environ.pop(PARENT_VARIABLE, None)
+    for process_set in world.process_sets.values():
+        process_set.process_set_id = None
+    _write_timeline(world)
+    signals.restore()
+    pending = world.engine.abandon()
+    for service in reversed(list(world.services.values())):
+        service.close()
+    if pending:
+        _abandoned.append(world)
+    else:
+        world.in_flight.clear()
 
 
 def _write_timeline(world: World) -> None:
@@ -449,6 +491,8 @@ def _end_job(kind: type[BaseException], value: BaseException) -> None:
     if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
         sys.__stderr__.write(sys.stderr.getvalue())
         sys.stderr = sys.__stderr__
+    if recovery.others_go_on(world, kind):
+        recovery.end_alone(world, f"{kind.__name__}: {value}")
     print(f"ringdp: rank {world.place.rank} ended by {kind.__name__}: ending the job", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

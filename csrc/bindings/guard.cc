@@ -100,6 +100,22 @@ void bind_guard(nb::module_& m) {
       .def_prop_ro("verdict", &Watch::verdict)
       .def_prop_ro(
           "blames_somebody", [](Watch& w) { return blames_somebody(w.flight().head()); }, "Just now, by its verdict.")
+      .def(
+          "recovers", [](Watch& w) { w.flight().head().recovers.store(1); },
+          "Neighbours see that this rank is about to go on without those that are lost.")
+      .def(
+          "neighbours",
+          [](Watch& w) {
+            nb::list all;
+            for (const Watch::Neighbour& one : w.neighbours())
+              all.append(nb::make_tuple(one.rank, one.pid, one.is_dead, one.can_be_killed, one.is_stopped, one.recovers,
+                                        one.patience));
+            return all;
+          },
+          "Of each other rank of this host: rank, pid, is_dead, can_be_killed, is_stopped, recovers, patience "
+          "(seconds).")
+      .def("kill", &Watch::kill, "rank"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "End the process of a rank of this host; whether it was gone within so many seconds.")
       .def("dead", &Watch::dead, "Ranks of this host whose process has ended, and not in peace.")
       .def_prop_ro("heard_of_death", &Watch::heard_of_death, "Of a rank of another host.")
       .def(

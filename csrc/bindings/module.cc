@@ -417,6 +417,8 @@ void bind_engine(nb::module_& m) {
           "wait", &wait, "handle"_a, "seconds"_a,
           "Wait until the handle is done (GIL released), taking the engine's turns; False if the seconds passed first.")
       .def("shutdown", &Engine::shutdown, "seconds"_a, "steps"_a = 0, nb::call_guard<nb::gil_scoped_release>())
+      .def("abandon", &Engine::abandon, nb::call_guard<nb::gil_scoped_release>(),
+           "End at once, alone; how many messages MPI still has memory of.")
       .def("is_broken", &Engine::is_broken, "Nothing more is accepted: a process of this host has died, say.")
       .def("wait_for_end", &wait_for_end, "handle"_a,
            "Wait until the engine has ended it, as it does by its own deadlines. Raises DeadlineError if it does not.")

@@ -267,6 +267,16 @@ bool Engine::shutdown(double seconds, uint64_t steps) {
   return all_left;
 }
 
+int64_t Engine::abandon() {
+  abandoned_ = stop_ = true;
+  wake();
+  if (thread_.joinable()) thread_.join();
+  std::lock_guard drive(drive_);
+  int64_t pending = 0;
+  for (const auto& [id, set] : sets_) pending += set->data->pending() + set->control->pending();
+  return pending;
+}
+
 // The reports of other hosts will say why; a job that cannot tell them ends all the same.
 void Engine::abort(int code) {
   constexpr Seconds kToTell(0.05);

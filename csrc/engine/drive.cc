@@ -29,7 +29,7 @@ void Engine::main() {
   std::lock_guard drive(drive_);
   if (broken_) return finish_telling(Seconds(1));
   break_down(closed_error());
-  take_receives_back();
+  if (!abandoned_) take_receives_back();
 }
 
 void Engine::loop() {

@@ -189,6 +189,8 @@ void Engine::take_receives_back() {
 void Engine::look_for_dead() {
   const std::optional<std::string> verdict = alarm_.look();
   if (verdict && !left_) throw Error(ErrorKind::peer, "rank " + std::to_string(rank_) + ": " + *verdict);
+  if (!left_ && process_set(0).control->is_revoked())
+    fail(ErrorKind::peer, "rank ", rank_, ": another rank is lost, or goes back to its last commit");
 }
 
 // MPI may notice first that a rank is lost, and knows no more of it.

@@ -110,6 +110,10 @@ class Engine {
   // A turn of whoever takes those of all ranks, in an order of its own (tests), while a Caller keeps the thread off.
   bool take_turn();
 
+  // Ends at once: nobody is told, and MPI is left alone. How many messages MPI has not been done with: while there are any, this
+  // engine must live, and so must the tensors that it was given.
+  int64_t abandon();
+
   bool is_broken();  // for good: a process of this host has died, say, and nothing more is accepted
 
   // Ends the whole job at once.
@@ -298,7 +302,7 @@ class Engine {
   bool leaving_ = false;
   uint64_t steps_ = 0;  // taken when it left
   std::atomic<bool> has_arrivals_{false};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, abandoned_{false};
   std::atomic<int> callers_{0};         // that drive or want to
   std::atomic<bool> work_left_{false};  // when the last one stopped driving
   Bell thread_bell_;                    // the thread sleeps here while nothing is under way, or a caller drives

@@ -93,9 +93,9 @@ struct FlightHead {
   std::atomic<int64_t> failed_at;  // nanoseconds; 0: nothing has failed
   std::atomic<int64_t> blamed_at;  // when the verdict was made
   std::atomic<uint32_t> fault;     // 1: the job ends by it
-  uint32_t unused_too;
-  char failure[512];   // the exception that ended it, or what it blames another rank for
-  char verdict[1024];  // who is to blame, as far as this rank knows: "rank 2 (…) …"
+  std::atomic<uint32_t> recovers;  // 1: it is about to go on without those that are lost
+  char failure[512];               // the exception that ended it, or what it blames another rank for
+  char verdict[1024];              // who is to blame, as far as this rank knows: "rank 2 (…) …"
 };
 static_assert(sizeof(FlightHead) <= 4096);
 

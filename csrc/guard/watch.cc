@@ -79,6 +79,10 @@ std::string Watch::attach(int rank, const std::string& path, uint64_t token) {
   const FlightHead& head = peer.view->head();
   if (head.pid_space != 0 && head.pid_space == flight_->head().pid_space)
     peer.pidfd = static_cast<int>(syscall(SYS_pidfd_open, head.pid, 0));
+  if (const auto now = state_of_process(head.pid); peer.pidfd >= 0 && now.state != 0 && now.born != head.born) {
+    ::close(std::exchange(peer.pidfd, -1));  // it had died before, and its number was given again
+    peer.seen_dead = true;
+  }
   std::lock_guard lock(mutex_);
   peers_[rank] = std::move(peer);
   look_now();
@@ -129,12 +133,16 @@ Seen Watch::look_at_one(int rank, const Question& question) const {
   return look_at(*peer.head(), peer.records(), question);
 }
 
+bool Watch::is_gone(const Peer& peer) {
+  pollfd look{peer.pidfd, POLLIN, 0};
+  return peer.seen_dead || (peer.pidfd >= 0 && poll(&look, 1, 0) == 1);
+}
+
 std::vector<int> Watch::dead() {
   std::vector<int> found;
   std::lock_guard lock(mutex_);
   for (auto& [rank, peer] : peers_) {
-    pollfd look{peer.pidfd, POLLIN, 0};
-    if (peer.pidfd >= 0 && !peer.seen_dead) peer.seen_dead = poll(&look, 1, 0) == 1;
+    peer.seen_dead = is_gone(peer);
     if (peer.seen_dead && peer.head()->standing.load() < Standing::leaving) found.push_back(rank);
   }
   // Launchers ask the others to end where one has died: those come last.
@@ -142,6 +150,37 @@ std::vector<int> Watch::dead() {
                         [this](int rank) { return peers_.at(rank).head()->signal != SIGTERM; });
   if (!found.empty()) anybody_is_dead_ = true;
   return found;
+}
+
+std::vector<Watch::Neighbour> Watch::neighbours() {
+  std::vector<Neighbour> all;
+  std::lock_guard lock(mutex_);
+  for (const auto& [rank, peer] : peers_) {
+    const FlightHead& head = *peer.head();
+    Neighbour one;
+    one.rank = rank;
+    one.pid = head.pid;
+    one.can_be_killed = peer.pidfd >= 0;
+    one.is_dead = is_gone(peer);
+    one.recovers = head.recovers.load() != 0;
+    const char state = one.can_be_killed && !one.is_dead ? state_of_process(head.pid).state : '?';
+    one.is_stopped = state == 'T' || state == 't';
+    one.patience = double(head.patient_until.load() - nanoseconds(Clock::now())) * 1e-9;
+    all.push_back(one);
+  }
+  return all;
+}
+
+// By its pidfd: never another process, to which its number was given.
+bool Watch::kill(int rank, double seconds) {
+  std::unique_lock lock(mutex_);
+  const Peer& peer = peers_.at(rank);
+  const int pidfd = peer.pidfd;
+  lock.unlock();
+  if (pidfd < 0) return false;
+  syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, nullptr, 0);
+  pollfd gone{pidfd, POLLIN, 0};
+  return poll(&gone, 1, static_cast<int>(seconds * 1000)) == 1;
 }
 
 // --- the thread ------------------------------------------------------------------------------------------------------

@@ -60,6 +60,19 @@ class Watch {
   std::vector<int> dead();
   bool anybody_is_dead() const { return anybody_is_dead_.load(std::memory_order_relaxed); }
 
+  // Of this host's other ranks, for who goes on without some of them (ringdp/recovery.py).
+  struct Neighbour {
+    int rank = -1, pid = 0;
+    bool is_dead = false;        // surely: its process is gone
+    bool can_be_killed = false;  // it is known by more than its number, which may be another's by now
+    bool is_stopped = false;
+    bool recovers = false;  // it is about to go on, too
+    double patience = 0;    // seconds for which its user wants it to be waited for
+  };
+  std::vector<Neighbour> neighbours();
+  // SIGKILL; whether the process was gone within so many seconds.
+  bool kill(int rank, double seconds);
+
   // In a forked child there is no thread, and the memory is the parent's.
   void forget_after_fork();
 
@@ -99,6 +112,7 @@ class Watch {
     std::string recorders;
   };
 
+  static bool is_gone(const Peer& peer);
   void main();
   void look_now();
   void beat(Clock::time_point now);

@@ -14,12 +14,15 @@ namespace {
 
 const ringdp_mpi_table* table = nullptr;
 
-[[noreturn]] void mpi_failed() { fail(ErrorKind::transport, table->error_text()); }
+// `code`: what the call has returned.
+[[noreturn]] void mpi_failed(int code) {
+  fail(code == -2 ? ErrorKind::peer : ErrorKind::transport, table->error_text());
+}
 
 class MpiTransport final : public Transport {
  public:
   explicit MpiTransport(uint64_t comm) : channel_(table->open(comm)) {
-    if (channel_ == nullptr) mpi_failed();
+    if (channel_ == nullptr) mpi_failed(-1);
   }
   ~MpiTransport() override { table->close(channel_); }
   MpiTransport(const MpiTransport&) = delete;
@@ -33,21 +36,21 @@ class MpiTransport final : public Transport {
   Request send(int peer, int tag, const void* data, size_t bytes) override {
     RINGDP_CHECK(bytes <= kMaxMessage);
     Request request;
-    if (table->send(channel_, peer, tag, data, bytes, &request.handle) < 0) mpi_failed();
+    if (const int code = table->send(channel_, peer, tag, data, bytes, &request.handle); code < 0) mpi_failed(code);
     return request;
   }
 
   Request receive(int peer, int tag, void* data, size_t bytes) override {
     RINGDP_CHECK(bytes <= kMaxMessage);
     Request request;
-    if (table->receive(channel_, peer, tag, data, bytes, &request.handle) < 0) mpi_failed();
+    if (const int code = table->receive(channel_, peer, tag, data, bytes, &request.handle); code < 0) mpi_failed(code);
     return request;
   }
 
   bool test(Request& request, size_t* received) override {
     size_t bytes = 0;
     const int done = table->test(channel_, &request.handle, &bytes);
-    if (done < 0) mpi_failed();
+    if (done < 0) mpi_failed(done);
     if (done == 1 && received) *received = bytes;
     return done == 1;
   }
@@ -55,15 +58,19 @@ class MpiTransport final : public Transport {
   int arrived(int tag, size_t* bytes) override {
     int from = -1;
     const int found = table->arrived(channel_, tag, &from, bytes);
-    if (found < 0) mpi_failed();
+    if (found < 0) mpi_failed(found);
     return found == 1 ? from : -1;
   }
 
   int lost() override { return table->lost(channel_); }
 
   void cancel(Request& request) override {
-    if (request.pending() && table->cancel(channel_, &request.handle) < 0) mpi_failed();
+    if (!request.pending()) return;
+    if (const int code = table->cancel(channel_, &request.handle); code < 0) mpi_failed(code);
   }
+
+  bool is_revoked() const override { return table->is_revoked(channel_) == 1; }
+  int64_t pending() const override { return table->pending(channel_); }
 
   [[noreturn]] void abort(int code) override {
     table->abort(code);

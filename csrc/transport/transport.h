@@ -53,6 +53,12 @@ class Transport {
   // Takes back a receive that nothing will match. Afterwards the request is empty and its memory is the caller's again.
   virtual void cancel(Request&) = 0;
 
+  // A rank of it has died, or has told all others to leave it, as far as the transport has heard: nothing is to be sent by it.
+  virtual bool is_revoked() const { return false; }
+
+  // Requests that are neither complete nor taken back: what they send or receive stays in the transport's hands.
+  virtual int64_t pending() const { return 0; }
+
   // Ends all processes of the job (local: marks the job as aborted, so that every rank's next call fails).
   [[noreturn]] virtual void abort(int code) = 0;
 

@@ -1,8 +1,8 @@
 /* The table of functions between the core, which links no MPI, and the MPI unit, the one shared object that does.
  *
  * Plain C, so that a unit made by another compiler, or for another MPI, fits the same core. Functions that can fail
- * return a negative number and leave the reason in error_text(); requests are the MPI's own handles, copied into 64
- * bits.
+ * return a negative number and leave the reason in error_text(): -2 where another process has died, or has revoked the
+ * communicator (ULFM), -1 for all else. Requests are the MPI's own handles, copied into 64 bits.
  */
 #pragma once
 
@@ -31,4 +31,6 @@ struct ringdp_mpi_table {
   void (*abort)(int code);
   const char* (*error_text)(void);
   int (*takes_gpu_memory)(void); /* as the MPI says: 1 it takes pointers to memory of CUDA, 0 it does not, -1 no word */
+  int (*is_revoked)(void*);      /* 1 a process of it has died, or some process has revoked it; 0 no */
+  int64_t (*pending)(void*);     /* requests that have not been completed or taken back: they have memory of ours */
 };

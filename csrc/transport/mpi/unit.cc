@@ -4,6 +4,9 @@
 // survivors of a killed rank under Open MPI, whatever the error handler (measured: a quarter to two thirds of runs).
 #include <dlfcn.h>
 #include <mpi.h>
+#if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
+#include <mpi-ext.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -17,16 +20,28 @@ namespace {
 struct Channel {
   MPI_Comm comm;
   int rank, size, max_tag;
+  int64_t pending = 0;  // requests
 };
 
 thread_local char error[MPI_MAX_ERROR_STRING + 64];
+
+// ULFM: another process has died, or has told all others to leave this communicator.
+bool is_about_others([[maybe_unused]] int code) {
+#ifdef MPIX_ERR_PROC_FAILED
+  int kind = MPI_SUCCESS;
+  MPI_Error_class(code, &kind);
+  return kind == MPIX_ERR_PROC_FAILED || kind == MPIX_ERR_PROC_FAILED_PENDING || kind == MPIX_ERR_REVOKED;
+#else
+  return false;
+#endif
+}
 
 int failed(const char* call, int code) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) std::snprintf(text, sizeof text, "error %d", code);
   std::snprintf(error, sizeof error, "%s: %s", call, text);
-  return -1;
+  return is_about_others(code) ? -2 : -1;
 }
 
 template <class Handle>
@@ -73,6 +88,7 @@ int send(void* c, int peer, int tag, const void* data, size_t bytes, uint64_t* o
       MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, peer, tag, static_cast<Channel*>(c)->comm, &request);
   if (code != MPI_SUCCESS) return failed("MPI_Isend", code);
   *out = pack(request);
+  ++static_cast<Channel*>(c)->pending;
   return 0;
 }
 
@@ -82,10 +98,11 @@ int receive(void* c, int peer, int tag, void* data, size_t bytes, uint64_t* out)
       MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, peer, tag, static_cast<Channel*>(c)->comm, &request);
   if (code != MPI_SUCCESS) return failed("MPI_Irecv", code);
   *out = pack(request);
+  ++static_cast<Channel*>(c)->pending;
   return 0;
 }
 
-int test(void*, uint64_t* bits, size_t* bytes) {
+int test(void* c, uint64_t* bits, size_t* bytes) {
   MPI_Request request = request_of(*bits);
   MPI_Status status;
   int done = 0, count = 0;
@@ -93,6 +110,7 @@ int test(void*, uint64_t* bits, size_t* bytes) {
   if (code != MPI_SUCCESS) return failed("MPI_Test", code);
   if (!done) return 0;
   *bits = 0;
+  --static_cast<Channel*>(c)->pending;
   MPI_Get_count(&status, MPI_BYTE, &count);  // meaningless, but harmless, for a send
   *bytes = static_cast<size_t>(count);
   return 1;
@@ -114,11 +132,12 @@ int arrived(void* c, int tag, int* from, size_t* bytes) {
   return 1;
 }
 
-int cancel(void*, uint64_t* bits) {
+int cancel(void* c, uint64_t* bits) {
   MPI_Request request = request_of(*bits);
   int code = MPI_Cancel(&request);
   if (code == MPI_SUCCESS) code = MPI_Request_free(&request);
   *bits = 0;
+  if (code == MPI_SUCCESS) --static_cast<Channel*>(c)->pending;
   return code == MPI_SUCCESS ? 0 : failed("MPI_Cancel", code);
 }
 
@@ -177,6 +196,23 @@ int takes_gpu_memory() {
   return -1;
 }
 
+// --- ranks that are lost ----------------------------------------------------------------------------------------------
+
+// Where mpirun has been told that ranks may die (--with-ft ulfm). What tells of it comes in during calls of MPI: the one that
+// looks for messages is made for that alone.
+int is_revoked(void* c) {
+  static auto* const ask = std::getenv("OMPI_MCA_mpi_ft_enable") == nullptr
+                               ? nullptr
+                               : extension<int(MPI_Comm, int*)>("MPIX_Comm_is_revoked");
+  if (ask == nullptr) return 0;
+  int answer = 0, from = 0;
+  size_t bytes = 0;
+  if (arrived(c, 0, &from, &bytes) == -2) return 1;
+  return ask(static_cast<Channel*>(c)->comm, &answer) == MPI_SUCCESS && answer != 0;
+}
+
+int64_t pending(void* c) { return static_cast<Channel*>(c)->pending; }
+
 #if defined(OPEN_MPI)
 #define STRING2(x) #x
 #define STRING(x) STRING2(x)
@@ -205,6 +241,8 @@ const ringdp_mpi_table table = {
     abort_job,
     error_text,
     takes_gpu_memory,
+    is_revoked,
+    pending,
 };
 
 }  // namespace
