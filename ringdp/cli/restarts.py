@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ringdp.cli.elastic import LOST
 from ringdp.commits import folder as commits
 from ringdp.commits.folder import VARIABLE, Folder, Manifest
 
@@ -33,7 +34,12 @@ class Ended:
     @property
     def has_failed(self) -> bool:
         """It may be started again."""
-        return self.code != 0 and not self.asked and self.code not in ASKED
+        return not self.is_done and not self.asked and self.code not in ASKED
+
+    @property
+    def is_done(self) -> bool:
+        """It has come to its end, with all ranks or without some."""
+        return self.code in (0, LOST)
 
     def __str__(self) -> str:
         try:
@@ -95,7 +101,7 @@ class Restarts:
             if now is None:
                 return before.code
             ended = now
-            if ended.code == 0:
+            if ended.is_done:
                 remove(self._folder)
             if not ended.has_failed:
                 return ended.code

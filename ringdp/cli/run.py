@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from ringdp import launch, watch
 from ringdp.cli import hosts as host_lists
 from ringdp.cli import mpirun as mpiruns
-from ringdp.cli import restarts
+from ringdp.cli import elastic, restarts
 from ringdp.cli.horovodrun import EXPLANATIONS
 from ringdp.commits.folder import VARIABLE as COMMIT_DIR
 from ringdp.mpi import REPORT_LOST_RANKS
@@ -27,10 +27,11 @@ _EXAMPLES = """examples:
   ringdp run -n 8 --hostfile hosts train.py      the same, from a file of lines `node1 slots=4`
   ringdp run -n 2 python -m package.train        a module; any program works
   ringdp run -n 4 --restarts 3 train.py          start it again when it fails, from its last commit
+  ringdp run -n 4 --elastic train.py             go on without ranks that die (Open MPI 5)
   ringdp run -n 4 --dry-run train.py             print the command line and stop
 
 Each rank gets its share of the cores as OMP_NUM_THREADS, unless that is set already. Signals go on to the ranks, and
-the exit code is that of the job (128 + n when signal n ended it)."""
+the exit code is that of the job (128 + n when signal n ended it; 10 when --elastic has gone on without lost ranks)."""
 
 
 def _say(text: str) -> None:
@@ -92,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
                    help="more options for mpirun: --mpi-args='--bind-to core'")  # fmt: skip
     p.add_argument("--restarts", type=_restarts, metavar="K",
                    help="start a failed job again from its last commit, K times without a new one")  # fmt: skip
+    p.add_argument("--elastic", action="store_true", help="go on without ranks that are lost (Open MPI 5, elastic.run)")
+    p.add_argument("--min-ranks", type=_ranks, metavar="K", help="with --elastic: end the job when fewer are left")
     p.add_argument("--commit-dir", metavar="DIR",
                    help="where TorchState commits (with --restarts: ringdp-commits/...)")  # fmt: skip
     p.add_argument("--grace", type=_seconds, metavar="SECONDS",
@@ -202,6 +205,13 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
     changes |= restarts.variables(options.restarts, options.commit_dir, words, {**environ, **changes})
     program = _program(words, changes.get("PATH", environ.get("PATH")))
     mpirun = mpiruns.find_mpirun(environ, options.mpirun)
+    mpi_args = list(options.mpi_args)
+    if options.elastic:
+        elastic.refuse(mpirun, mpi_args)
+        changes |= elastic.variables(options.min_ranks, {**environ, **changes})
+        mpi_args = [*elastic.options(), *mpi_args]
+    elif options.min_ranks is not None:
+        raise mpiruns.LaunchError("--min-ranks says how many must be left with --elastic: give that, too")
     job = Job(mpirun, [], changes)
 
     per_host = host_lists.ranks_per_host(ranks, hosts or host_lists.allocated_hosts(environ))
@@ -221,7 +231,7 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
     if not options.dry_run:
         names.append(watch.JOB)  # set when it is started
     exported = mpiruns.exported_names({**environ, **changes}, names)
-    job.command = mpiruns.command_line(mpirun, ranks, program, hosts, exported, options.mpi_args)
+    job.command = mpiruns.command_line(mpirun, ranks, program, hosts, exported, mpi_args)
     return job
 
 
@@ -243,7 +253,7 @@ def main(argv: Sequence[str]) -> int:
         _say(f"environment: {shlex.join(settings)}")
         _say(f"command: {shlex.join(job.command)}")
     if options.restarts is None:
-        return _start(job, options.grace).code
+        return _start(job, options).code
     folder = Path(job.changes[COMMIT_DIR])
     return restarts.Restarts(folder, options.restarts, _say).run(
         lambda number: _attempt(options, job, number)
@@ -253,7 +263,7 @@ def main(argv: Sequence[str]) -> int:
 def _attempt(options: argparse.Namespace, first: Job, number: int) -> restarts.Ended | None:
     """The hosts may be others than before. None: it cannot be started any more."""
     if number == 0:
-        return _start(first, options.grace)
+        return _start(first, options)
     try:
         job = plan(options, os.environ, again=True)
     except (mpiruns.LaunchError, host_lists.HostError) as error:
@@ -262,14 +272,16 @@ def _attempt(options: argparse.Namespace, first: Job, number: int) -> restarts.E
     if job.command != first.command:
         _say(f"not as before, but: {shlex.join(job.command)}")
     job.changes[restarts.ATTEMPT] = str(number)
-    return _start(job, options.grace)
+    return _start(job, options)
 
 
-def _start(job: Job, grace: float | None) -> restarts.Ended:
+def _start(job: Job, options: argparse.Namespace) -> restarts.Ended:
     from ringdp.cli import culprit, supervise
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     environ = {**os.environ, **job.changes, watch.JOB: name}
-    ended = restarts.Ended(*supervise.run_and_tell(job.command, environ, job.mpirun.family, _say, grace))
-    culprit.tell(name, ended.code, _say)
-    return ended
+    code, asked = supervise.run_and_tell(job.command, environ, job.mpirun.family, _say, options.grace)
+    culprit.tell(name, code, _say)
+    if options.elastic:
+        code = elastic.tell(culprit.folder_of(name), code, _say)
+    return restarts.Ended(code, asked)
