@@ -1,10 +1,10 @@
 """State that is committed to memory and restored when an exchange fails: the part of Horovod's elastic interface that
 knows no framework. `ringdp.torch.elastic` has the rest.
 
-What works: ranks that are all alive go back to the last commit together and go on; and where a folder is given, commits
-are written to it as well (`ringdp.commits`), so that a job that has failed goes on from there when it is started again.
-What does not: ranks that are lost do not come back by themselves, and none join; then every rank gets an error that
-says so. See docs/elastic.md.
+What works: ranks that are all alive go back to the last commit together and go on; under `ringdp run --elastic` also
+without those that are lost (ringdp/recovery.py); and where a folder is given, commits are written to it as well
+(`ringdp.commits`), so that a job that has failed goes on from there when it is started again. What does not: lost ranks
+are not replaced, and none join. See docs/elastic.md.
 """
 
 from __future__ import annotations
@@ -334,8 +334,10 @@ def run_fn(
 def reset(cause: Exception) -> None:
     """Shut down and initialise again, as it was: the same communicator and process sets.
 
+    Under `ringdp run --elastic` with the ranks that live (`ringdp.recovery`).
+
     Raises:
-        PeerError: some rank has not come within RINGDP_TIMEOUT.
+        PeerError: some rank has not come within RINGDP_TIMEOUT; or ranks are lost, and too few are left.
     """
     here = world.current()
     if here.alive is not None:
@@ -346,8 +348,8 @@ def reset(cause: Exception) -> None:
         raise PeerError(
             f"rank {here.place.rank}: elastic.run cannot go on: after {type(cause).__name__} ({cause}) not all of "
             f"{here.place.size} ranks came to the reset within RINGDP_TIMEOUT={here.engine.timeout:g} s: one is lost, "
-            "stopped or busy elsewhere. ringdp does not recover lost ranks yet: start the job again from a checkpoint "
-            "(on this rank, `state` holds the last commit)"
+            "stopped or busy elsewhere. Start the job again from a checkpoint (on this rank, `state` holds the last "
+            "commit); `ringdp run` does that with --restarts, or lets the others go on with --elastic"
         ) from cause
     world.init(*here.arguments)
     for process_set in process_sets:

@@ -91,7 +91,9 @@ def ends() -> None:
 def others_go_on(here: World, kind: type[BaseException]) -> bool:
     """Without this rank, which is ended by an exception of its own. (What all ranks get ends the job.)"""
     return (
-        _running and here.alive is not None and not issubclass(kind, (HorovodInternalError, KeyboardInterrupt))
+        _running
+        and here.alive is not None
+        and not issubclass(kind, (HorovodInternalError, KeyboardInterrupt))
     )
 
 
@@ -124,7 +126,9 @@ class Fence:
         self._began = time.monotonic()
         self._stopped_since: dict[int, float] = {}
         if waited:
-            self._stopped_since = {one[0]: self._began - self._gone for one in neighbours.neighbours() if one[4]}
+            self._stopped_since = {
+                one[0]: self._began - self._gone for one in neighbours.neighbours() if one[4]
+            }
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main, name="ringdp-fence", daemon=True)
 
@@ -218,6 +222,12 @@ def _revoke(communicators: Iterable[Any]) -> None:
             pass  # it was
 
 
+def _communicators(here: World) -> list[Any]:
+    from ringdp.job import MpiJob
+
+    return here.job.communicators() if isinstance(here.job, MpiJob) else []
+
+
 def recover(cause: Exception) -> None:
     """Go on with the ranks that live: leave the generation that has failed, and begin another. Collective over them.
 
@@ -225,15 +235,16 @@ def recover(cause: Exception) -> None:
         NotRecovered: fewer than RINGDP_MIN_RANKS are left, or one that was left behind cannot be killed; on all ranks,
             as far as they can hear of it.
     """
-    from ringdp import world
-
     from mpi4py import MPI
+
+    from ringdp import world
 
     before, neighbours = world.current(), watch.current()
     began = time.monotonic()
     neighbours.recovers()
+    os.environ.pop("RINGDP_INJECT", None)  # its ranks are those that were started
     with Fence(neighbours, isinstance(cause, DeadlineError)) as fence:
-        _revoke(before.job.communicators())
+        _revoke(_communicators(before))
         world.abandon()
         if not before.has_agreed:
             _agree(before.alive, False)
@@ -247,7 +258,7 @@ def recover(cause: Exception) -> None:
             joined = False
             made: list[Any] = []
             try:
-                _refuse_too_few(alive.Get_size(), lost, cause)
+                _refuse_too_few(before.place.rank, alive.Get_size(), lost, cause)
                 world.join_again(_remembering(MPI, alive, made), alive, before.arguments)
                 joined = True
             except MPI.Exception:  # one is lost meanwhile
@@ -257,7 +268,7 @@ def recover(cause: Exception) -> None:
             if _agree(alive, joined):
                 break
             if joined:
-                _revoke(world.current().job.communicators())
+                _revoke(_communicators(world.current()))
                 world.abandon()
     here = world.current()
     _put_process_sets(before, numbers)
@@ -289,21 +300,23 @@ def _remembering(MPI: Any, comm: Any, made: list[Any]) -> Any:
 def _numbers(MPI: Any, before: Any, now: Any) -> dict[int, int]:
     """The ranks that live: number of before, number now."""
     ranks = list(range(now.Get_size()))
-    return dict(zip(MPI.Group.Translate_ranks(now.Get_group(), ranks, before.Get_group()), ranks, strict=True))
+    return dict(
+        zip(MPI.Group.Translate_ranks(now.Get_group(), ranks, before.Get_group()), ranks, strict=True)
+    )
 
 
-def _refuse_too_few(left: int, lost: Sequence[int], cause: Exception) -> None:
+def _refuse_too_few(rank: int, left: int, lost: Sequence[int], cause: Exception) -> None:
     least = int(os.environ.get(MIN_RANKS) or 1)
     if left < least:
         raise NotRecovered(
-            f"{_ranks(lost)} lost, {left} left: fewer than the {least} of --min-ranks, so the job ends ({cause})"
+            f"rank {rank}: {_ranks(lost)} lost, {left} left: fewer than the {least} of --min-ranks, so the job ends "
+            f"({cause})"
         ) from cause
 
 
 def _put_process_sets(before: World, numbers: Mapping[int, int]) -> None:
     """Those of which all members live are there again, under the members' new numbers."""
     from ringdp import world
-
     from ringdp.process_sets import add_process_set
 
     for number in sorted(before.process_sets):
@@ -327,7 +340,12 @@ def _report(before: World, lost: Sequence[int], here: World, seconds: float) -> 
         f"rank 0: going on without {_ranks(lost)} (of {before.place.size}): {here.place.size} left, generation "
         f"{here.generation}, after {seconds:.2f} s"
     )
-    line = {"generation": here.generation, "lost": list(lost), "of": before.place.size, "left": here.place.size}
+    line = {
+        "generation": here.generation,
+        "lost": list(lost),
+        "of": before.place.size,
+        "left": here.place.size,
+    }
     try:
         folder = report_folder()
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -348,5 +366,3 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 def _say(text: str) -> None:
     print(f"ringdp: {text}", file=sys.stderr, flush=True)
-
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.metadata
 import io
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ringdp import launch, link, mpi, preempt, profile, recovery, sharing, signals, watch
+from ringdp import alike, launch, link, mpi, preempt, recovery, sharing, signals, watch
 from ringdp.compat import variables
 from ringdp.errors import HorovodInternalError, InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
@@ -225,7 +224,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
 
 
 def join_again(comm: Any, alive: Any, arguments: tuple[Any, Any]) -> None:
-    """As `init()`, of another generation of ranks, without process sets. Collective over `comm`, an mpi4py communicator.
+    """As `init()`, of another generation of ranks, without process sets. Collective over `comm` (mpi4py's).
 
     Args:
         comm, alive: the same ranks.
@@ -235,7 +234,7 @@ def join_again(comm: Any, alive: Any, arguments: tuple[Any, Any]) -> None:
 
 
 def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
-    global _world, _generation
+    global _world, _generation, _left
     ignored = variables.honour(os.environ) if alive is None else []
     preempting = signals.wanted(os.environ)
     mpi.build()  # an installation that cannot work says so first
@@ -249,7 +248,7 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
         if base.Get_size() == 1 and comm is None:
             _refuse_singleton(library)
         with watch.guarded("the ranks' first exchange in init()", missing=comm is None):
-            _compare_versions(base, library)
+            alike.compare(base, library)
         with watch.guarded("the exchange of places in init()", missing=True):
             place = _find_place(MPI, base)
             hosts = link.hosts_of(base, MPI)
@@ -266,6 +265,7 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
     _generation += 1
     lender = sharing.Lender(job.neighbours, place.rank)
     _world = World(engine, place, job, _generation, arguments=arguments, alive=alive, lender=lender)
+    _left = None
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
@@ -385,43 +385,6 @@ def _refuse_singleton(library: str) -> None:
     traces = launch.launcher_traces(os.environ)
     if traces is not None and launch.is_silent_singleton(traces, 1, os.environ):
         raise InitError(launch.singleton_error(traces, library))
-
-
-def _compare_versions(comm: Any, library: str) -> None:
-    """What must be the same on all ranks: versions, where messages are cut, and what algorithms are chosen by."""
-    mine = {"versions of ringdp": _version("ringdp"), "versions of MPI": library}
-    mine["versions of Python"] = sys.version.split()[0]
-    mine |= {f"versions of {name}": _version(name) for name in ("numpy", "torch", "tensorflow", "jax")}
-    for option in (
-        "RINGDP_SEGMENT_BYTES",
-        "RINGDP_SHARED_SEGMENT_BYTES",
-        "RINGDP_LETTER_BYTES",
-        "RINGDP_CHECKSUM",
-        "RINGDP_ALGORITHM",
-        sharing.VARIABLE,
-    ):
-        mine[f"values of {option}"] = os.environ.get(option) or "the default"
-    mine["profiles (RINGDP_PROFILE)"] = profile.described()
-    of_rank = comm.allgather(mine)
-    for what in mine:
-        found: dict[str, list[int]] = {}
-        for rank, theirs in enumerate(of_rank):
-            found.setdefault(theirs[what], []).append(rank)
-        if len(found) > 1:
-            table = "; ".join(f"{value} on rank{'s' * (len(r) > 1)} {_few(r)}" for value, r in found.items())
-            raise InitError(f"the ranks have different {what}: {table}. Make them the same on all hosts")
-
-
-def _few(ranks: list[int], most: int = 8) -> str:
-    text = ", ".join(map(str, ranks[:most]))
-    return text if len(ranks) <= most else f"{text} and {len(ranks) - most} more"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _find_place(MPI: Any, base: Any) -> Place:

@@ -7,8 +7,8 @@ _SSH = (
     "write it into ~/.ssh/config, or set mpirun's own variable, in Open MPI 5 PRTE_MCA_plm_ssh_args='-p 2222'"
 )
 _ELASTIC = (
-    "elastic jobs are not supported yet: start a fixed number of ranks with -n; --restarts K starts a failed job "
-    "again, from its last commit"
+    "ranks do not join a job that runs: start a fixed number with -n; --elastic goes on without ranks that are lost, "
+    "as long as --min-ranks are left, and --restarts K starts a failed job again, from its last commit"
 )
 _STALL = "ringdp has deadlines instead of a stall check: leave the option out"
 _FUSION = "set RINGDP_BUCKET_BYTES to a number of bytes instead"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ringdp import launch, watch
+from ringdp.cli import elastic, restarts
 from ringdp.cli import hosts as host_lists
 from ringdp.cli import mpirun as mpiruns
-from ringdp.cli import elastic, restarts
 from ringdp.cli.horovodrun import EXPLANATIONS
 from ringdp.commits.folder import VARIABLE as COMMIT_DIR
 from ringdp.mpi import REPORT_LOST_RANKS
@@ -93,8 +93,12 @@ def parser() -> argparse.ArgumentParser:
                    help="more options for mpirun: --mpi-args='--bind-to core'")  # fmt: skip
     p.add_argument("--restarts", type=_restarts, metavar="K",
                    help="start a failed job again from its last commit, K times without a new one")  # fmt: skip
-    p.add_argument("--elastic", action="store_true", help="go on without ranks that are lost (Open MPI 5, elastic.run)")
-    p.add_argument("--min-ranks", type=_ranks, metavar="K", help="with --elastic: end the job when fewer are left")
+    p.add_argument(
+        "--elastic", action="store_true", help="go on without ranks that are lost (Open MPI 5, elastic.run)"
+    )
+    p.add_argument(
+        "--min-ranks", type=_ranks, metavar="K", help="with --elastic: end the job when fewer are left"
+    )
     p.add_argument("--commit-dir", metavar="DIR",
                    help="where TorchState commits (with --restarts: ringdp-commits/...)")  # fmt: skip
     p.add_argument("--grace", type=_seconds, metavar="SECONDS",

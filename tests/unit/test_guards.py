@@ -92,7 +92,7 @@ COLLECTIVE = {
     "Dup", "Split", "Split_type", "Create_group", "Create", "Free", "Barrier", "bcast", "gather", "allgather",
     "scatter",
     "alltoall", "sendrecv", "send", "recv", "Send", "Recv", "Init_thread", "Finalize", "Allreduce", "Bcast", "Wait",
-    "Waitall", "Probe", "Mprobe", "Spawn", "Disconnect",
+    "Waitall", "Probe", "Mprobe", "Spawn", "Disconnect", "Shrink", "Agree", "Revoke",
 }  # fmt: skip
 COMMUNICATORS = {
     "comm",
@@ -103,12 +103,14 @@ COMMUNICATORS = {
     "data",
     "control",
     "communicator",
+    "alive",
     "MPI",
     "COMM_WORLD",
     "_comm",
 }
 # Functions that others call inside of a guard.
 CALLED_INSIDE = {
+    ("alike.py", "compare"): "world.init",
     ("job.py", "MpiJob.__init__"): "world.init",
     ("job.py", "MpiJob.engine"): "world.init",
     ("job.py", "MpiJob._membership"): "MpiJob.engine, MpiJob.add_set_over",
@@ -117,11 +119,11 @@ CALLED_INSIDE = {
     ("link.py", "ping_pong"): "world.init; ringdp bench",
     ("link.py", "hosts_of"): "world.init; ringdp bench",
     ("mpi.py", "load"): "world.init; ringdp info",
+    ("recovery.py", "prepare"): "world.init",
     ("sharing.py", "find_neighbours"): "MpiJob.__init__",
     ("sharing.py", "_try_kind"): "find_neighbours",
     ("watch.py", "meet"): "world.init",
     ("world.py", "_base"): "world.init",
-    ("world.py", "_compare_versions"): "world.init",
     ("world.py", "_find_place"): "world.init",
     ("world.py", "_warn_oversubscription"): "world.init",
 }

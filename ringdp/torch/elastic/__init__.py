@@ -40,7 +40,8 @@ def run(func: Callable[..., Any] | None = None, *, reset_limit: int = _elastic.R
 
     Raises:
         HorovodInternalError: the limit is reached; on every rank, with the last failure.
-        PeerError: a rank has not come to the reset within RINGDP_TIMEOUT: it is lost, and not recovered.
+        PeerError: a rank has not come to the reset within RINGDP_TIMEOUT: it is lost. Under `ringdp run --elastic` the
+            others go on without it, and this is raised where fewer than --min-ranks are left.
     """
     if func is None:
         return lambda function: run(function, reset_limit=reset_limit)

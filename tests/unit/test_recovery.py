@@ -1,0 +1,168 @@
+"""Going on without lost ranks: who is killed, and when; process sets under new numbers; what `ringdp run` says."""
+
+import json
+import os
+
+import pytest
+
+from ringdp import recovery
+from ringdp.cli import elastic
+from ringdp.cli.mpirun import LaunchError, Mpirun
+from ringdp.cli.restarts import Ended
+from ringdp.errors import InitError, PeerError
+from ringdp.process_sets import ProcessSet
+from ringdp.recovery import Fence, NotRecovered
+
+OPEN_MPI = Mpirun("/bin/mpirun", "openmpi", (5, 0, 11), "on PATH")
+
+
+class Watch:
+    """Of a host with ranks 1 and 2 beside this one."""
+
+    def __init__(self, **rank_1):
+        self.one = {
+            "is_dead": False,
+            "can_be_killed": True,
+            "is_stopped": False,
+            "recovers": False,
+            "patience": 0.0,
+        }
+        self.one |= rank_1
+        self.killed = []
+        self.dies = True
+
+    def neighbours(self):
+        return [(1, 4711, *self.one.values()), (2, 4712, False, True, False, True, 0.0)]
+
+    def kill(self, rank, seconds):
+        self.killed.append(rank)
+        return self.dies
+
+
+@pytest.fixture(autouse=True)
+def seconds(monkeypatch):
+    monkeypatch.setenv("RINGDP_TIMEOUT", "100")
+
+
+def killed_after(watch, seconds, waited=False):
+    fence = Fence(watch, waited)
+    fence.look(fence._began)
+    fence.look(fence._began + seconds)
+    return watch.killed
+
+
+def test_a_stopped_rank_has_a_minute(capsys):
+    assert killed_after(Watch(is_stopped=True), 59) == []
+    assert killed_after(Watch(is_stopped=True), 61) == [1]
+    assert (
+        "killing rank 1 (process 4711), as the others go on without it: it is stopped"
+        in capsys.readouterr().err
+    )
+    assert killed_after(Watch(is_stopped=True, recovers=True), 61) == [1]  # it was stopped on its way
+
+
+def test_a_stopped_rank_that_was_waited_for_has_no_more_time():
+    assert killed_after(Watch(is_stopped=True), 0.1, waited=True) == [1]
+
+
+def test_a_rank_that_goes_on_again_has_its_time_anew():
+    watch = Watch(is_stopped=True)
+    fence = Fence(watch, False)
+    fence.look(fence._began)
+    watch.one["is_stopped"] = False
+    fence.look(fence._began + 50)
+    watch.one["is_stopped"] = True
+    fence.look(fence._began + 99)
+    assert watch.killed == []
+
+
+def test_a_rank_that_does_not_come_has_the_whole_time_or_its_patience(capsys):
+    assert killed_after(Watch(), 99) == []
+    assert killed_after(Watch(), 101) == [1]
+    assert "it has not come for 101 s" in capsys.readouterr().err
+    assert killed_after(Watch(patience=200.0), 101) == []
+    assert killed_after(Watch(recovers=True), 1000) == []
+
+
+def test_nobody_is_killed_whose_process_is_not_known_for_sure():
+    assert killed_after(Watch(can_be_killed=False), 1000) == []
+    assert killed_after(Watch(is_dead=True), 1000) == []
+
+
+def test_who_is_left_behind_is_dead_before_others_go_on():
+    watch = Watch()
+    Fence(watch, False).confirm([1, 7])  # 7: of another host
+    assert watch.killed == [1]
+    dead = Watch(is_dead=True)
+    Fence(dead, False).confirm([1])
+    assert dead.killed == []
+    watch.dies = False
+    with pytest.raises(
+        NotRecovered, match=r"rank 1 \(process 4711\) is left behind, but lives and cannot be killed"
+    ):
+        Fence(watch, False).confirm([1])
+
+
+def test_process_sets_move_with_their_ranks():
+    numbers = {0: 0, 2: 1, 3: 2}  # without rank 1
+    moved, gone = ProcessSet([0, 3]), ProcessSet([1, 2])
+    assert moved.moved(numbers) == [] and moved.ranks == [0, 2]
+    assert gone.moved(numbers) == [1] and gone.ranks == [1, 2]
+
+
+def test_too_few_ranks(monkeypatch):
+    recovery._refuse_too_few(0, 1, [0, 1], PeerError("x"))
+    monkeypatch.setenv("RINGDP_MIN_RANKS", "2")
+    recovery._refuse_too_few(0, 2, [0, 1], PeerError("x"))
+    with pytest.raises(PeerError, match="ranks 0, 1 lost, 1 left: fewer than the 2 of --min-ranks"):
+        recovery._refuse_too_few(0, 1, [0, 1], PeerError("x"))
+
+
+def test_an_mpi_without_ulfm_is_refused(monkeypatch):
+    class MPI:
+        class Comm:
+            pass
+
+    assert recovery.prepare(MPI, None) is None
+    monkeypatch.setenv("RINGDP_ELASTIC", "1")
+    with pytest.raises(InitError, match="Open MPI 5 with ULFM, started by `ringdp run --elastic`"):
+        recovery.prepare(MPI, None)
+
+
+# --- ringdp run -----------------------------------------------------------------------------------------------------
+
+
+def test_which_launchers_are_refused():
+    elastic.refuse(OPEN_MPI, ["--mca", "pml", "ob1"])
+    for other in (Mpirun("/m", "mpich", (5, 0), ""), Mpirun("/m", "openmpi", (4, 1, 4), "")):
+        with pytest.raises(LaunchError, match="--elastic needs Open MPI 5 with ULFM.*use --restarts K"):
+            elastic.refuse(other, [])
+    with pytest.raises(LaunchError, match="asks for pml ucx: leave that out"):
+        elastic.refuse(OPEN_MPI, ["--mca", "pml", "ucx"])
+
+
+def test_what_is_said_of_lost_ranks(tmp_path):
+    said = []
+    assert elastic.tell(tmp_path, 0, said.append) == 0 and said == []
+    lines = [
+        {"generation": 2, "lost": [1], "of": 4, "left": 3},
+        {"generation": 3, "lost": [0, 2], "of": 3, "left": 1},
+    ]
+    (tmp_path / recovery.LOST).write_text("\n".join(map(json.dumps, lines)) + '\n{"gener')
+    assert elastic.tell(tmp_path, 0, said.append) == elastic.LOST
+    assert said[0].startswith(
+        "3 ranks lost, 2 recoveries; the job has come to its end with 1, and its exit code is 10"
+    )
+    assert elastic.tell(tmp_path, 1, said.append) == 1
+    assert said[1].startswith("3 ranks lost, 2 recoveries (")
+
+
+def test_a_job_that_has_gone_on_without_ranks_is_not_started_again():
+    assert not Ended(elastic.LOST, False).has_failed
+    assert Ended(1, False).has_failed
+
+
+def test_reports_lie_where_ringdp_run_looks():
+    told = elastic.variables(2, {})
+    assert told == {"RINGDP_ELASTIC": "1", "RINGDP_REPORT_DIR": os.getcwd(), "RINGDP_MIN_RANKS": "2"}
+    assert elastic.variables(None, {"RINGDP_REPORT_DIR": "/x"})["RINGDP_REPORT_DIR"] == "/x"
