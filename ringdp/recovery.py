@@ -129,6 +129,7 @@ class Fence:
             self._stopped_since = {
                 one[0]: self._began - self._gone for one in neighbours.neighbours() if one[4]
             }
+        self._killed: set[int] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main, name="ringdp-fence", daemon=True)
 
@@ -149,7 +150,7 @@ class Fence:
         for rank, pid, is_dead, can_be_killed, is_stopped, recovers, patience in self._watch.neighbours():
             if not is_stopped:
                 self._stopped_since.pop(rank, None)
-            if is_dead or not can_be_killed:
+            if is_dead or not can_be_killed or rank in self._killed:
                 continue
             why = ""
             if is_stopped and now - self._stopped_since.setdefault(rank, now) >= self._gone:
@@ -158,6 +159,7 @@ class Fence:
                 why = f"it has not come for {now - self._began:.0f} s"
             if why:
                 _say(f"killing rank {rank} (process {pid}), as the others go on without it: {why}")
+                self._killed.add(rank)
                 self._watch.kill(rank, 0)
 
     def confirm(self, lost: Iterable[int]) -> None:
@@ -232,6 +234,7 @@ def recover(cause: Exception) -> None:
     """Go on with the ranks that live: leave the generation that has failed, and begin another. Collective over them.
 
     Raises:
+        HorovodInternalError: another rank was lost when all was done but for the process sets: to be called again.
         NotRecovered: fewer than RINGDP_MIN_RANKS are left, or one that was left behind cannot be killed; on all ranks,
             as far as they can hear of it.
     """
@@ -267,11 +270,14 @@ def recover(cause: Exception) -> None:
                 _revoke([*made, alive])
             if _agree(alive, joined):
                 break
-            if joined:
+            if world.is_initialized():
                 _revoke(_communicators(world.current()))
                 world.abandon()
     here = world.current()
-    _put_process_sets(before, numbers)
+    try:
+        _put_process_sets(before, numbers)
+    except MPI.Exception as error:  # one more is lost
+        raise PeerError(f"rank {here.place.rank}: process sets could not be made again: {error}") from error
     if here.place.rank == 0 and lost:
         _report(before, lost, here, time.monotonic() - began)
 

@@ -235,27 +235,28 @@ def join_again(comm: Any, alive: Any, arguments: tuple[Any, Any]) -> None:
 
 def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
     global _world, _generation, _left
-    ignored = variables.honour(os.environ) if alive is None else []
+    first = alive is None
+    ignored = variables.honour(os.environ) if first else []
     preempting = signals.wanted(os.environ)
     mpi.build()  # an installation that cannot work says so first
     guard = watch.begin()
     try:
-        with watch.guarded("MPI_Init_thread", missing=True):
+        with watch.guarded("MPI_Init_thread", missing=first):
             MPI = mpi.load()
-        with watch.guarded("MPI_Comm_create_group", missing=True):
+        with watch.guarded("MPI_Comm_create_group", missing=first):
             base = _base(MPI, comm)
         library = launch.library_name(MPI.Get_library_version())
         if base.Get_size() == 1 and comm is None:
             _refuse_singleton(library)
         with watch.guarded("the ranks' first exchange in init()", missing=comm is None):
             alike.compare(base, library)
-        with watch.guarded("the exchange of places in init()", missing=True):
+        with watch.guarded("the exchange of places in init()", missing=first):
             place = _find_place(MPI, base)
             hosts = link.hosts_of(base, MPI)
             link.warn_if_far(base, hosts)
             signals.install(preempting, preempt.handle)  # the watch's handlers come before it
-            watch.meet(guard, base, place, _generation + 1 if alive is not None else 1)
-        with watch.guarded("MPI_Comm_dup in init()", missing=True):
+            watch.meet(guard, base, place, 1 if first else _generation + 1)
+        with watch.guarded("MPI_Comm_dup in init()", missing=first):
             alive = alive or recovery.prepare(MPI, base)
             job = MpiJob(base, hosts)
             engine = job.engine(_generation + 1)
@@ -269,8 +270,9 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
     numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
     os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
     _install_hooks()
-    with watch.guarded("MPI_Gather in init()", missing=True):
-        _warn_oversubscription(base, place)
+    if first:
+        with watch.guarded("MPI_Gather in init()", missing=True):
+            _warn_oversubscription(base, place)
     if place.rank == 0:
         for line in ignored:
             print(f"ringdp: {line}", file=sys.stderr, flush=True)

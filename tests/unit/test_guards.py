@@ -21,8 +21,9 @@ BLOCKS = re.compile(
 )
 # MPI calls that return at once, whatever others do.
 RETURNS = {
-    "MPI_Error_string", "MPI_Comm_set_errhandler", "MPI_Comm_rank", "MPI_Comm_size", "MPI_Comm_get_attr", "MPI_Isend",
-    "MPI_Irecv", "MPI_Test", "MPI_Iprobe", "MPI_Get_count", "MPI_Cancel", "MPI_Request_free", "MPI_Get_library_version",
+    "MPI_Error_string", "MPI_Error_class", "MPI_Comm_set_errhandler", "MPI_Comm_rank", "MPI_Comm_size",
+    "MPI_Comm_get_attr", "MPI_Isend", "MPI_Irecv", "MPI_Test", "MPI_Iprobe", "MPI_Get_count", "MPI_Cancel",
+    "MPI_Request_free", "MPI_Get_library_version",
     "MPI_Comm_group", "MPI_Group_size", "MPI_Group_translate_ranks", "MPI_Group_free",
 }  # fmt: skip
 # (file, call): what ends it.
