@@ -29,7 +29,7 @@ from driver.environ import MARK, environment
 from ringdp.cli.elastic import LOST, recoveries
 
 PROGRAM = Path(__file__).resolve().parent / "elastic_digits.py"
-START, LIMIT = 120.0, 400.0  # seconds until all ranks train; for a whole job
+START, LIMIT = 300.0, 500.0  # seconds until all ranks train; for a whole job
 TIMEOUT = 3  # RINGDP_TIMEOUT: until a stopped rank is given up
 WORSE = 0.02  # of accuracy: a training of other batches may be so much worse, or better
 
