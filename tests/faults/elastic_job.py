@@ -52,7 +52,7 @@ def main() -> None:
             if state.step == 10 and todo:
                 fault(todo.pop())
             large.fill(ringdp.rank() + 1 + state.step)
-            ringdp.allreduce_(large, op=ringdp.Sum, name="gradients")
+            ringdp.allreduce_(large, op=ringdp.Sum, name=f"gradients {state.step}")
             wanted = sum(rank + 1 + state.step for rank in range(ringdp.size()))
             assert (large == wanted).all(), f"a wrong sum in step {state.step}: {large[:4]}, not {wanted}"
             state.step += 1

@@ -23,6 +23,7 @@ from ringdp.cli.elastic import LOST, recoveries
 HERE = Path(__file__).parent
 LIMIT = 120  # seconds, for any job
 STEPS = 30
+KILLED = "rank=1,name=gradients 10,stage=REDUCE,do=kill"
 
 pytestmark = pytest.mark.skipif(mpi.build().MPI_FAMILY != "openmpi", reason="only Open MPI has ULFM")
 
@@ -50,7 +51,7 @@ class Job:
         self.process.wait()
         text = self.output.read_text(errors="replace")
         assert code is not None, f"it has not ended after {LIMIT} s\n{text}"
-        left += leftovers.new_shared_files(self.before)
+        left += kills.files_left(self.before)
         assert not left, f"{left}\n{text}"
         return code, text
 
@@ -80,15 +81,14 @@ def lives(pid: int) -> bool:
 
 
 def test_a_rank_is_killed_in_mid_exchange(tmp_path):
-    job = Job(tmp_path, RINGDP_INJECT="rank=1,op=41,stage=REDUCE,do=kill")
+    job = Job(tmp_path, RINGDP_INJECT=KILLED)
     code, text = job.end()
     assert code == LOST, text
     assert "going on without rank 1 (of 3): 2 left, generation 2" in text
     assert re.search(r"ringdp run: 1 rank lost, 1 recovery; .* its exit code is 10", text), text
     ends = job.ends()
     assert sorted(one["rank"] for one in ends) == [0, 1], text
-    steps = [s for s in range(STEPS) if ends[0]["sums"] == sums(3, s, 2)]
-    assert len(steps) == 1 and ends[0]["sums"] == ends[1]["sums"], ends
+    assert all(one["sums"] == sums(3, 10, 2) for one in ends), ends
     # The process set of ranks 0 and 2, now 0 and 1, is there; that of the lost rank is not, and it is said.
     assert all(one["pair"] == [0, 1] and one["together"] == [2.0] for one in ends), ends
     assert "process set 2 is gone with its rank 1" in text
@@ -140,13 +140,14 @@ def test_nobody_is_lost_where_all_live(tmp_path):
 
 @pytest.mark.slow
 def test_too_few_are_left(tmp_path):
-    job = Job(tmp_path, options=("--min-ranks", "3"), RINGDP_INJECT="rank=1,op=41,stage=REDUCE,do=kill")
+    job = Job(tmp_path, options=("--min-ranks", "3"), RINGDP_INJECT=KILLED)
     code, text = job.end()
     assert code not in (0, LOST), text
     assert "rank 1 lost, 2 left: fewer than the 3 of --min-ranks, so the job ends" in text
     assert not job.ends()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "sklearn")),
     reason="needs torch, scikit-learn",
@@ -158,7 +159,7 @@ def test_no_sample_is_lost_or_taken_twice(tmp_path):
     kills.kill_all_but_one(run, 3, 1, random.Random(6))
     code = kills.end(run)
     wrong, _ = kills.judge(run, code, 3, None)
-    wrong += leftovers.end_processes(run.env[MARK]) + leftovers.new_shared_files(before)
+    wrong += leftovers.end_processes(run.env[MARK]) + kills.files_left(before)
     assert run.killed and not wrong, (
         f"{run.killed}: {wrong}\n{(tmp_path / 'output').read_text(errors='replace')}"
     )
