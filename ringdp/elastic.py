@@ -327,6 +327,7 @@ def run_fn(
                     f"the last failure was {type(cause).__name__}: {cause}"
                 ) from cause
             state.on_reset()
+            del cause  # with its traceback, which holds the engine and the memory that were left
 
     return wrapper
 

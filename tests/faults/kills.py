@@ -127,9 +127,9 @@ def judge(run: Run, code: int | None, ranks: int, accuracy: float | None) -> tup
     return wrong, result | {"recoveries": len(found)}
 
 
-def files_left(before: set[str]) -> list[str]:
-    """Of ringdp, in shared memory."""
-    return [line for line in leftovers.new_shared_files(before) if "/ringdp" in line]
+def files_left(launcher: int) -> list[str]:
+    """A line about each recorder in shared memory of the job that this `ringdp run` has started."""
+    return [f"file left over: {path}" for path in leftovers.SHM.glob(f"ringdp.*-{launcher}-*")]
 
 
 def main() -> int:
@@ -141,7 +141,7 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=None, help="of what is killed and when; default: by the clock")
     args = p.parse_args()
     seed = args.seed if args.seed is not None else int(time.time())
-    chance, before, began = random.Random(seed), leftovers.shared_files(), time.monotonic()
+    chance, began = random.Random(seed), time.monotonic()
     kills = recovered = jobs = 0
     accuracy: float | None = None
     accuracies: list[float] = []
@@ -152,7 +152,7 @@ def main() -> int:
                 kill_all_but_one(run, args.ranks, args.kills - kills, chance)
             code = end(run)
             wrong, result = judge(run, code, args.ranks, accuracy)
-            wrong += leftovers.end_processes(run.env[MARK]) + files_left(before)
+            wrong += leftovers.end_processes(run.env[MARK]) + files_left(run.process.pid)
             if wrong:
                 print((run.folder / "output").read_text(errors="replace"))
                 print(

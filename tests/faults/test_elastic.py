@@ -34,7 +34,6 @@ class Job:
     ):
         self.folder, self.env = folder, environment() | environ
         command = [sys.executable, "-m", "ringdp", "run", "--elastic", "-n", str(ranks), *options]
-        self.before = leftovers.shared_files()
         self.output = folder / "output"
         self.process = subprocess.Popen(
             [*command, str(HERE / "elastic_job.py"), "--steps", str(STEPS), *words], cwd=folder, env=self.env,
@@ -51,7 +50,7 @@ class Job:
         self.process.wait()
         text = self.output.read_text(errors="replace")
         assert code is not None, f"it has not ended after {LIMIT} s\n{text}"
-        left += kills.files_left(self.before)
+        left += kills.files_left(self.process.pid)
         assert not left, f"{left}\n{text}"
         return code, text
 
@@ -154,12 +153,11 @@ def test_too_few_are_left(tmp_path):
 )
 def test_no_sample_is_lost_or_taken_twice(tmp_path):
     """And all ranks have the same parameters: one of three ranks of a training is killed or stopped at some moment."""
-    before = leftovers.shared_files()
     run = kills.start(tmp_path, 3, 12, 0.01)
     kills.kill_all_but_one(run, 3, 1, random.Random(6))
     code = kills.end(run)
     wrong, _ = kills.judge(run, code, 3, None)
-    wrong += leftovers.end_processes(run.env[MARK]) + kills.files_left(before)
+    wrong += leftovers.end_processes(run.env[MARK]) + kills.files_left(run.process.pid)
     assert run.killed and not wrong, (
         f"{run.killed}: {wrong}\n{(tmp_path / 'output').read_text(errors='replace')}"
     )
