@@ -6,6 +6,7 @@ Importing this module touches no MPI; `load()` does.
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import os
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ringdp import launch, watch
+from ringdp import launch, recovery, watch
 from ringdp.errors import InitError
 
 NO_MPI = (
@@ -101,22 +102,27 @@ def _import_mpi() -> Any:
     """
     import mpi4py
 
-    if "mpi4py.MPI" in sys.modules or mpi4py.rc.finalize is not None:
-        from mpi4py import MPI
-
-        return MPI
-    mpi4py.rc.finalize = False
+    is_ours = "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is None
+    if is_ours:
+        mpi4py.rc.finalize = False
     from mpi4py import MPI
 
+    if is_ours or recovery.is_wanted(os.environ):
+        _finalize_at_exit(MPI)
+    return MPI
+
+
+@functools.cache
+def _finalize_at_exit(MPI: Any) -> None:
+    """Before the engine's hook is registered, so it comes after that."""
     pid = os.getpid()
 
     def finalize() -> None:
         if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
-            with watch.guarded("MPI_Finalize"):
+            with watch.guarded("MPI_Finalize", most=recovery.seconds_to_finalize()):
                 MPI.Finalize()
 
-    atexit.register(finalize)  # before the engine's hook is registered, so it runs after that
-    return MPI
+    atexit.register(finalize)
 
 
 def check_thread_level(MPI: Any) -> None:

@@ -12,6 +12,7 @@ matter of the ranks there.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -37,6 +38,9 @@ _GONE = 60.0  # seconds for which a stopped rank is waited for, unless RINGDP_TI
 _LOOK = 0.05  # seconds between two looks at the ranks of this host
 _DIES = 20.0  # seconds that a killed process may take to be gone: the kernel frees its memory first
 
+_FINALIZES = 5.0  # seconds, where ranks are lost: Open MPI then waits for them now and then, and for ever
+
+_any_lost = False
 _running = False  # this rank is in elastic.run, or has left it by an exception
 
 
@@ -74,6 +78,11 @@ def is_on() -> bool:
     from ringdp import world
 
     return world.is_initialized() and world.current().alive is not None
+
+
+def seconds_to_finalize() -> float:
+    """For MPI_Finalize at the most: a rank that has done all its work, and waits there for lost ones, is ended."""
+    return _FINALIZES if _any_lost else math.inf
 
 
 def begins() -> None:
@@ -242,6 +251,7 @@ def recover(cause: Exception) -> None:
 
     from ringdp import world
 
+    global _any_lost
     before, neighbours = world.current(), watch.current()
     began = time.monotonic()
     neighbours.recovers()
@@ -256,6 +266,7 @@ def recover(cause: Exception) -> None:
             alive = _shrink(alive)
             numbers = _numbers(MPI, before.alive, alive)
             lost = [rank for rank in range(before.place.size) if rank not in numbers]
+            _any_lost = _any_lost or bool(lost)
             fence.confirm(lost)
             watch.end(all_left=False)
             joined = False

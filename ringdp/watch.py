@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import math
 import os
 import re
 import secrets
@@ -134,7 +135,7 @@ def recorders() -> str:
 
 
 @contextlib.contextmanager
-def guarded(what: str, missing: bool = False, times: float = 1) -> Iterator[None]:
+def guarded(what: str, missing: bool = False, times: float = 1, most: float = math.inf) -> Iterator[None]:
     """Inside is one call of MPI, which takes no deadline: if it has not ended within RINGDP_TIMEOUT seconds, the
     process ends with a line that says so.
 
@@ -142,9 +143,10 @@ def guarded(what: str, missing: bool = False, times: float = 1) -> Iterator[None
         what: the call, as people know it: "MPI_Comm_dup".
         missing: of `init()`, which has RINGDP_START_TIMEOUT: say which ranks of this host have not come to it.
         times: so many times as long.
+        most: so many seconds at the most.
     """
     watch = _current or _alone()
-    end = times * seconds_of(START_TIMEOUT if missing else TIMEOUT, 600)
+    end = min(most, times * seconds_of(START_TIMEOUT if missing else TIMEOUT, 600))
     report = min(end, seconds_of(REPORT_AFTER, 60))
     call = watch.enter(what, report, end, recorders() if missing else "")
     try:

@@ -198,12 +198,11 @@ int takes_gpu_memory() {
 
 // --- ranks that are lost ----------------------------------------------------------------------------------------------
 
-// Where mpirun has been told that ranks may die (--with-ft ulfm). What tells of it comes in during calls of MPI: the one that
+// In a job that goes on without them (ringdp run --elastic). What tells of it comes in during calls of MPI: the one that
 // looks for messages is made for that alone.
 int is_revoked(void* c) {
-  static auto* const ask = std::getenv("OMPI_MCA_mpi_ft_enable") == nullptr
-                               ? nullptr
-                               : extension<int(MPI_Comm, int*)>("MPIX_Comm_is_revoked");
+  static auto* const ask =
+      std::getenv("RINGDP_ELASTIC") == nullptr ? nullptr : extension<int(MPI_Comm, int*)>("MPIX_Comm_is_revoked");
   if (ask == nullptr) return 0;
   int answer = 0, from = 0;
   size_t bytes = 0;
