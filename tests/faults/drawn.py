@@ -63,6 +63,8 @@ KINDS = {
         (1,), PROCESS + r" is stopped \(state [Tt]", inject="stop", stages=("SUBMIT", "AGREE", "REDUCE")
     ),
     "stopped for a while": Kind(inject="stop", stages=("SUBMIT", "AGREE", "REDUCE"), weight=4),
+    # The time in which all are stopped is longer than RINGDP_TIMEOUT.
+    "all stopped for long": Kind(inject="stop", stages=("SUBMIT", "AGREE", "REDUCE"), weight=2),
     "asleep": Kind(
         (1,), PROCESS + r" is alive \(state [RSD]\) and has not come", inject="sleep:100", stages=("SUBMIT",)
     ),
@@ -175,11 +177,10 @@ def _fault(
     named = [n for n, op in enumerate(operations(seed, ranks, step)) if op.kind != "barrier"]
     operation = 0 if stage == "REDUCE" else lot.choice(named)
     seconds = {"late": 0.3 * timeout, "stopped for a while": 0.4 * timeout, "slow": 0.02}.get(kind, 0.0)
+    seconds = timeout + 3 if kind == "all stopped for long" else seconds * lot.uniform(0.1, 1)
     others = [r for r in range(ranks) if r != rank]
     other = lot.choice(others) if kind == "two killed at once" else -1
-    return Fault(
-        kind, rank, step, stage, operation, seconds * lot.uniform(0.1, 1), other, lot.choice(MISMATCHES)
-    )
+    return Fault(kind, rank, step, stage, operation, seconds, other, lot.choice(MISMATCHES))
 
 
 # --- what is exchanged ---------------------------------------------------------------------------------------------

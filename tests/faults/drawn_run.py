@@ -6,7 +6,9 @@ nothing is lost; nothing is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -108,13 +110,21 @@ class DrawnJob:
         if fault.kind == "asked to stop" and not self._asked and has_come:
             self._asked = True
             process.send_signal(signal.SIGTERM)
-        if fault.kind == "stopped for a while" and attempt not in self._continued:
+        if fault.kind in ("stopped for a while", "all stopped for long") and attempt not in self._continued:
             pid = told.pid(fault.rank, attempt)
             found = processes.find(pid) if pid else None
             if found is not None and found.is_stopped:
                 self._continued.add(attempt)
-                time.sleep(fault.seconds)
-                subprocess.run(["kill", "-CONT", str(pid)], check=False)
+                everybody = [line["pid"] for _, line in told.of("begin", attempt)]
+                self._pause(everybody if fault.kind == "all stopped for long" else [found.pid], fault.seconds)
+
+    @staticmethod
+    def _pause(pids: list[int], seconds: float) -> None:
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(seconds if number == signal.SIGSTOP else 0)
 
     # --- judging ---
 
