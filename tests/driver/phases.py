@@ -267,6 +267,8 @@ def pytest_words(files: list[str], selection: Selection, limit: float) -> list[s
         "no:cacheprovider",
         "-o",
         f"faulthandler_timeout={limit - 20:.0f}",
+        "--durations=20",  # in the log: where the time goes
+        "--durations-min=2",
     ]
     if not selection.everything:
         words += ["-m", "not slow"]
