@@ -8,6 +8,7 @@ ones; nothing here imports MPI. `init()` uses them to refuse a silent singleton 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,24 @@ def _slurm(environ: Mapping[str, str]) -> Launch | None:
         size,
         _number(environ, "SLURM_PROCID"),
         _number(environ, "SLURM_LOCALID"),
+        _slurm_local_size(environ),
     )
+
+
+def _slurm_local_size(environ: Mapping[str, str]) -> int | None:
+    """From "2(x3),1": two tasks on each of the first three nodes of the step, one on the fourth."""
+    node = _number(environ, "SLURM_NODEID")
+    if node is None:
+        return None
+    for item in environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        found = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", item.strip())
+        if not found:
+            return None
+        nodes = int(found[2] or 1)
+        if node < nodes:
+            return int(found[1])
+        node -= nodes
+    return None
 
 
 def _pmi(environ: Mapping[str, str]) -> Launch | None:
@@ -74,7 +92,9 @@ def _pmi(environ: Mapping[str, str]) -> Launch | None:
     rank, slurm = _number(environ, "PMI_RANK"), _slurm(environ)
     hydra = "HYDI_CONTROL_FD" in environ or "MPI_LOCALNRANKS" in environ
     if slurm and not hydra and slurm.size == size:
-        return Launch("Slurm's srun (with PMI)", f"PMI_SIZE={size}", size, rank, slurm.local_rank)
+        return Launch(
+            "Slurm's srun (with PMI)", f"PMI_SIZE={size}", size, rank, slurm.local_rank, slurm.local_size
+        )
     return Launch(
         "MPICH's mpiexec" if hydra else "a launcher that speaks PMI (MPICH's mpiexec, srun --mpi=pmi2)",
         f"PMI_SIZE={size}",

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ringdp import launch, recovery, watch
+from ringdp import launch, processes, recovery, watch
 from ringdp.errors import InitError
 
 NO_MPI = (
@@ -57,12 +57,23 @@ def unit_path() -> Path:
     return Path(__file__).with_name("_mpi_unit.so")
 
 
+_caught = 0
+
+
+def caught_in_init() -> int:
+    """The signals that MPI has begun to catch when it was initialised here, a bit each from SIGHUP = 1 on. (MPICH:
+    SIGUSR1, by which its launcher may say that a rank has died; the watch sees that by itself.)"""
+    return _caught
+
+
 def load() -> Any:
     """Initialise MPI if nobody has, check that it fits, load the unit; returns mpi4py's `MPI` module.
 
     Raises:
         InitError: no MPI, another MPI than the one built for, or too low a thread level.
     """
+    global _caught
+    before = processes.signals("self").caught
     _let_lost_ranks_be_named(os.environ)
     # Asked first: a unit made for another MPI would bring that one into the process beside the running one.
     built = build()
@@ -79,6 +90,7 @@ def load() -> Any:
         )
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    _caught |= processes.signals("self").caught & ~before
     check_thread_level(MPI)
 
     from ringdp import _core

@@ -52,20 +52,21 @@ def wanted(environ: Mapping[str, str]) -> list[signal.Signals]:
     return found
 
 
-def install(signals: list[signal.Signals], decide: Callable[[int], bool]) -> None:
+def install(signals: list[signal.Signals], decide: Callable[[int], bool], of_mpi: int = 0) -> None:
     """Let `decide(number)` be asked about these signals; where it says no, all is as if we were not there.
 
     Only in the main thread, as Python has it, and in no interactive session. A signal that the user ignores, or that
-    somebody has caught in C (faulthandler.register, say), is left to them.
+    somebody has caught in C (faulthandler.register, say), is left to them; but not to MPI (`of_mpi`: see
+    `mpi.caught_in_init`).
     """
     global _decide
     if threading.current_thread() is not threading.main_thread() or is_interactive():
         return
     _decide = decide
-    mine = processes.signals("self")
+    caught = processes.Signals(processes.signals("self").caught & ~of_mpi)
     for number in signals:
         before = signal.getsignal(number)
-        in_c = before is None or (before is signal.SIG_DFL and mine.catches(number))
+        in_c = before is None or (before is signal.SIG_DFL and caught.catches(number))
         if in_c or before is signal.SIG_IGN or before is _handler:
             continue
         _before[number] = before

@@ -254,7 +254,8 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
             place = _find_place(MPI, base)
             hosts = link.hosts_of(base, MPI)
             link.warn_if_far(base, hosts)
-            signals.install(preempting, preempt.handle)  # the watch's handlers come before it
+            # The watch's handlers come before it.
+            signals.install(preempting, preempt.handle, mpi.caught_in_init())
             watch.meet(guard, base, place, 1 if first else _generation + 1)
         with watch.guarded("MPI_Comm_dup in init()", missing=first):
             alive = alive or recovery.prepare(MPI, base)

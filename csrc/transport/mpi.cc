@@ -1,9 +1,12 @@
 #include "transport/mpi.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <limits>
 #include <mutex>
+#include <thread>
 
 #include "base/check.h"
 #include "transport/mpi/table.h"
@@ -72,13 +75,17 @@ class MpiTransport final : public Transport {
   bool is_revoked() const override { return table->is_revoked(channel_) == 1; }
   int64_t pending() const override { return table->pending(channel_); }
 
+  // Under Slurm's PMI-2 MPICH's MPI_Abort comes back before the ranks are killed. One that left meanwhile would be taken for
+  // one that has shut ringdp down.
   [[noreturn]] void abort(int code) override {
     table->abort(code);
-    fail(ErrorKind::transport, "MPI_Abort returned");
+    std::this_thread::sleep_for(kLauncherTakes);
+    _exit(code);
   }
 
  private:
   // MPI counts are int, and Open MPI 5 has no functions with 64-bit counts: segments keep messages far below.
+  static constexpr std::chrono::seconds kLauncherTakes{10};  // to kill the ranks, at the most
   static constexpr size_t kMaxMessage = std::numeric_limits<int>::max();
   void* channel_;
 };

@@ -63,7 +63,13 @@ def _of_the_dead(flights: list[flight.Flight]) -> str:
     if not ended:
         here = {f.local_rank for f in flights}
         are_all = bool(flights) and here == set(range(flights[0].local_size))
-        return f"all {len(flights)} ranks of this host have died at once" if are_all else ""
+        some = ", ".join(f"{one.rank}: {one.pid}" for one in flights[:8]) + ", …" * (len(flights) > 8)
+        return (
+            f"all {len(flights)} ranks of this host have died at once; where the launcher has killed them because of "
+            f"one, its lines above may say which process that was (rank: process: {some})"
+            if are_all
+            else ""
+        )
     first = min(ended, key=lambda f: f.failed_at or 1 << 62)
     why = first.failure or f"signal {first.signal}"
     return f"rank {first.rank} (host {first.host}, process {first.pid}) was ended by {why}"

@@ -110,3 +110,25 @@ def test_a_ringdp_made_for_another_mpi_says_so(mpich: Environment, run: Run, tmp
     (sentence,) = [line for line in output.splitlines() if "built for" in line]
     assert "openmpi" in sentence
     assert "MPICH" in sentence
+
+
+STOPS = """
+import os, signal, sys, ringdp
+ringdp.init()
+ringdp.on_preempt(lambda: print("saved", step, flush=True))
+for step in range(100):
+    if step == 3 and ringdp.rank() == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    if ringdp.should_stop():
+        ringdp.stop()
+"""
+
+
+@pytest.mark.parametrize("launcher", ["ringdp", "mpiexec"])
+def test_a_request_to_stop(mpich: Environment, run: Run, launcher: str) -> None:
+    """MPICH catches SIGUSR1 itself when it is initialised."""
+    begin = [mpich.program(launcher), *(["run"] if launcher == "ringdp" else [])]
+    command = [*begin, "-n", str(RANKS), mpich.program("python"), "-c", STOPS]
+    code, output = run(command, mpich.variables())
+    assert code == 143, output
+    assert output.count("saved 3") == RANKS, output

@@ -26,6 +26,26 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 
 
+@pytest.mark.parametrize(
+    ("tasks", "node", "size"),
+    [
+        ("3", 0, 3),
+        ("2(x3),1", 0, 2),
+        ("2(x3),1", 2, 2),
+        ("2(x3),1", 3, 1),
+        ("4,2", 1, 2),
+        ("2(x3),1", 4, None),
+    ],
+)
+def test_ranks_of_a_node_of_slurm(tasks, node, size):
+    found = launch.launcher_traces({**SRUN, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)})
+    assert found.local_size == size
+    assert (
+        launch.launcher_traces({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(y", "SLURM_NODEID": "0"}).local_size
+        is None
+    )
+
+
 def test_each_launcher_is_recognised():
     assert launch.launcher_traces({}) is None
     assert launch.launcher_traces(OPEN_MPI) == launch.Launch(

@@ -47,6 +47,7 @@ ENDED_BY = {
     ("shared/bell.h", "FUTEX_WAIT"): "the time that is given with it",
     ("submit/handle.cc", "sleep_until"): "its time",
     ("submit/handle.h", "sleep_until"): "its time",
+    ("transport/mpi.cc", "sleep_for"): "its ten seconds, if the launcher does not end the process before",
     ("transport/mpi.cc", "dlopen"): "the watch over MPI_Init_thread, in which it is called",
     ("transport/mpi/unit.cc", "dlopen"): "RTLD_NOLOAD: nothing is loaded",
     ("transport/mpi/unit.cc", "MPI_Abort"): "the launcher, which it tells to end the job",
