@@ -179,10 +179,11 @@ void RollCall::end() {
     else
       speaker = std::min(speaker, rank);
   }
-  // Who waits for something else does so because of those that are gone, or is ahead.
+  // Who waits for something else does so because of those that are gone, or is ahead; who has left had given them up.
   if (std::any_of(culprits.begin(), culprits.end(), [](const Seen& seen) { return seen.is_gone(); }))
     culprits.erase(
-        std::remove_if(culprits.begin(), culprits.end(), [](const Seen& seen) { return seen.kind == Seen::waiting; }),
+        std::remove_if(culprits.begin(), culprits.end(),
+                       [](const Seen& seen) { return seen.kind == Seen::waiting || seen.kind == Seen::left; }),
         culprits.end());
   verdict_ = Verdict();
   verdict_.asked_at = call.began;
