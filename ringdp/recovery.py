@@ -271,11 +271,11 @@ def recover(cause: Exception) -> None:
             watch.end(all_left=False)
             joined = False
             made: list[Any] = []
+            _refuse_too_few(before.place.rank, alive.Get_size(), lost, cause)
             try:
-                _refuse_too_few(before.place.rank, alive.Get_size(), lost, cause)
                 world.join_again(_remembering(MPI, alive, made), alive, before.arguments)
                 joined = True
-            except MPI.Exception:  # one is lost meanwhile
+            except (MPI.Exception, HorovodInternalError):  # one is lost meanwhile
                 pass
             if not joined:
                 _revoke([*made, alive])
@@ -285,12 +285,12 @@ def recover(cause: Exception) -> None:
                 _revoke(_communicators(world.current()))
                 world.abandon()
     here = world.current()
+    if here.place.rank == 0 and lost:
+        _report(before, lost, here, time.monotonic() - began)
     try:
         _put_process_sets(before, numbers)
     except MPI.Exception as error:  # one more is lost
         raise PeerError(f"rank {here.place.rank}: process sets could not be made again: {error}") from error
-    if here.place.rank == 0 and lost:
-        _report(before, lost, here, time.monotonic() - began)
 
 
 def _remembering(MPI: Any, comm: Any, made: list[Any]) -> Any:
@@ -357,12 +357,17 @@ def _report(before: World, lost: Sequence[int], here: World, seconds: float) -> 
         f"rank 0: going on without {_ranks(lost)} (of {before.place.size}): {here.place.size} left, generation "
         f"{here.generation}, after {seconds:.2f} s"
     )
-    line = {
-        "generation": here.generation,
-        "lost": list(lost),
-        "of": before.place.size,
-        "left": here.place.size,
-    }
+    numbers = {"generation": here.generation, "of": before.place.size, "left": here.place.size}
+    _write({"lost": list(lost), **numbers})
+
+
+def all_have_left(here: World) -> None:
+    """All that live have left the job in peace: to mpirun that is as if they had died, so `ringdp run` is told."""
+    if _any_lost and here.place.rank == 0:
+        _write({"done": True})
+
+
+def _write(line: dict[str, Any]) -> None:
     try:
         folder = report_folder()
         folder.mkdir(mode=0o700, exist_ok=True)

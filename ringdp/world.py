@@ -224,12 +224,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
 
 
 def join_again(comm: Any, alive: Any, arguments: tuple[Any, Any]) -> None:
-    """As `init()`, of another generation of ranks, without process sets. Collective over `comm` (mpi4py's).
-
-    Args:
-        comm, alive: the same ranks.
-        arguments: what `init()` was given.
-    """
+    """As `init(*arguments)`, of another generation of ranks, those of `comm` and `alive`, without process sets."""
     _join(comm, arguments, alive)
 
 
@@ -338,6 +333,7 @@ def leave() -> bool:
         _abandoned.append(world)
     if all_left and isinstance(world.job, MpiJob) and not (was_broken and world.alive is not None):
         world.job.free()
+        recovery.all_have_left(world)
         if world.alive is not None:
             with watch.guarded("MPI_Comm_free in shutdown()"):
                 world.alive.Free()

@@ -44,7 +44,7 @@ def variables(least: int | None, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def recoveries(folder: Path) -> list[dict[str, Any]]:
-    """What rank 0 has written, each time that ranks were lost."""
+    """What rank 0 has written, each time that ranks were lost; and at last, when the others have left in peace."""
     try:
         lines = (folder / recovery.LOST).read_text().splitlines()
     except OSError:
@@ -55,7 +55,7 @@ def recoveries(folder: Path) -> list[dict[str, Any]]:
             one = json.loads(line)
         except ValueError:  # it was being written when its rank died
             continue
-        if isinstance(one, dict) and isinstance(one.get("lost"), list):
+        if isinstance(one, dict) and (isinstance(one.get("lost"), list) or one.get("done") is True):
             found.append(one)
     return found
 
@@ -63,7 +63,14 @@ def recoveries(folder: Path) -> list[dict[str, Any]]:
 def tell(folder: Path, code: int, say: Callable[[str], None]) -> int:
     """Say what was lost; the exit code of the job, whose mpirun has ended with `code`."""
     found = recoveries(folder)
+    done = bool(found) and "done" in found[-1]
+    found = [one for one in found if "lost" in one]
     lost = sum(len(one["lost"]) for one in found)
+    if (
+        code == 0 and not done and any(folder.parent.glob(folder.name + "*"))
+    ):  # to mpirun a rank that dies is no failure
+        say(f"ranks have died, and none has come to the end of the job: exit code 1 (ringdp doctor {folder})")
+        return 1
     if not lost:
         return code
     how = f"{lost} rank{'s' * (lost > 1)} lost, {len(found)} recover{'ies' if len(found) > 1 else 'y'}"

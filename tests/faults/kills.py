@@ -104,7 +104,7 @@ def judge(run: Run, code: int | None, ranks: int, accuracy: float | None) -> tup
     wrong = []
     reports = list(run.folder.glob("ringdp-report-*"))
     found = [one for folder in reports for one in recoveries(folder)]
-    lost = sum(len(one["lost"]) for one in found)
+    lost = sum(len(one.get("lost", [])) for one in found)
     if code != (LOST if run.killed else 0):
         wrong.append(f"exit code {code}")
     if lost != len(run.killed):
@@ -124,7 +124,7 @@ def judge(run: Run, code: int | None, ranks: int, accuracy: float | None) -> tup
             )
     if accuracy is not None and abs(result["accuracy"] - accuracy) > WORSE:
         wrong.append(f"accuracy {result['accuracy']:.3f} instead of {accuracy:.3f}")
-    return wrong, result | {"recoveries": len(found)}
+    return wrong, result | {"recoveries": sum("lost" in one for one in found)}
 
 
 def files_left(launcher: int) -> list[str]:

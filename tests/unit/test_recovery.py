@@ -142,19 +142,29 @@ def test_which_launchers_are_refused():
 
 
 def test_what_is_said_of_lost_ranks(tmp_path):
-    said = []
-    assert elastic.tell(tmp_path, 0, said.append) == 0 and said == []
+    folder, said = tmp_path / "ringdp-report-x", []
+    assert elastic.tell(folder, 0, said.append) == 0 and said == []
+    folder.mkdir()
     lines = [
         {"generation": 2, "lost": [1], "of": 4, "left": 3},
         {"generation": 3, "lost": [0, 2], "of": 3, "left": 1},
     ]
-    (tmp_path / recovery.LOST).write_text("\n".join(map(json.dumps, lines)) + '\n{"gener')
-    assert elastic.tell(tmp_path, 0, said.append) == elastic.LOST
-    assert said[0].startswith(
-        "3 ranks lost, 2 recoveries; the job has come to its end with 1, and its exit code is 10"
-    )
-    assert elastic.tell(tmp_path, 1, said.append) == 1
-    assert said[1].startswith("3 ranks lost, 2 recoveries (")
+    texts = [json.dumps(line) for line in lines]
+    (folder / recovery.LOST).write_text("\n".join([*texts, '{"gener']))
+    assert elastic.tell(folder, 0, said.append) == 1  # the last one has died, too
+    assert "ranks have died, and none has come to the end of the job: exit code 1" in said.pop()
+    assert elastic.tell(folder, 137, said.append) == 137
+    assert said.pop().startswith("3 ranks lost, 2 recoveries (")
+    (folder / recovery.LOST).write_text("\n".join([*texts, '{"done": true}', ""]))
+    assert elastic.tell(folder, 0, said.append) == elastic.LOST
+    assert said[0].startswith("3 ranks lost, 2 recoveries; the job has come to its end with 1")
+
+
+def test_a_job_whose_ranks_all_died_has_failed(tmp_path):
+    """In the midst of the first recovery, say: mpirun ends with 0."""
+    said = []
+    (tmp_path / "ringdp-report-x").mkdir()
+    assert elastic.tell(tmp_path / "ringdp-report-x", 0, said.append) == 1 and len(said) == 1
 
 
 def test_a_job_that_has_gone_on_without_ranks_is_not_started_again():
