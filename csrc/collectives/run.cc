@@ -189,7 +189,9 @@ size_t Run::length_of(const Incoming& in, int32_t move) const {
 void Run::received(Incoming& in, int32_t move) {
   ++in.completed;
   if (move == kChecksums) return compare_checksums(in);
-  if (checks_) in.checksums->add(at(schedule_.moves[move].to), bytes_of(schedule_.moves[move]));
+  const Move& segment = schedule_.moves[move];
+  if (flips_ && bytes_of(segment) > 0) *at(segment.to) ^= std::byte{1}, flips_ = false;
+  if (checks_) in.checksums->add(at(segment.to), bytes_of(segment));
   completed(move);
 }
 

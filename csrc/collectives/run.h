@@ -89,6 +89,9 @@ class Run {
   bool checks() const { return checks_; }
   const Damage& damage() const { return damage_; }  // after done(): the first that this rank has found
 
+  // A fault on purpose: a bit of the first segment that comes, on its way.
+  void flip_what_comes() { flips_ = true; }
+
   // This rank knows that it deviates: the others must not use its data.
   void poison(const std::string& why);
 
@@ -183,6 +186,7 @@ class Run {
   std::vector<Incoming> incoming_;
   size_t remaining_;
   int headers_missing_ = 0;
+  bool flips_ = false;
   int checksums_missing_ = 0;  // messages with them: not posted, or not received
   Damage damage_;
   bool started_ = false, draining_ = false, finished_ = false;

@@ -188,10 +188,10 @@ void Engine::record_vote(int process_set, int lane, uint64_t number, Handle& han
   handle.note_in(watch_->flight(), watch_->flight().begin(entry, Stage::agree));
 }
 
-void Engine::inject(Stage stage, Submission& s) {
-  if (!inject_.any()) return;
+bool Engine::inject(Stage stage, Submission& s, bool by_messages) {
+  if (!inject_.any()) return false;
   if (stage == Stage::submit) s.nth = submitted_.fetch_add(1);
-  inject_.at(stage, s, s.nth, watch_->flight().head().step.load());
+  return inject_.at(stage, s, s.nth, watch_->flight().head().step.load(), by_messages);
 }
 
 // Operations start within the window of their lane, counted from the earliest that has not ended. Named ones may come in
@@ -211,8 +211,9 @@ void Engine::start(Submission s, ProcessSet& set, uint64_t ticket, Describe desc
   }
   lane.started.insert(sequence);
   timeline_.stamp(s.came.reduce);
-  inject(Stage::reduce, s);
+  const bool flips = inject(Stage::reduce, s, !set.reduces_in_shared_memory() && !s.by_mpi);
   active_.emplace_back(std::move(s), set, ticket, generation_, options_, describe, std::move(told), counters_);
+  if (flips) active_.back().flip_what_comes();
 }
 
 // By MPI from GPU to GPU each has memory of its own on the GPU, as much as its tensor: few at a time.

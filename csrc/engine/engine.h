@@ -166,7 +166,8 @@ class Engine {
   void take_planned(Submission&& submission, ProcessSet& set);
   void record(const Submission& submission, uint64_t sequence);
   void record_vote(int process_set, int lane, uint64_t number, Handle& handle);
-  void inject(Stage stage, Submission& submission);
+  bool inject(Stage stage, Submission& submission,
+              bool by_messages = false);  // true: a bit of what comes is to be flipped
   bool fits_note(const Submission& submission, const ProcessSet& set) const;
   bool ends_with_meeting(const Submission& submission, const ProcessSet& set) const;
   bool tells_places(const Submission& submission, const ProcessSet& set) const;

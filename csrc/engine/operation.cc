@@ -261,6 +261,7 @@ void Operation::start_run(Schedule schedule, Memory memory, Elements e, uint32_t
       std::move(schedule), memory, e, header(e, part, checks), set_.tag(lane_, sequence()), kLongestMessage,
       in_host || in_two_levels || swaps ? Neighbours::of_schedule : neighbours(),
       in_host || swaps ? std::vector<int>() : partners(), *set_.data, std::move(shared), std::move(pieces));
+  if (std::exchange(flips_, false)) run_->flip_what_comes();
 }
 
 // The others must hear that this rank cannot.

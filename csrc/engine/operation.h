@@ -49,6 +49,8 @@ class Operation {
   Clock::time_point began() const { return began_at_; }
   Clock::time_point last_move() const { return last_move_; }
 
+  void flip_what_comes() { flips_ = true; }  // on purpose: guard/inject.h
+
   // After its deadline, or when the engine must stop.
   void give_up(const Error& error);
   const Submission& submission() const { return submission_; }
@@ -149,6 +151,7 @@ class Operation {
   // In a host: where all find each other's memory, by member, and the meeting in which they tell it.
   std::vector<Whereabouts> told_;
   Meetings::Meeting* meeting_ = nullptr;
+  bool flips_ = false;                         // in the run that comes next
   Meetings::Meeting* damage_ = nullptr;        // the run is over here, and perhaps not yet on all ranks
   std::string refusal_;                        // why this rank cannot
   std::vector<int64_t> my_sizes_, all_sizes_;  // rows, of every rank (all-gather) or from every rank (all-to-all)

@@ -113,14 +113,19 @@ Inject::Fault Inject::parse(const std::string& text) {
   return fault;
 }
 
-void Inject::at(Stage stage, const Submission& s, uint64_t op, int64_t step) {
+bool Inject::at(Stage stage, const Submission& s, uint64_t op, int64_t step, bool by_messages) {
+  bool flips = false;
   for (const Fault& fault : faults_) {
     if (fault.stage != stage || (fault.step >= 0 && fault.step != step)) continue;
     if (fault.op >= 0 && static_cast<uint64_t>(fault.op) != op) continue;
     if (!fault.name.empty() && fault.name != (s.lane >= 0 ? s.bucket_name() : s.name)) continue;
     if (fault.done->exchange(true) && fault.what != Do::slow) continue;
-    carry_out(fault, s);
+    if (fault.what == Do::flip && by_messages)
+      flips = true;
+    else
+      carry_out(fault, s);
   }
+  return flips;
 }
 
 void Inject::carry_out(const Fault& fault, const Submission& s) {

@@ -27,7 +27,9 @@ class Inject {
   bool any() const { return !faults_.empty(); }
 
   // This rank comes to a stage of an operation. May not return, or throw (ErrorKind::injected), or change the tensor.
-  void at(Stage stage, const Submission& submission, uint64_t op, int64_t step);
+  // by_messages: at REDUCE, that they bring what is reduced; then `flip` means the first of them that comes to this rank, and
+  // true is returned for the caller to do it.
+  bool at(Stage stage, const Submission& submission, uint64_t op, int64_t step, bool by_messages = false);
 
  private:
   enum class Do { kill, stop, segv, raise, sleep, spin, exit, flip, nan, slow };
