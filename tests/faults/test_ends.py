@@ -1,4 +1,5 @@
 """How jobs end: asked to stop, by Ctrl-C, by an exception, and ranks that leave while others work. Real processes.
+What `ringdp run` makes of the plain cases is in cases.py.
 
 After each job no process and no file in /dev/shm may be left.
 """
@@ -185,18 +186,6 @@ def check_stopped(text, ranks, saved=r"saved (\d+ \S+)"):
     return found[0]
 
 
-def test_sigterm_stops_all_ranks_after_the_same_step(start):
-    with start(TRAIN + "while True: step()") as job:
-        job.up(2)
-        job.process.send_signal(signal.SIGTERM)
-        code, text = job.end()
-        assert code == 143, text
-        step = check_stopped(text, 2).split()[0]
-        assert text.count("then 2") == 2 and text.index("saved") < text.index("then")
-        assert "asking the ranks to stop after this step" in text
-        assert f"all ranks stop after step {step}; asked: rank" in text and "by SIGUSR1" in text
-
-
 def test_one_rank_that_is_asked_stops_all(start):
     program = """
     signal.signal(signal.SIGUSR1, lambda number, frame: say("mine too", number))
@@ -326,17 +315,13 @@ BUSY = {
 
 
 @pytest.mark.parametrize("busy", BUSY)
-@pytest.mark.parametrize(("launcher", "sharing"), [("ringdp run", "memfd"), ("mpirun", "file")])
-def test_ctrl_c_leaves_nothing(start, launcher, busy, sharing):
+def test_ctrl_c_leaves_nothing(start, busy):
     program = "ringdp.init(); ringdp.allreduce(np.ones(3)); say('up', os.getpid())\n" + BUSY[busy]
-    with start(program, 3, launcher=launcher, environ={"RINGDP_SHARED_MEMORY": sharing}) as job:
+    with start(program, 3, launcher="mpirun", environ={"RINGDP_SHARED_MEMORY": "file"}) as job:
         job.up(3)
         time.sleep(0.2)
         job.process.send_signal(signal.SIGINT)
-        code, text = job.end(40)
-        assert code != 0
-        if launcher == "ringdp run":
-            assert code == 130, text
+        assert job.end(40)[0] != 0
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -354,8 +339,6 @@ def test_ctrl_c_in_a_terminal(start, launcher):
 
 ENDS = {
     "the end of the script": "pass",
-    "sys.exit(0)": "sys.exit(0)",
-    "sys.exit(3)": "sys.exit(3)",
     "an exception at exit": "import atexit; atexit.register(lambda: 1 / 0)",
 }
 
@@ -375,7 +358,7 @@ def test_a_rank_that_ends_tells_the_others(start, how):
     """
     code, text = run(start, program)
     assert "rank 0: allreduce 'loss' cannot complete: rank 1 has shut ringdp down" in text
-    assert (code == 0) == (how != "sys.exit(3)"), text
+    assert code == 0, text
 
 
 def test_a_rank_that_has_left_is_named_with_its_last_step(start):
@@ -398,26 +381,6 @@ def test_a_rank_that_has_left_is_named_with_its_last_step(start):
             f"rank {rank}: allreduce 'loss' cannot complete: rank 1 has shut ringdp down after step 3" in text
         )
     assert code == 0, text
-
-
-def test_a_rank_that_ends_without_telling_is_named(start):
-    program = """
-    ringdp.init()
-    ringdp.allreduce(np.ones(3))
-    if ringdp.rank() == 1:
-        say("process", os.getpid())
-        os._exit(0)
-    try:
-        ringdp.allreduce(np.ones(3), name="loss")
-    except ringdp.PeerError as error:
-        say(error)
-        os._exit(1)
-    """
-    _, text = run(start, program, 3)
-    pid = re.search(r"process (\d+)", text)[1]
-    assert re.search(
-        rf"rank 1 \(host \S+, process {pid}\) is dead \(killed from outside, or ended without", text
-    )
 
 
 def test_a_rank_whose_engine_does_not_end_a_turn_ends_nevertheless(start):

@@ -13,8 +13,20 @@ from pathlib import Path
 
 import pytest
 from driver import leftovers
-from driver.environ import MARK, environment
-from faults.cases import ALL, CASES, FILES, STOPPED_BY_TERM, Case, all_cases, hardest_cases, some_cases
+from driver.environ import MARK, environment, mpirun
+from faults.cases import (
+    ALL,
+    CASES,
+    FILES,
+    SOON,
+    STOPPED,
+    STOPPED_BY_TERM,
+    Case,
+    all_cases,
+    hardest_cases,
+    some_cases,
+)
+from faults.mutants import MUTANTS, Mutant
 
 from ringdp import flight
 from ringdp.cli import doctor
@@ -234,6 +246,25 @@ def test_fault_at_each_stage(case: Case, ranks: int, tmp_path: Path) -> None:
     try_case(case, ranks, tmp_path)
 
 
+def test_the_report_has_all_ranks_under_plain_mpirun(tmp_path: Path) -> None:
+    """Nobody looks for recorders after the job: who ends it brings that of the rank that is stopped."""
+    words = [mpirun(), "-n", "2", sys.executable, str(HERE / "job.py"), "--do", "stop"]
+    env = environment() | SOON
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    (report,) = tmp_path.glob("ringdp-report-*")
+    flights, bad = doctor.flights_in(report)
+    assert done.returncode != 0 and [f.rank for f in flights] == [0, 1] and not bad, done.stderr.decode()
+    assert re.search(STOPPED.format(rank=1, pid=r"\d+"), flights[0].verdict), flights[0].verdict
+
+
 def test_each_fault_has_tests() -> None:
     """Of those that docs/promises.md lists."""
     text = (HERE.parents[1] / "docs" / "promises.md").read_text()
@@ -244,6 +275,11 @@ def test_each_fault_has_tests() -> None:
         == {n for case in CASES for n in (case.row, *case.also)} | set(FILES)
     )
     assert all((HERE.parents[1] / file).is_file() for files in FILES.values() for file in files)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
+def test_each_guard_is_where_mutants_take_it_out(mutant: Mutant) -> None:
+    assert (HERE.parents[1] / mutant.file).read_text().count(mutant.guard) == 1
 
 
 def numbers(rows: list[str]) -> Iterator[int]:
