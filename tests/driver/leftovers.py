@@ -49,9 +49,18 @@ def shared_files() -> set[str]:
 
 
 def new_shared_files(before: set[str]) -> list[str]:
-    """A line about each of this user's files that came since and that no living process of others maps or holds."""
+    """A line about each of this user's files that came since, that no living process of others maps or holds, and that
+    does not go soon: jobs beside the tests have some for a moment.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while (found := _unused(shared_files() - before)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _unused(names: set[str]) -> list[str]:
     lines = []
-    for name in sorted(shared_files() - before):
+    for name in sorted(names):
         try:
             mine = (SHM / name).stat().st_uid == os.getuid()
         except FileNotFoundError:

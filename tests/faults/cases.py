@@ -203,7 +203,7 @@ FILES: dict[int, tuple[str, ...]] = {
     22: ("tests/cluster/test_hosts.py",),
     24: ("tests/faults/test_ends.py", "tests/frameworks/torch/ranks_stop.py"),
     25: ("tests/faults/test_not_initialized.py", "tests/unit/test_cli_launch.py"),
-    26: ("tests/gpu/test_standin.py",),
+    26: ("tests/gpu/test_gpu.py", "tests/gpu/test_launches.py"),
     27: ("tests/unit/test_cli_restarts.py", "tests/frameworks/torch/test_commits.py"),
 }
 

@@ -121,11 +121,11 @@ def train(o: argparse.Namespace) -> None:
         large.fill(rank + 1 + step)
         ringdp.allreduce_(large, op=ringdp.Sum, name="gradients")
         assert is_sum(large, size, step), f"rank {rank}: a wrong sum of the gradients in step {step}"
-        if step == 0:
-            say(rank, "step")
         if o.do == "until-asked" and ringdp.should_stop():
             say(rank, "saved", step=step)
             ringdp.stop()
+        if step == 0:
+            say(rank, "step")
     say(rank, "end")
 
 

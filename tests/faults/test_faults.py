@@ -223,7 +223,10 @@ def check_left(folder: Path, ranks: int, reports: list[Path], before: set[str]) 
     kept = {f"said-{r}" for r in range(ranks)} | {p.name for p in reports}
     assert not (left := {p.name for p in folder.iterdir()} - kept), left
     assert not (found := leftovers.end_processes(os.environ[MARK])), found
-    assert not (files := leftovers.new_shared_files(before)), files
+    files = [
+        line for line in leftovers.new_shared_files(before) if "ringdp" in line
+    ]  # not of what runs beside it
+    assert not files
 
 
 @pytest.mark.parametrize(("case", "ranks"), hardest_cases(), ids=ids(hardest_cases()))
