@@ -200,7 +200,7 @@ FILES: dict[int, tuple[str, ...]] = {
     19: ("tests/frameworks/torch/ranks_check_replicas.py",),
     20: ("tests/frameworks/torch/ranks_check_replicas.py",),
     21: ("tests/faults/test_slow.py", "tests/unit/test_lateness.py"),
-    22: ("tests/cluster/test_hosts.py",),
+    22: ("tests/cluster/test_faults.py",),
     24: ("tests/faults/test_ends.py", "tests/frameworks/torch/ranks_stop.py"),
     25: ("tests/faults/test_not_initialized.py", "tests/unit/test_cli_launch.py"),
     26: ("tests/gpu/test_gpu.py", "tests/gpu/test_launches.py"),

@@ -32,7 +32,7 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("death", "csrc/guard/watch.cc", "peer.seen_dead = poll(&look, 1, 0) == 1;", "peer.seen_dead = false;",
+    Mutant("death", "csrc/guard/watch.cc", "peer.seen_dead = is_gone(peer);", "peer.seen_dead = false;",
            ("faults", "1-killed-reduce-large-3")),
     Mutant("stopped", "csrc/guard/survey.cc", "process.state == 'T' || process.state == 't'", "process.state == '-'",
            ("faults", "3-stopped-reduce-large-3")),
@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant("exception ends the job", "ringdp/world.py", "        _end_job(kind, value)\n", "        pass\n",
            ("faults", "6-an_exception-3")),
     Mutant("all recorders are brought", "ringdp/watch.py", "all=True)", "all=False)", ("faults", "under_plain_mpirun")),
-    Mutant("the culprit's line comes last", "ringdp/cli/run.py", "    culprit.tell(name, ended.code, _say)\n", "",
+    Mutant("the culprit's line comes last", "ringdp/cli/run.py", "    culprit.tell(name, code, _say)\n", "",
            ("faults", "1-killed")),
     Mutant("leaving is told", "csrc/engine/agree.cc", "  set.meetings().leave(false, steps_);\n", "",
            ("faults", "7-leaves_early")),
