@@ -156,8 +156,9 @@ CASES = (
          environ={"RINGDP_CHECKSUM": "1", "RINGDP_SHARED_MEMORY": "off"}, says=("to rank {rank} was damaged",)),
     Case("flipped in a result", 19, "torch_job.py", ("--do", "verify"), "step=2,stage=DONE,do=flip", codes=(0,),
          ranks=(3, 4), caught=(Caught("VerificationError", "bits on rank {rank} are not those of the others"),)),
+    # The lowest bit of 4 counts in a sum of 7, and is lost in one of 12.
     Case("flipped before a sum", 19, "torch_job.py", ("--do", "verify"), "step=2,stage=SUBMIT,do=flip", codes=(0,),
-         ranks=(2, 3), slow=True, caught=(Caught("VerificationError", "a second time .* came out otherwise"),)),
+         ranks=(2,), slow=True, caught=(Caught("VerificationError", "a second time .* came out otherwise"),)),
     Case("replicas drift", 20, "torch_job.py", ("--do", "drift"), codes=(0,), ranks=(3, 4),
          caught=(Caught("ReplicaError", "step 4: the parameters of rank {rank} differ .* differs is bias"),)),
     Case("no memory", 23, options=("--do", "lack-memory"),
