@@ -205,7 +205,7 @@ def frameworks(selection: Selection) -> list[Command]:
 
 def faults(selection: Selection) -> list[Command]:
     """What is done to real processes, and how it must end: tests/faults/cases.py."""
-    return [plain("faults", "faults", selection, 3600 if selection.everything else 500)]
+    return [plain("faults", "faults", selection, 5400 if selection.everything else 900)]
 
 
 def cluster(selection: Selection) -> list[Command]:
