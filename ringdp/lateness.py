@@ -101,6 +101,7 @@ def stragglers(operations: int = 100, process_set: ProcessSet = global_process_s
 
     Raises:
         UsageError: `operations` is not from 1 to 4,096.
+        NotInitializedError: before `init()`.
     """
     if not 1 <= operations <= flight.RECORDS:
         raise UsageError(

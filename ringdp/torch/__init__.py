@@ -27,6 +27,7 @@ from ringdp.errors import (
     VerificationError,
 )
 from ringdp.joined import join
+from ringdp.lateness import Stragglers, stragglers
 from ringdp.metrics import average_metrics
 from ringdp.ops import Handle
 from ringdp.preempt import on_preempt, request_stop, should_stop, stop
@@ -133,6 +134,7 @@ __all__ = [
     "ReduceOp",
     "RingdpError",
     "SparseHandle",
+    "Stragglers",
     "Sum",
     "SyncBatchNorm",
     "TransportError",
@@ -205,6 +207,7 @@ __all__ = [
     "start_timeline",
     "stop",
     "stop_timeline",
+    "stragglers",
     "synchronize",
     "uneven",
     "use_local_device",

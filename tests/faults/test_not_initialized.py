@@ -21,7 +21,7 @@ allgather(x) | allgather_async(x) | allreduce(x) | allreduce_(x) | allreduce_asy
 alltoall(x) | alltoall_async(x) | barrier() | broadcast(x, 0) | broadcast_(x, 0) | broadcast_async(x, 0)
 broadcast_async_(x, 0) | reducescatter(x) | reducescatter_async(x)
 allgather_object(1) | broadcast_object(1) | average_metrics({"loss": 1.0}) | empty(3)
-join() | should_stop() | stop() | start_timeline(path) | stop_timeline()
+join() | should_stop() | stop() | stragglers() | start_timeline(path) | stop_timeline()
 rank() | size() | local_rank() | local_size() | cross_rank() | cross_size() | is_homogeneous()
 """
 RAISES_IN_TORCH = """
@@ -45,7 +45,7 @@ nccl_built() | rocm_built() | convert_sync_batchnorm(net) | SyncBatchNorm(2)
 # That no call gives a handle for, before `init()`; classes and constants; what has a test of its own.
 ELSEWHERE = {"init", "poll", "synchronize", "Handle", "SparseHandle", "GradBucket", "Compression", "ReduceOp"}
 ELSEWHERE |= {"Adasum", "Average", "Max", "Min", "Product", "Sum", "global_process_set", "__version__"}
-ELSEWHERE |= {"comm_hooks", "data", "elastic", "mpi_threads_supported", "patience"}
+ELSEWHERE |= {"comm_hooks", "data", "elastic", "mpi_threads_supported", "patience", "Stragglers"}
 
 
 def calls(text):
