@@ -17,9 +17,10 @@ YES, NO, NO_WORD = 1, 0, -1
 HEADER = """
 #define MPI_MAX_ERROR_STRING 512
 #define MPI_MAX_LIBRARY_VERSION_STRING 8192
-typedef int MPI_Comm, MPI_Request, MPI_Datatype;
+typedef int MPI_Comm, MPI_Group, MPI_Request, MPI_Datatype;
 typedef struct { int MPI_SOURCE; } MPI_Status;
 enum { MPI_SUCCESS, MPI_ERR_ARG = 12, MPI_ERRORS_RETURN = 1, MPI_TAG_UB, MPI_BYTE, MPI_COMM_WORLD, MPI_ANY_SOURCE };
+enum { MPI_GROUP_NULL, MPI_GROUP_EMPTY, MPI_UNDEFINED = -1 };
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -27,6 +28,10 @@ int MPI_Error_string(int, char*, int*);
 int MPI_Comm_set_errhandler(MPI_Comm, int);
 int MPI_Comm_rank(MPI_Comm, int*);
 int MPI_Comm_size(MPI_Comm, int*);
+int MPI_Comm_group(MPI_Comm, MPI_Group*);
+int MPI_Group_size(MPI_Group, int*);
+int MPI_Group_translate_ranks(MPI_Group, int, const int*, MPI_Group, int*);
+int MPI_Group_free(MPI_Group*);
 int MPI_Comm_get_attr(MPI_Comm, int, void*, int*);
 int MPI_Isend(const void*, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request*);
 int MPI_Irecv(void*, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request*);
@@ -47,7 +52,11 @@ LIBRARY = """
 int MPI_Error_string(int e, char* s, int* n) { return 0; }
 int MPI_Comm_set_errhandler(MPI_Comm c, int h) { return 0; }
 int MPI_Comm_rank(MPI_Comm c, int* r) { return 0; }
-int MPI_Comm_size(MPI_Comm c, int* s) { return 0; }
+int MPI_Comm_size(MPI_Comm c, int* r) { return 0; }
+int MPI_Comm_group(MPI_Comm c, MPI_Group* g) { return 0; }
+int MPI_Group_size(MPI_Group g, int* n) { return 0; }
+int MPI_Group_translate_ranks(MPI_Group g, int n, const int* a, MPI_Group h, int* b) { return 0; }
+int MPI_Group_free(MPI_Group* g) { return 0; }
 int MPI_Comm_get_attr(MPI_Comm c, int k, void* v, int* f) { return 0; }
 int MPI_Isend(const void* d, int n, MPI_Datatype t, int p, int g, MPI_Comm c, MPI_Request* r) { return 0; }
 int MPI_Irecv(void* d, int n, MPI_Datatype t, int p, int g, MPI_Comm c, MPI_Request* r) { return 0; }
@@ -64,8 +73,8 @@ MPICH = "int MPIX_GPU_query_support(int type, int* is) {{ return *is = type == {
 ASK = """
 import ctypes, sys
 unit = ctypes.CDLL(sys.argv[1])
-unit.ringdp_mpi_table.restype = ctypes.POINTER(ctypes.c_void_p * 15)
-takes = ctypes.CFUNCTYPE(ctypes.c_int)(unit.ringdp_mpi_table().contents[14])
+unit.ringdp_mpi_table.restype = ctypes.POINTER(ctypes.c_void_p * 16)
+takes = ctypes.CFUNCTYPE(ctypes.c_int)(unit.ringdp_mpi_table().contents[15])
 print(takes())
 """
 
