@@ -26,7 +26,8 @@ def environment() -> dict[str, str]:
     """A copy of ours in which the installed ringdp is imported, never the tree, and no RINGDP_ option is set."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RINGDP_") and k != "PYTHONPATH"}
     env.update(MPI_SETTINGS)
-    env["PATH"] = f"{BIN}{os.pathsep}{env.get('PATH', os.defpath)}"
+    # At the end where ip, tc and the daemons of Slurm lie, which not every PATH names.
+    env["PATH"] = os.pathsep.join([str(BIN), env.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     env["PYTHONSAFEPATH"] = "1"  # the working directory, where ringdp/ lies too, stays off sys.path
     env["OMP_NUM_THREADS"] = "1"
     env["PY_COLORS"] = "0"  # mpirun gives its ranks terminals
