@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ringdp import alike, launch, link, mpi, preempt, recovery, sharing, signals, watch
+from ringdp import alike, cut_off, launch, link, mpi, preempt, recovery, sharing, signals, watch
 from ringdp.compat import variables
 from ringdp.errors import HorovodInternalError, InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
@@ -458,7 +458,10 @@ def _end_job(kind: type[BaseException], value: BaseException) -> None:
     print(f"ringdp: rank {world.place.rank} ended by {kind.__name__}: ending the job", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    watch.exception(world.place.rank, f"{kind.__name__}: {value}", issubclass(kind, HorovodInternalError))
+    by_peers = issubclass(kind, HorovodInternalError)
+    watch.exception(world.place.rank, f"{kind.__name__}: {value}", by_peers)
+    if by_peers and world.place.cross_size > 1:
+        cut_off.end_daemon_later()
     world.engine.abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
 

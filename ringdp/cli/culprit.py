@@ -22,6 +22,12 @@ def folder_of(job: str) -> Path:
     return Path(os.environ.get(watch.FOLDER) or os.getcwd()) / f"ringdp-report-{job}"
 
 
+def is_known(job: str) -> bool:
+    """Whether a rank has said why this job ends."""
+    folder = folder_of(job)
+    return folder.is_dir() and any(one.fault for one in doctor.flights_in(folder)[0])
+
+
 def bring_recorders(job: str) -> None:
     """Those of this job that are left on this host: into the report, or, of ranks that had left in peace, away."""
     folder = folder_of(job)

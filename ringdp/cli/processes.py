@@ -21,6 +21,11 @@ def can_stop(mpirun: int, wanted: bool) -> bool:
     return all(_catches(rank) and _has_engine(rank) for rank in ranks) if ranks else wanted
 
 
+def has_ranks(mpirun: int) -> bool:
+    """Whether any is on this host."""
+    return any(True for _ in _ranks_below(mpirun))
+
+
 def _ranks_below(pid: int) -> Iterator[int]:
     for child in children(pid):
         if _is_rank(child):

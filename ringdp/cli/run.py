@@ -284,7 +284,13 @@ def _start(job: Job, options: argparse.Namespace) -> restarts.Ended:
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     environ = {**os.environ, **job.changes, watch.JOB: name}
-    code, asked = supervise.run_and_tell(job.command, environ, job.mpirun.family, _say, options.grace)
+
+    def is_over() -> bool:  # with --elastic, ranks of other hosts may go on
+        return not options.elastic and culprit.is_known(name)
+
+    code, asked = supervise.run_and_tell(
+        job.command, environ, job.mpirun.family, _say, options.grace, is_over
+    )
     culprit.tell(name, code, _say)
     if options.elastic:
         code = elastic.tell(culprit.folder_of(name), code, _say)

@@ -1,5 +1,8 @@
 """Runs mpirun as a child: passes signals on, waits, and leaves no process behind.
 
+A launcher that outlasts its ranks is ended as well: when the link to a host is cut, Open MPI's waits for its daemon
+there until TCP gives up.
+
 A first SIGTERM reaches ranks that can stop in order (ringdp/preempt.py) as SIGUSR1, and mpirun gets it itself only when
 their time is over: mpirun gives ranks half a second at the most.
 
@@ -18,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ringdp.cli.processes import can_stop
+from ringdp.cli.processes import can_stop, has_ranks
 from ringdp.processes import children
 
 EXIT_CODE = 128 + signal.SIGTERM  # of ranks that have stopped in order
@@ -27,6 +30,9 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, sign
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to the whole foreground group
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_LOOK = 1.0  # seconds between two looks at whether mpirun outlasts its ranks
+_ENDS = 5.0  # seconds that mpirun has to end after a fault, from its last rank here on: it takes one or two
+_FORCED = 4.0  # seconds of SIGTERMs, one at each look: the first alone makes Open MPI's wait on
 _GRACE = 2.0  # seconds an orphan gets to end by itself, and again after SIGTERM
 
 
@@ -41,6 +47,11 @@ class _Job:
     ending: int = 0  # the last signal that mpirun got to end the job
     until: float | None = None  # the ranks were asked to stop, and have time until then
     has_passed_on_a_wish: bool = False  # a SIGUSR1, after which ranks may stop and exit with 143
+    is_over: Callable[[], bool] = lambda: False  # a rank has said why the job ends
+    over: bool = False  # it has been seen to be so
+    has_had_ranks: bool = False  # on this host
+    is_forced: bool = False  # mpirun was ended, as it outlasts its ranks
+    alone_since: float | None = None  # since the job is over and no rank is left here
 
     def asks_to_stop(self) -> bool:
         """Ask the ranks, if they understand it; not twice."""
@@ -53,6 +64,28 @@ class _Job:
         )
         _pass_on(self.child, signal.SIGUSR1, self.family, self.say)
         return True
+
+    def look(self) -> None:
+        """What time brings: ranks that have not stopped in it, and an mpirun that outlasts them."""
+        now = time.monotonic()
+        if self.until is not None and now >= self.until:
+            self.say("the ranks have not stopped in time: ending them")
+            self.end_by(signal.SIGTERM)
+        if not self.has_had_ranks:
+            self.has_had_ranks = has_ranks(self.child)
+            return
+        self.over = self.over or self.is_over()
+        if not self.over or has_ranks(self.child):
+            self.alone_since = None
+            return
+        if self.alone_since is None:
+            self.alone_since = now
+        outlasts = now - self.alone_since - _ENDS
+        if 0 <= outlasts < _LOOK:
+            self.say("all ranks here have ended, and mpirun waits for hosts that do not answer: ending it")
+        if outlasts >= 0:
+            self.is_forced = True
+            _kill(self.child, signal.SIGTERM if outlasts < _FORCED else signal.SIGKILL)
 
     def end_by(self, number: signal.Signals) -> None:
         """Let mpirun end the ranks."""
@@ -77,12 +110,14 @@ def run_and_tell(
     family: str,
     say: Callable[[str], None],
     grace: float | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[int, bool]:
     """Start `command`, pass signals on until it has ended, end what it left; returns the exit code for the shell, and
     whether somebody has sent a signal that ends it.
 
     `family` is that of the mpirun, "openmpi" or "mpich", as they take different signals. `grace`: seconds that ranks
-    which can stop in order have for it after SIGTERM; 0: none. Must be called in the main thread of a process without
+    which can stop in order have for it after SIGTERM; 0: none. `is_over`: whether a rank of this host has said why the
+    job ends; then mpirun must end soon after the last of them. Must be called in the main thread of a process without
     other children.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -106,13 +141,15 @@ def run_and_tell(
         child = subprocess.Popen(
             command, env=dict(environ), preexec_fn=in_child, process_group=None if shares_terminal else 0
         )
-        job = _Job(child.pid, family, say, grace)
+        job = _Job(child.pid, family, say, grace, is_over=is_over)
         status = _wait(job, signals)
         child.returncode = status  # reaped here, not by Popen
         _end_orphans(signals, say)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     code = _exit_code(status, job.ending, job.until is not None)
+    if job.is_forced and code == 0:
+        code = 1  # Open MPI's, when it loses a daemon at its end
     return code, job.ending != 0 or job.until is not None or (job.has_passed_on_a_wish and code == EXIT_CODE)
 
 
@@ -134,8 +171,7 @@ def _wait(job: _Job, signals: set[signal.Signals]) -> int:
     while True:
         info = _next_signal(signals, job.until)
         if info is None:
-            job.say("the ranks have not stopped in time: ending them")
-            job.end_by(signal.SIGTERM)
+            job.look()
         elif info.si_signo == signal.SIGCHLD:
             ended = _reap()
             if job.child in ended:
@@ -152,10 +188,9 @@ def _wait(job: _Job, signals: set[signal.Signals]) -> int:
 
 
 def _next_signal(signals: set[signal.Signals], until: float | None) -> signal.struct_siginfo | None:
-    """None if there is none until then."""
-    if until is None or until == float("inf"):
-        return signal.sigwaitinfo(signals)
-    return signal.sigtimedwait(signals, max(0.0, until - time.monotonic()))
+    """None if there is none until then, or until the next look."""
+    left = _LOOK if until is None else min(_LOOK, until - time.monotonic())
+    return signal.sigtimedwait(signals, max(0.0, left))
 
 
 def _reap() -> dict[int, int]:

@@ -182,6 +182,14 @@ class Hosts:
             options = self._mpich(ranks, per_host, env)
         return [*self._bridge_words(), launcher, *options, *words], env
 
+    def ringdp_run(self, words: Sequence[str], per_host: int = 1, options: Sequence[str] = ()) -> list[str]:
+        """The command line of the same job, with Open MPI, by `ringdp run`."""
+        command, _ = self.job([], per_host)
+        at = command.index("--host")
+        given = ["-n", str(per_host * len(self.names)), "-H", command[at + 1], *options]
+        run = [sys.executable, "-m", "ringdp", "run", *given, "--mpi-args", shlex.join(command[at + 2 :])]
+        return [*self._bridge_words(), *run, "--", *words]
+
     def _open_mpi(self, ranks: int, per_host: int, version: str) -> list[str]:
         old, net = "Open MPI) 4" in version, f"{NETWORK}.0/24"
         agent = "plm_rsh_agent" if old else "plm_ssh_agent"

@@ -47,9 +47,13 @@ class Job:
     per_host: int = 1
     options: tuple[str, ...] = ("--steps", "1000000")
     environ: dict[str, str] = field(default_factory=dict)
+    by_ringdp_run: bool = False
 
     def __enter__(self) -> Job:
-        command, env = self.hosts.job([sys.executable, str(JOB), *self.options], self.per_host)
+        words = [sys.executable, str(JOB), *self.options]
+        command, env = self.hosts.job(words, self.per_host)
+        if self.by_ringdp_run:
+            command = self.hosts.ringdp_run(words, self.per_host)
         env |= {"RINGDP_TIMEOUT": str(T)} | self.environ
         self.mark = env[MARK] = (
             f"{env[MARK]}-{uuid.uuid4().hex}"  # of its processes on all hosts, the launcher's as well
@@ -252,6 +256,24 @@ def test_when_a_link_is_cut_in_mid_transfer_each_side_names_the_other(two: Hosts
             two.heal(1)
         assert job.end() != 0, job.output
         nothing_is_left(job)
+
+
+@pytest.mark.parametrize("per_host", [1, 2])
+def test_under_ringdp_run_nothing_outlasts_a_link_that_stays_cut(
+    two: Hosts, tmp_path: Path, per_host: int
+) -> None:
+    """Neither the launcher, which waits for its daemon on the other host, nor that daemon, which waits for it."""
+    two.set_rate(IN_TRANSFER)
+    with Job(two, tmp_path, per_host, by_ringdp_run=True) as job:
+        job.wait_for_steps()
+        two.cut(1)
+        try:
+            assert job.end() == 1, job.output
+            silent = r"ringdp run: ranks? [0-9, ]+ \(host host[12]\) do(es)? not answer: .*ringdp doctor"
+            assert says(silent, job.output), job.output
+            nothing_is_left(job)
+        finally:
+            two.heal(1)
 
 
 def test_a_link_that_is_mended_in_time_costs_time_alone(two: Hosts, tmp_path: Path) -> None:

@@ -133,12 +133,16 @@ def test_a_killed_launcher_takes_the_job_with_it():
         assert ends(ranks, 20)
 
 
-def supervised(program, seconds=30):
-    """The exit code of a program in the place of mpirun, under the supervisor, and what both said."""
+def supervised(program, seconds=30, over="False"):
+    """The exit code of a program in the place of mpirun, under the supervisor, and what both said. `over`: whether a
+    rank has said why the job ends."""
     code = (
         "import os, sys; from ringdp.cli import supervise;"
+        "supervise._LOOK, supervise._ENDS, supervise._FORCED = 0.1, 1.0, 0.5;"
         "say = lambda text: print('said', text, flush=True);"
-        f"sys.exit(supervise.run([sys.executable, '-c', {program!r}], os.environ, 'openmpi', say))"
+        f"command = [sys.executable, '-c', {program!r}];"
+        f"ended = supervise.run_and_tell(command, os.environ, 'openmpi', say, is_over=lambda: {over});"
+        "sys.exit(ended[0])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False
@@ -169,6 +173,45 @@ def test_what_ends_by_itself_is_left_alone():
     short = "import time; time.sleep(0.5)"
     code, text = supervised(f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {short!r}])")
     assert (code, text) == (0, "")
+
+
+def mpirun_with_a_rank(seconds, more):
+    """Which lives for so many seconds."""
+    rank = f"import time; time.sleep({seconds})"
+    return (
+        "import os, signal, subprocess, sys, time; environ = {**os.environ, 'OMPI_COMM_WORLD_RANK': '0'};"
+        f"{more}; subprocess.run([sys.executable, '-c', {rank!r}], env=environ); time.sleep(3)"
+    )
+
+
+OUTLASTS = "said all ranks here have ended, and mpirun waits for hosts that do not answer: ending it\n"
+
+
+def test_an_mpirun_that_outlasts_its_ranks_after_a_fault_is_ended():
+    assert supervised(mpirun_with_a_rank(1, "pass"), over="True") == (143, OUTLASTS)
+
+
+def test_an_mpirun_that_outlasts_its_ranks_and_does_not_listen_is_killed():
+    stubborn = mpirun_with_a_rank(1, "signal.signal(15, signal.SIG_IGN)")
+    assert supervised(stubborn, over="True") == (137, OUTLASTS)
+
+
+def test_an_mpirun_that_is_ended_after_a_fault_has_not_succeeded():
+    polite = mpirun_with_a_rank(1, "signal.signal(15, lambda *_: sys.exit(0))")
+    assert supervised(polite, over="True") == (1, OUTLASTS)
+
+
+def test_an_mpirun_may_outlast_its_ranks_where_none_has_failed():
+    assert supervised(mpirun_with_a_rank(0.5, "pass")) == (0, "")
+
+
+def test_an_mpirun_whose_ranks_still_do_something_after_a_fault_is_left_alone():
+    assert supervised(mpirun_with_a_rank(3, "time.sleep = lambda seconds: None"), over="True") == (0, "")
+
+
+def test_an_mpirun_without_ranks_here_is_left_alone():
+    """Its ranks are on other hosts, and may still save what they have."""
+    assert supervised("import time; time.sleep(3)", over="True") == (0, "")
 
 
 def test_a_killed_mpirun_is_told_by_the_exit_code():
