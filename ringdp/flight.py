@@ -107,6 +107,11 @@ class Flight:
         return process is not None and not process.has_ended and process.born == self.born
 
     @property
+    def was_alone(self) -> bool:
+        """On its host, while it was working: nobody else has its recorder."""
+        return self.local_size == 1 < self.size and self.standing in ("starting", "running")
+
+    @property
     def last(self) -> int:
         """When it last came to anything; 0: never."""
         return max((record.changed for record in self.records), default=0)

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -83,8 +84,8 @@ def _plain(text: str) -> str:
 
 
 def begin() -> Any:
-    """Open the recorder and start the watch, before this rank knows anybody. What is left of jobs that have died
-    is removed."""
+    """Open the recorder and start the watch, before this rank knows anybody. What is left of jobs that have died is
+    cleared away."""
     global _current, _ends_at_exit
     end(all_left=False)
     if not _ends_at_exit:
@@ -99,7 +100,7 @@ def begin() -> Any:
     local_size = (traces.local_size if traces else None) or 1
     job = name_of_job(os.environ)
     folder = folder_of_recorders()
-    remove_stale(folder)
+    clear_away(folder)
     stem = folder / f"{PREFIX}{job}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         watch = _core.Watch(str(stem) + flight.SUFFIX, rank, size, local, local_size, job)
@@ -110,15 +111,24 @@ def begin() -> Any:
     return watch
 
 
-def remove_stale(folder: Path) -> None:
-    """Recorders of this user whose process is gone: of jobs that were killed as a whole. Of those that have just died
-    their own `ringdp run` is about to make a report."""
+def clear_away(folder: Path) -> None:
+    """Recorders of this user whose process is gone.
+
+    That of a rank alone on its host, where nobody was left to bring it, goes into its job's report, if there is one
+    where this job's would be. All others go a minute later: of jobs that were killed as a whole. Of those that have
+    just died their own `ringdp run` is about to make a report.
+    """
     for path in folder.glob(f"{PREFIX}*{flight.SUFFIX}"):
         with contextlib.suppress(OSError, UsageError):
-            if path.stat().st_uid == os.getuid() and not (one := flight.read(path)).is_alive():
-                last = max(path.stat().st_mtime, (one.last + one.wall_offset) / 1e9)
-                if time.time() - last > STALE_AFTER:
-                    path.unlink()
+            if path.stat().st_uid != os.getuid() or (one := flight.read(path)).is_alive():
+                continue
+            report = report_folder(_plain(one.job), os.environ.get(FOLDER) or os.getcwd())
+            place = report / f"rank-{one.rank}{flight.SUFFIX}"
+            last = max(path.stat().st_mtime, (one.last + one.wall_offset) / 1e9)
+            if one.was_alone and report.is_dir() and not place.exists():
+                shutil.move(path, place)
+            elif time.time() - last > STALE_AFTER:
+                path.unlink()
 
 
 def seconds_of(variable: str, fallback: float) -> float:

@@ -137,9 +137,33 @@ def test_recorders_of_the_dead_are_removed(tmp_path):
     hour_ago = time.time() - 3600
     for path in (dead, living, other):
         os.utime(path, (hour_ago, hour_ago))
-    watch.remove_stale(tmp_path)
+    watch.clear_away(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {recent.name, living.name, other.name}
     kept.close()
+
+
+def test_that_of_a_rank_alone_on_its_host_goes_into_the_report_of_its_job(tmp_path, monkeypatch):
+    """Nobody else there could bring it. Others are their neighbours' business, and reports are not made of it."""
+    from ringdp import watch
+
+    program = (
+        "import sys, os\nfrom ringdp import _core\n"
+        "kept = _core.Watch(sys.argv[1], 1, 4, 0, int(sys.argv[2]), sys.argv[3])\nos._exit(0)"
+    )
+    recorders, reports = tmp_path / "recorders", tmp_path / "reports"
+    recorders.mkdir()
+    report = reports / "ringdp-report-a-job"
+    report.mkdir(parents=True)
+    monkeypatch.setenv(watch.FOLDER, str(reports))
+    for name, local_size, job in (("alone", 1, "a job"), ("beside", 2, "a job"), ("silent", 1, "another")):
+        path = recorders / f"{watch.PREFIX}{name}{flight.SUFFIX}"
+        subprocess.run(
+            [sys.executable, "-c", program, str(path), str(local_size), job], check=True, timeout=60
+        )
+    watch.clear_away(recorders)
+    assert {p.name.split(".")[1] for p in recorders.iterdir()} == {"beside", "silent"}
+    assert [p.name for p in report.iterdir()] == ["rank-1.flight"] and list(reports.iterdir()) == [report]
+    assert flight.read(report / "rank-1.flight").was_alone
 
 
 def test_numbers_of_processes_that_come_again(recorder, tmp_path):
