@@ -48,9 +48,10 @@ void RollCall::look(const Longest& longest) {
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
-void RollCall::begin(Wait&& wait) {
+void RollCall::begin(Wait wait, std::string missed) {
   call_.emplace();
   call_->wait = std::move(wait);
+  call_->missed = std::move(missed);
   call_->began = Clock::now();
   std::map<int, std::vector<int>> hosts;
   for (const int rank : call_->wait.ranks)
@@ -78,7 +79,7 @@ void RollCall::go_on() {
 }
 
 void RollCall::ask(Host& host) {
-  dispatches_.send(host.ranks[host.asked++], Dispatches::question, bytes_of(call_->wait.question, {}));
+  dispatches_.send(host.ranks[host.asked++], Dispatches::question, bytes_of(call_->wait.question, {}, 0));
   host.last = Clock::now();
 }
 
@@ -108,10 +109,11 @@ std::vector<Seen> RollCall::look_at_host(const Question& question, const Stacks&
 
 // --- messages --------------------------------------------------------------------------------------------------------
 
-std::vector<std::byte> RollCall::bytes_of(const Question& question, const std::vector<Seen>& seen) {
+std::vector<std::byte> RollCall::bytes_of(const Question& question, const std::vector<Seen>& seen, size_t absent) {
   Message message;
   message.question = question;
   message.count = static_cast<uint32_t>(seen.size());
+  message.absent = static_cast<uint32_t>(absent);
   std::vector<std::byte> data(sizeof message + seen.size() * sizeof(Seen));
   std::memcpy(data.data(), &message, sizeof message);
   if (!seen.empty()) std::memcpy(data.data() + sizeof message, seen.data(), seen.size() * sizeof(Seen));
@@ -145,14 +147,21 @@ void RollCall::take_question(int from, const Question& question) {
 // Only those to blame are worth a message: of whom nothing is said, he has come.
 void RollCall::answer(const Answering& one) {
   std::vector<Seen> culprits;
-  for (const Seen& seen : look_at_host(one.question, one.stacks))
+  size_t absent = 0;
+  for (const Seen& seen : look_at_host(one.question, one.stacks)) {
+    absent += seen.is_culprit();
     if (seen.is_culprit() && culprits.size() < Message::kMostSeen) culprits.push_back(seen);
-  dispatches_.send(one.to, Dispatches::answer, bytes_of(one.question, culprits));
+  }
+  dispatches_.send(one.to, Dispatches::answer, bytes_of(one.question, culprits, absent));
 }
 
 void RollCall::take_answer(int from, const Message& message, const std::byte* data) {
   if (!call_ || std::memcmp(&message.question, &call_->wait.question, sizeof(Question)) != 0) return;  // late
-  for (Host& host : call_->hosts) host.answered |= host.has(from);
+  for (Host& host : call_->hosts) {
+    if (host.answered || !host.has(from)) continue;
+    host.answered = true;
+    call_->not_named += message.absent - std::min(message.absent, message.count);
+  }
   for (uint32_t i = 0; i < message.count; ++i) {
     Seen seen;
     std::memcpy(&seen, data + i * sizeof seen, sizeof seen);
@@ -179,6 +188,7 @@ void RollCall::end() {
     else
       speaker = std::min(speaker, rank);
   }
+  if (asks_for_others(call, culprits)) return;
   // Who waits for something else does so because of those that are gone, or is ahead; who has left had given them up.
   if (std::any_of(culprits.begin(), culprits.end(), [](const Seen& seen) { return seen.is_gone(); }))
     culprits.erase(
@@ -189,6 +199,7 @@ void RollCall::end() {
   verdict_.asked_at = call.began;
   verdict_.at = Clock::now();
   verdict_.text = in_words(culprits);
+  verdict_.missed = call.missed;
   float patience = culprits.empty() ? 0 : 1e9f;
   for (const Seen& seen : culprits) {
     verdict_.is_gone |= seen.is_gone();
@@ -199,8 +210,48 @@ void RollCall::end() {
   patient_until_ = nanoseconds(verdict_.patient_until);
   if (culprits.empty())
     verdict_.text = "all ranks have come to " + call.wait.what + ", but what they exchange does not get through";
-  verdict_.is_told = speaker == rank_;
+  const std::string before = said_by_the_dead(culprits);
+  if (!before.empty()) verdict_.text = before;
+  verdict_.is_told = speaker == rank_ && before.empty();
   if (verdict_.is_told) tell(call, culprits);
+}
+
+// Whoever ends the job dies, too, while others still ask: what it has blamed counts.
+std::string RollCall::said_by_the_dead(const std::vector<Seen>& culprits) const {
+  for (const Seen& seen : culprits) {
+    if (seen.kind != Seen::dead) continue;
+    if (watch_.has_fault()) return watch_.verdict();
+    const FlightHead* head = watch_.head_of(seen.rank);
+    if (head != nullptr && blames_somebody(*head)) return text_of(head->verdict);
+  }
+  return "";
+}
+
+// All others wait, for something to which this rank has not come either. One side has left out what the other waits for: the
+// smaller; of two that are as large, the one that is ahead in a plan, as each step comes to that anyway. If it is this
+// rank's side, what the others ask is asked here, too, so that all blame the same ranks.
+bool RollCall::asks_for_others(const Call& call, const std::vector<Seen>& absent) {
+  const auto waits = [](const Seen& seen) { return seen.kind == Seen::waiting; };
+  if (!call.missed.empty() || absent.empty() || !std::all_of(absent.begin(), absent.end(), waits)) return false;
+  const auto together = [&](const Seen& one) {
+    return std::count_if(absent.begin(), absent.end(), [&](const Seen& other) {
+      return std::memcmp(&one.waits_for, &other.waits_for, sizeof(Question)) == 0;
+    });
+  };
+  const Seen& other = *std::max_element(absent.begin(), absent.end(),
+                                        [&](const Seen& a, const Seen& b) { return together(a) < together(b); });
+  const auto theirs = together(other);
+  const auto ours = std::ptrdiff_t(call.wait.ranks.size()) - std::ptrdiff_t(absent.size() + call.not_named);
+  const auto is_planned = [](const Question& q) { return q.lane > 0 || q.kind == FlightRecord::kVote; };
+  if (other.waits_for.process_set != call.wait.question.process_set) return false;
+  const bool are_ahead = is_planned(call.wait.question) && !is_planned(other.waits_for);
+  if (theirs < ours || (theirs == ours && !are_ahead)) return false;
+  const Seen me = look_at(watch_.flight().head(), watch_.flight().records(), other.waits_for);
+  if (me.kind == Seen::come) return false;
+  Wait wait = call.wait;
+  wait.question = other.waits_for;
+  begin(std::move(wait), "rank " + std::to_string(other.rank) + " is " + text_of(other.doing));
+  return true;
 }
 
 void RollCall::tell(const Call& call, const std::vector<Seen>& culprits) const {
@@ -232,7 +283,8 @@ Error RollCall::late(const std::string& text) {
   const std::string mine = "rank " + std::to_string(rank_) + ": " + text;
   if (verdict_.text.empty()) return {ErrorKind::deadline, mine};
   watch_.flight().blame(verdict_.text);
-  return {ErrorKind::deadline, mine + ": " + verdict_.text};
+  const std::string missed = verdict_.missed.empty() ? "" : verdict_.missed + ", to which this rank has not come: ";
+  return {ErrorKind::deadline, mine + ": " + missed + verdict_.text};
 }
 
 }  // namespace ringdp

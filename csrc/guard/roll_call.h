@@ -55,10 +55,10 @@ class RollCall {
  private:
   // What is asked. It travels as it is; behind an answer come those to blame.
   struct Message {
-    static constexpr uint32_t kMagic = 0x72636c6c, kVersion = 1, kMostSeen = 8;
+    static constexpr uint32_t kMagic = 0x72636c6c, kVersion = 2, kMostSeen = 8;
     uint32_t magic = kMagic, version = kVersion;
-    uint32_t count = 0;  // of an answer: those that follow
-    uint32_t unused = 0;
+    uint32_t count = 0;   // of an answer: those that follow
+    uint32_t absent = 0;  // of an answer: how many have not come, those that follow among them
     Question question;
   };
   struct Host {
@@ -74,8 +74,10 @@ class RollCall {
     Clock::time_point began;
     std::map<int, Seen> seen;  // by rank
     std::vector<Host> hosts;   // the others
+    uint32_t not_named = 0;    // so many more of other hosts have not come
     bool has_looked = false;   // at this host
     Stacks stacks;
+    std::string missed;  // what is asked for is not this rank's wait, but others', to which it has not come: in words
   };
   struct Answering {  // once the Python stacks have been written
     int to;
@@ -85,14 +87,17 @@ class RollCall {
   };
   struct Verdict {
     std::string text;                               // the culprit, in a line
+    std::string missed;                             // see Call
     bool is_gone = false;                           // it will not come
     bool is_told = false;                           // by this rank: of those who wait one speaks
     Clock::time_point asked_at, at, patient_until;  // `at`: made
   };
 
-  void begin(Wait&& wait);
+  void begin(Wait wait, std::string missed = "");
   void go_on();
   void end();
+  std::string said_by_the_dead(const std::vector<Seen>& culprits) const;
+  bool asks_for_others(const Call& call, const std::vector<Seen>& absent);
   void tell(const Call& call, const std::vector<Seen>& culprits) const;
   void ask(Host& host);
   Stacks ask_for_stacks(const Question& question) const;
@@ -101,7 +106,7 @@ class RollCall {
   void take_question(int from, const Question& question);
   void take_answer(int from, const Message& message, const std::byte* seen);
   void answer(const Answering& one);
-  static std::vector<std::byte> bytes_of(const Question& question, const std::vector<Seen>& seen);
+  static std::vector<std::byte> bytes_of(const Question& question, const std::vector<Seen>& seen, size_t absent);
 
   const Options& options_;
   Watch& watch_;

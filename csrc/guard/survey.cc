@@ -41,6 +41,16 @@ bool has_ended(const FlightRecord& record) {
   return seconds_between(record.changed.load(std::memory_order_relaxed), nanoseconds(Clock::now())) > kMoment;
 }
 
+Question question_of(const FlightRecord& record) {
+  Question q;
+  q.key = record.key;
+  q.sequence = record.sequence;
+  q.process_set = record.process_set;
+  q.lane = record.lane;
+  q.kind = record.kind;
+  return q;
+}
+
 // Goes through a rank's records, the newest first.
 template <class Act>
 void for_each_newest_first(const FlightHead& head, const FlightRecord* records, const Act& act) {
@@ -105,6 +115,7 @@ Seen look_at(const FlightHead& head, const FlightRecord* records, const Question
     if (!has_ended(r)) {
       open = label(r) + " (" + stage_in_words(r.stage.load(std::memory_order_relaxed)) + ")";
       open_since = r.submitted;
+      seen.waits_for = question_of(r);
     }
     return true;
   });

@@ -30,6 +30,7 @@ struct Seen {
   float idle = 0;      // seconds since it has come to anything
   float patience = 0;  // seconds for which others may have to wait for it, as its user has said
   int64_t step = 0;
+  Question waits_for;  // of one that waits for something else: the oldest of it
   char host[64] = {};
   char doing[160] = {};   // in words
   char stack[1024] = {};  // of its Python threads, where it was asked for and answered

@@ -16,7 +16,7 @@ namespace {
 constexpr double kTimeout = 0.4;
 constexpr double kLong = 30;  // seconds that nothing here takes
 
-// Ranks on hosts; what each waits for is a bucket of plan 1.
+// Ranks on hosts; what each waits for is a bucket of plan 1, or else a named operation.
 class Ranks {
  public:
   explicit Ranks(const std::vector<int>& hosts) : hub_(make_local_hub(int(hosts.size()), 0)) {
@@ -38,12 +38,25 @@ class Ranks {
 
   // The rank comes to the bucket, and waits for it.
   void come(int rank) {
-    const Flight::Entry entry{0, 0, 1, 0, 7, 64, "bucket 7", 8, Clock::now()};
-    flights_[rank]->begin(entry, Stage::reduce);
+    Question question;
+    question.sequence = 7;
+    question.lane = 1;
+    come_to("bucket 7 of plan 1", question, rank);
+  }
+
+  void come_to_named(int rank) {
+    Question question;
+    question.key = 4711;
+    come_to("'norm'", question, rank);
+  }
+
+  void come_to(const std::string& what, const Question& question, int rank) {
+    flights_[rank]->begin({question.kind, question.process_set, question.lane, question.key, question.sequence, 64,
+                           what.data(), what.size(), Clock::now()},
+                          Stage::reduce);
     Wait wait;
-    wait.question.sequence = 7;
-    wait.question.lane = 1;
-    wait.what = "bucket 7 of plan 1";
+    wait.question = question;
+    wait.what = what;
     wait.since = Clock::now();
     for (size_t r = 0; r < calls_.size(); ++r) wait.ranks.push_back(int(r));
     waits_[rank] = wait;
@@ -109,6 +122,21 @@ TEST(a_host_of_which_nobody_answers_is_named_with_all_its_ranks_and_who_asked) {
   CHECK(has(error, "ranks 2, 3 (host n1) do not answer: the host or the link to it is down"), error);
   CHECK(has(error, "asked by host "), error);
   CHECK(!has(error, "rank 4") && !has(error, "rank 1 "), error);
+}
+
+TEST(of_two_sides_that_wait_for_each_other_the_smaller_is_to_blame_also_to_itself) {
+  std::vector<int> hosts(21, 1);  // more than an answer has room for
+  hosts[0] = 0;
+  Ranks ranks(hosts);
+  ranks.come(0);
+  for (int rank = 1; rank < 21; ++rank) ranks.come_to_named(rank);
+  for (const std::vector<int>& turns : {std::vector<int>{0, 1}, {1, 0}}) {
+    const std::string error = ranks.until_over(turns);
+    CHECK(has(error, "rank 0 (host "), error);
+    CHECK(has(error, "waits for something else; in bucket 7 of plan 1"), error);
+    CHECK(!has(error, "rank 1 ("), error);
+    CHECK(has(error, "rank 1 is in allreduce ''norm'' (REDUCE) for") == (turns[0] == 0), error);
+  }
 }
 
 TEST(when_all_have_come_it_is_what_they_exchange) {

@@ -676,6 +676,34 @@ def test_ranks_that_have_come_to_different_things(monkeypatch: pytest.MonkeyPatc
                 mine.result()
 
 
+@pytest.mark.parametrize("hosts", [[0, 0], [0, 1], [0, 0, 0], [0, 1, 1], [0, 1, 0, 1]])
+@pytest.mark.parametrize("by", ["bucket", "vote"])
+def test_a_rank_that_has_left_out_an_operation_is_blamed_by_all(
+    monkeypatch: pytest.MonkeyPatch, hosts: list[int], by: str
+) -> None:
+    """It is ahead in a plan, and waits there for the others, which wait for it: itself, it says so as well."""
+    monkeypatch.setenv("RINGDP_TIMEOUT", "0.8")
+    with local_ranks(len(hosts), hosts=hosts) as engines:
+        lane = open_plan(engines, "one")
+        left_out = 1
+        pending = [
+            Pending(e.vote(0, lane, [1]), None, None)
+            if e.rank == left_out and by == "vote"
+            else bucket(e, lane, 0, coded(e.rank, 1000))
+            if e.rank == left_out
+            else allreduce(e, "norm", coded(e.rank, 3))
+            for e in engines
+        ]
+        here = f"(bucket 0|the vote) of plan {lane}"
+        text = rf"rank {left_out} \(host \S+, process \d+\) waits for something else; in {here} \(\w+\)"
+        for rank, p in enumerate(pending):
+            with pytest.raises(DeadlineError, match=text) as raised:
+                p.result()
+            assert str(raised.value).count("waits for something else") == 1
+            itself = r"is in allreduce 'norm' \(\w+\) for \S+ s, to which this rank has not come: rank 1"
+            assert bool(re.search(itself, str(raised.value))) == (rank == left_out), str(raised.value)
+
+
 def test_a_report_and_then_they_go_on(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
