@@ -254,7 +254,7 @@ def exception(rank: int, failure: str, by_peers: bool) -> None:
         return
     _current.failed_by(failure)
     mine = f"rank {rank} (host {socket.gethostname()}, process {os.getpid()}) was ended by {failure}"
-    _current.report(_current.verdict if by_peers and _current.blames_somebody else mine, False, all=True)
+    _current.report((by_peers and _current.blamed) or mine, False, all=True)
     if _current.dead() or _current.heard_of_death:
         time.sleep(LAUNCHER_TAKES)
 

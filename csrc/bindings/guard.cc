@@ -99,7 +99,8 @@ void bind_guard(nb::module_& m) {
       .def("report", &Watch::report, "verdict"_a, "print"_a, "all"_a = false, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("verdict", &Watch::verdict)
       .def_prop_ro(
-          "blames_somebody", [](Watch& w) { return blames_somebody(w.flight().head()); }, "Just now, by its verdict.")
+          "blamed", &Watch::blamed,
+          "The verdict of this rank, just now, or else of the rank of this host that had one first; or nothing.")
       .def(
           "recovers", [](Watch& w) { w.flight().head().recovers.store(1); },
           "Neighbours see that this rank is about to go on without those that are lost.")

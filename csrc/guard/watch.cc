@@ -298,6 +298,18 @@ const FlightHead* Watch::first_to_report() const {
   return first;
 }
 
+// A rank may hear only that another one, which has found out, has left.
+std::string Watch::blamed() const {
+  if (blames_somebody(flight_->head())) return verdict();
+  std::lock_guard lock(mutex_);
+  const FlightHead* first = nullptr;
+  for (const auto& [rank, peer] : peers_) {
+    const FlightHead* head = peer.head();
+    if (blames_somebody(*head) && (first == nullptr || head->blamed_at < first->blamed_at)) first = head;
+  }
+  return first == nullptr ? "" : text_of(first->verdict);
+}
+
 // One line for a host: the first rank that is alive.
 bool Watch::speaks() const {
   std::lock_guard lock(mutex_);

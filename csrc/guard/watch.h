@@ -84,6 +84,8 @@ class Watch {
   bool heard_of_death() const { return heard_of_death_.load(); }
   bool has_fault() const { return flight_->head().fault.load() != 0; }
   std::string verdict() const { return text_of(flight_->head().verdict); }
+  // Whom this rank blames just now, or else the one that another rank of this host has blamed first; nothing: nobody.
+  std::string blamed() const;
 
   // Seconds that have passed since, without those in which this process did not run. By any thread.
   double seconds_since(Clock::time_point then);

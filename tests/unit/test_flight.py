@@ -250,6 +250,14 @@ def test_who_is_killed_after_the_job_has_ended_is_not_to_blame(three_ranks):
     assert tell(three_ranks[2], VERDICT) == "rank 1 is stopped"
 
 
+def test_who_hears_only_that_another_has_left_blames_whom_that_one_blames(three_ranks):
+    """A rank has waited too long, and has left to begin anew; the others hear of that alone, and end as well."""
+    tell(three_ranks[0], "watch.report('rank 1 has not come', False)")
+    ended = "w.exception(2, 'PeerError: rank 0 has shut ringdp down', True); print(watch.verdict, end='')"
+    said = tell(three_ranks[2], "from ringdp import watch as w; w._current = watch; " + ended)
+    assert said == "rank 1 has not come"
+
+
 def test_who_was_asked_to_end_comes_after_who_was_not(three_ranks):
     """As launchers ask the others when one has died."""
     three_ranks[0].terminate()
