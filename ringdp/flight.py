@@ -107,9 +107,9 @@ class Flight:
         return process is not None and not process.has_ended and process.born == self.born
 
     @property
-    def was_alone(self) -> bool:
-        """On its host, while it was working: nobody else has its recorder."""
-        return self.local_size == 1 < self.size and self.standing in ("starting", "running")
+    def was_working(self) -> bool:
+        """When its process ended, if that has: it had not left in peace."""
+        return self.standing in ("starting", "running")
 
     @property
     def last(self) -> int:

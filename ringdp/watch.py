@@ -114,21 +114,27 @@ def begin() -> Any:
 def clear_away(folder: Path) -> None:
     """Recorders of this user whose process is gone.
 
-    That of a rank alone on its host, where nobody was left to bring it, goes into its job's report, if there is one
-    where this job's would be. All others go a minute later: of jobs that were killed as a whole. Of those that have
-    just died their own `ringdp run` is about to make a report.
+    Those of a job of which no rank lives on this host, so that nobody was left to bring them, go into its report, if
+    there is one where this job's would be. All others go a minute later: of jobs that were killed as a whole. Of those
+    that have just died their own `ringdp run` is about to make a report.
     """
+    found = []
     for path in folder.glob(f"{PREFIX}*{flight.SUFFIX}"):
         with contextlib.suppress(OSError, UsageError):
-            if path.stat().st_uid != os.getuid() or (one := flight.read(path)).is_alive():
+            if path.stat().st_uid == os.getuid():
+                found.append(flight.read(path))
+    live = {one.job for one in found if one.is_alive()}
+    for one in found:
+        with contextlib.suppress(OSError):
+            if one.is_alive():
                 continue
             report = report_folder(_plain(one.job), os.environ.get(FOLDER) or os.getcwd())
             place = report / f"rank-{one.rank}{flight.SUFFIX}"
-            last = max(path.stat().st_mtime, (one.last + one.wall_offset) / 1e9)
-            if one.was_alone and report.is_dir() and not place.exists():
-                shutil.move(path, place)
+            last = max(one.path.stat().st_mtime, (one.last + one.wall_offset) / 1e9)
+            if one.was_working and one.job not in live and report.is_dir() and not place.exists():
+                shutil.move(one.path, place)
             elif time.time() - last > STALE_AFTER:
-                path.unlink()
+                one.path.unlink()
 
 
 def seconds_of(variable: str, fallback: float) -> float:

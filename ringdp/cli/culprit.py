@@ -36,7 +36,7 @@ def bring_recorders(job: str) -> None:
             one = flight.read(path)
             if one.is_alive():
                 continue
-            if one.standing in ("starting", "running"):
+            if one.was_working:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 place = folder / f"rank-{one.rank}{flight.SUFFIX}"
                 if one.verdict or not _has_verdict(place):

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,13 @@ _INIT = (
     "hostname $0 && mount -t tmpfs shm /dev/shm && ip link set lo up && echo ready &&"
     " while :; do sleep 3600 & wait; done"
 )
+# Nobody listens there, and that is an answer.
+_ANSWERS = """
+import errno, socket, sys
+with socket.socket() as one:
+    one.settimeout(2)
+    sys.exit(one.connect_ex((sys.argv[1], 9)) not in (0, errno.ECONNREFUSED))
+"""
 _AGENT = """#!/bin/sh
 # Called by the launcher of an MPI in place of ssh: [options] ADDRESS COMMAND
 while :; do case $1 in -[lpoi]) shift 2 ;; -*) shift ;; *) break ;; esac; done
@@ -149,8 +157,16 @@ class Hosts:
         self._at_bridge(["ip", "link", "set", f"link{host}", "down"])
 
     def heal(self, host: int) -> None:
-        """Brings the link of a host up again."""
+        """Brings the link of a host up again; returns when it carries something. (Before, who connects may hear at once
+        that the other is not there.)"""
         self._at_bridge(["ip", "link", "set", f"link{host}", "up"])
+        answers = self.on(host, [sys.executable, "-c", _ANSWERS, f"{NETWORK}.254"])
+        deadline = time.monotonic() + 60
+        while subprocess.run(answers).returncode:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{self.names[host]} reaches nobody, a minute after its link has been mended"
+                )
 
     def raw_limit(self, size: int = 64 << 20) -> float:
         """Gbit/s of one TCP stream each way between the first two hosts at once: the slower one."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,13 +129,14 @@ class Job:
             self.hosts.on(host, ["ls", "/dev/shm"]), capture_output=True, text=True
         ).stdout.split()
 
-    def note(self, row: int, name: str, began: float) -> None:
+    def note(self, row: int, name: str, began: float, silent: Sequence[int] = ()) -> None:
         """For the table in docs/promises.md, as tests/faults does: seconds from the fault until ranks of all hosts have
-        their errors, and until the job was over."""
+        their errors, but for hosts of which no rank can have one; and until the job was over."""
         errors = self.errors()
         of_host = [
             min((e["time"] for r, e in errors.items() if r // self.per_host == host), default=time.time())
             for host in range(len(self.hosts.names))
+            if host not in silent
         ]
         TIMES.parent.mkdir(exist_ok=True)
         with TIMES.open("a") as file:
@@ -175,20 +176,19 @@ def next_job(hosts: Hosts, folder: Path) -> None:
     subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, timeout=LIMIT, check=True)
 
 
-# Half a second after a death the launcher ends the others: on a busy machine before they have said anything.
-TRIES = 5
-
-
 def kill(two: Hosts, folder: Path, rank: int, per_host: int) -> tuple[dict[int, str], int]:
-    """What the other ranks' Python and recorders say, as far as they could, in one text each; and the process."""
-    folder.mkdir()
+    """What the other ranks' Python and recorders say, in one text each; and the process.
+
+    Half a second after a death the launcher ends the others, whether they have said something or not: none was too
+    late in 245 jobs, on a machine of two cores with a load of 8 to 15.
+    """
     two.set_rate(None)
     with Job(two, folder, per_host, environ={"RINGDP_TIMEOUT": "600"}) as job:
         job.wait_for_steps()
         began = time.time()
         job.send("KILL", rank)
         assert job.end() == 128 + 9, job.output
-        job.note(1, "killed", began)
+        job.note(1, "killed", began, silent=[rank] if per_host == 1 else [])
         words: dict[int, str] = {r: verdict for r, verdict in job.verdicts().items() if verdict}
         for r, error in job.errors().items():
             assert error["type"] == "PeerError", f"{r}: {error}"
@@ -198,33 +198,22 @@ def kill(two: Hosts, folder: Path, rank: int, per_host: int) -> tuple[dict[int, 
             job.wait_for("the end of all processes", lambda: not marked_processes(job.mark))
             (kept,) = job.shared_memory(rank)
             assert kept.endswith(".flight"), kept
-            if job.verdicts():
-                next_job(two, folder)
-                assert rank in job.verdicts(), job.output
-            else:
-                subprocess.run(two.on(rank, ["rm", f"/dev/shm/{kept}"]), check=True)
+            next_job(two, folder)
+            assert rank in job.verdicts(), job.output
         nothing_is_left(job)
         return words, job.pid(rank)
 
 
 def test_a_rank_that_is_killed_on_another_host_is_named_soon(two: Hosts, tmp_path: Path) -> None:
-    for attempt in range(TRIES):
-        words, pid = kill(two, tmp_path / str(attempt), rank=3, per_host=2)
-        dead = rf"rank 3 \(host host2, process {pid}\) is dead"
-        assert 2 in words and all(says(dead, words[r]) for r in words), words
-        if {0, 1} & set(words):
-            return
-    pytest.fail("the other host has heard of nothing")
+    words, pid = kill(two, tmp_path, rank=3, per_host=2)
+    dead = rf"rank 3 \(host host2, process {pid}\) is dead"
+    assert set(words) == {0, 1, 2} and all(says(dead, words[r]) for r in words), words
 
 
 def test_a_rank_alone_on_its_host_that_is_killed_is_named(two: Hosts, tmp_path: Path) -> None:
     """Nobody is left there to say more."""
-    for attempt in range(TRIES):
-        words, _ = kill(two, tmp_path / str(attempt), rank=1, per_host=1)
-        assert all("rank 1 (host host2) is lost: its connection has ended" in words[r] for r in words), words
-        if words:
-            return
-    pytest.fail("the other host has seen nothing")
+    words, _ = kill(two, tmp_path, rank=1, per_host=1)
+    assert set(words) == {0} and "rank 1 (host host2) is lost: its connection has ended" in words[0], words
 
 
 def test_a_rank_that_is_stopped_on_another_host_is_named_as_stopped(two: Hosts, tmp_path: Path) -> None:

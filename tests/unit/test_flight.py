@@ -142,28 +142,37 @@ def test_recorders_of_the_dead_are_removed(tmp_path):
     kept.close()
 
 
-def test_that_of_a_rank_alone_on_its_host_goes_into_the_report_of_its_job(tmp_path, monkeypatch):
-    """Nobody else there could bring it. Others are their neighbours' business, and reports are not made of it."""
+def test_those_of_ranks_that_have_left_nobody_on_their_host_go_into_the_report_of_their_job(
+    tmp_path, monkeypatch
+):
+    """Nobody else there could bring them. Others are their neighbours' business, and reports are not made of them."""
     from ringdp import watch
 
     program = (
         "import sys, os\nfrom ringdp import _core\n"
-        "kept = _core.Watch(sys.argv[1], 1, 4, 0, int(sys.argv[2]), sys.argv[3])\nos._exit(0)"
+        "kept = _core.Watch(sys.argv[1], int(sys.argv[2]), 4, 0, 2, sys.argv[3])\nos._exit(0)"
     )
     recorders, reports = tmp_path / "recorders", tmp_path / "reports"
     recorders.mkdir()
-    report = reports / "ringdp-report-a-job"
+    report, with_survivors = (reports / f"ringdp-report-{job}" for job in ("all-dead", "one-lives"))
     report.mkdir(parents=True)
+    with_survivors.mkdir()
     monkeypatch.setenv(watch.FOLDER, str(reports))
-    for name, local_size, job in (("alone", 1, "a job"), ("beside", 2, "a job"), ("silent", 1, "another")):
+    survivor = _core.Watch(str(recorders / f"{watch.PREFIX}survivor{flight.SUFFIX}"), 0, 4, 0, 2, "one lives")
+    dead = [
+        ("first", 2, "all dead"),
+        ("second", 3, "all dead"),
+        ("beside", 1, "one lives"),
+        ("silent", 1, "alone"),
+    ]
+    for name, rank, job in dead:
         path = recorders / f"{watch.PREFIX}{name}{flight.SUFFIX}"
-        subprocess.run(
-            [sys.executable, "-c", program, str(path), str(local_size), job], check=True, timeout=60
-        )
+        subprocess.run([sys.executable, "-c", program, str(path), str(rank), job], check=True, timeout=60)
     watch.clear_away(recorders)
-    assert {p.name.split(".")[1] for p in recorders.iterdir()} == {"beside", "silent"}
-    assert [p.name for p in report.iterdir()] == ["rank-1.flight"] and list(reports.iterdir()) == [report]
-    assert flight.read(report / "rank-1.flight").was_alone
+    assert {p.name.split(".")[1] for p in recorders.iterdir()} == {"survivor", "beside", "silent"}
+    assert {p.name for p in report.iterdir()} == {"rank-2.flight", "rank-3.flight"}
+    assert not list(with_survivors.iterdir()) and set(reports.iterdir()) == {report, with_survivors}
+    survivor.close()
 
 
 def test_numbers_of_processes_that_come_again(recorder, tmp_path):
