@@ -269,10 +269,12 @@ def test_under_ringdp_run_nothing_outlasts_a_link_that_stays_cut(
         job.wait_for_steps()
         two.cut(1)
         try:
+            began = time.time()
             assert job.end() == 1, job.output
             silent = r"ringdp run: ranks? [0-9, ]+ \(host host[12]\) do(es)? not answer: .*ringdp doctor"
             assert says(silent, job.output), job.output
             nothing_is_left(job)
+            job.note(22, "link stays cut (over: nothing is left)", began)
         finally:
             two.heal(1)
 
