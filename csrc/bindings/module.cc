@@ -250,6 +250,15 @@ std::shared_ptr<Handle> submit_bucket(Engine& engine, int process_set, int lane,
   return engine.submit(std::move(s));
 }
 
+// Of a bucket in host memory.
+void before_look(Engine& engine, int process_set, int lane, uint32_t bucket, uint64_t data, uint64_t count, int dtype) {
+  Submission s =
+      on_tensor(OpKind::allreduce, process_set, at(data), at(data), static_cast<Dtype>(dtype), {count}, 0, 1, 1);
+  s.lane = lane;
+  s.bucket = bucket;
+  engine.before_look(s);
+}
+
 Membership mpi_membership(std::vector<int> ranks, uint64_t data, uint64_t control, const std::vector<int>& hosts,
                           std::shared_ptr<Host> host, std::vector<int> neighbours, std::vector<uint64_t> mail,
                           std::vector<int> sharing) {
@@ -392,6 +401,9 @@ void bind_engine(nb::module_& m) {
       .def("open_plan", &open_plan, "process_set"_a, "name"_a, "text"_a)
       .def("submit_bucket", &submit_bucket, "process_set"_a, "lane"_a, "bucket"_a, "digest"_a, "data"_a, "count"_a,
            "dtype"_a, "op"_a, "prescale"_a, "postscale"_a, "half"_a = Half::both, "gpu"_a = -1, "stream"_a = 0)
+      .def_prop_ro("injects", &Engine::injects, "RINGDP_INJECT has faults for this rank.")
+      .def("before_look", &before_look, "process_set"_a, "lane"_a, "bucket"_a, "data"_a, "count"_a, "dtype"_a,
+           "A bucket's gradients are about to be looked at: a NaN that RINGDP_INJECT has for them is there now.")
       .def(
           "own_chunk",
           [](Engine& e, int process_set, uint64_t count, int dtype, bool on_gpu) {

@@ -74,6 +74,10 @@ void Engine::note_stream(Submission& s) {
   s.place->ready = s.in_graph ? gpu.record_in_graph(stream) : gpu.record(stream);
 }
 
+void Engine::before_look(const Submission& submission) {
+  inject_.before_look(submission, submitted_.load(), watch_->flight().head().step.load());
+}
+
 std::shared_ptr<Handle> Engine::submit(Submission submission) {
   note_stream(submission);
   inject(Stage::submit, submission);

@@ -61,6 +61,10 @@ class Engine {
   // captured in a CUDA graph is done when it returns.
   std::shared_ptr<Handle> submit(Submission submission);
 
+  // The caller is about to look at what it will submit then: where RINGDP_INJECT puts a NaN into that, it is there now.
+  bool injects() const { return inject_.any(); }
+  void before_look(const Submission& submission);
+
   // Several of one process set that complete together or not at all: where ranks differ in one of them, all fail. What is
   // wrong with one on this rank alone is thrown, and none is taken.
   std::vector<std::shared_ptr<Handle>> submit_group(std::vector<Submission> submissions);

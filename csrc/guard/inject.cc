@@ -113,13 +113,22 @@ Inject::Fault Inject::parse(const std::string& text) {
   return fault;
 }
 
+bool Inject::strikes(const Fault& fault, Stage stage, const Submission& s, uint64_t op, int64_t step) {
+  if (fault.stage != stage || (fault.step >= 0 && fault.step != step)) return false;
+  if (fault.op >= 0 && static_cast<uint64_t>(fault.op) != op) return false;
+  if (!fault.name.empty() && fault.name != (s.lane >= 0 ? s.bucket_name() : s.name)) return false;
+  return !fault.done->exchange(true) || fault.what == Do::slow;
+}
+
+void Inject::before_look(const Submission& s, uint64_t op, int64_t step) {
+  for (const Fault& fault : faults_)
+    if (fault.what == Do::nan && strikes(fault, Stage::submit, s, op, step)) carry_out(fault, s);
+}
+
 bool Inject::at(Stage stage, const Submission& s, uint64_t op, int64_t step, bool by_messages) {
   bool flips = false;
   for (const Fault& fault : faults_) {
-    if (fault.stage != stage || (fault.step >= 0 && fault.step != step)) continue;
-    if (fault.op >= 0 && static_cast<uint64_t>(fault.op) != op) continue;
-    if (!fault.name.empty() && fault.name != (s.lane >= 0 ? s.bucket_name() : s.name)) continue;
-    if (fault.done->exchange(true) && fault.what != Do::slow) continue;
+    if (!strikes(fault, stage, s, op, step)) continue;
     if (fault.what == Do::flip && by_messages)
       flips = true;
     else

@@ -5,6 +5,8 @@
 // Where: rank, step (votes of optimizers so far), op (operations submitted so far), name (of the operation), stage (SUBMIT in
 // the caller's thread, before it is handed over; AGREE and REDUCE by whoever takes the engine's turns; DONE when its result
 // is known). What is left out is any. Each happens once, but for `slow`.
+//
+// `nan` at SUBMIT of a bucket of gradients strikes before this rank looks whether they are finite, as a broken step would.
 #pragma once
 
 #include <atomic>
@@ -30,6 +32,8 @@ class Inject {
   // by_messages: at REDUCE, that they bring what is reduced; then `flip` means the first of them that comes to this rank, and
   // true is returned for the caller to do it.
   bool at(Stage stage, const Submission& submission, uint64_t op, int64_t step, bool by_messages = false);
+  // It is about to look at what it will submit: a NaN that is to strike then is there now.
+  void before_look(const Submission& submission, uint64_t op, int64_t step);
 
  private:
   enum class Do { kill, stop, segv, raise, sleep, spin, exit, flip, nan, slow };
@@ -43,6 +47,7 @@ class Inject {
     std::shared_ptr<std::atomic<bool>> done = std::make_shared<std::atomic<bool>>(false);
   };
 
+  static bool strikes(const Fault& fault, Stage stage, const Submission& submission, uint64_t op, int64_t step);
   static Fault parse(const std::string& text);
   static void carry_out(const Fault& fault, const Submission& submission);
 

@@ -393,6 +393,7 @@ class Exchange:
     def _submit(self, bucket: Bucket) -> None:
         if self._joined is None:
             self._has_missing |= not bucket.fill(self._window, self._densify)
+            self._plans.wire.before_look(bucket)
         else:
             bucket.fill_with_nothing(self.options.op)
         is_joined = self._joined is not None

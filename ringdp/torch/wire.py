@@ -101,6 +101,13 @@ class Wire:
         half = Half.reduce_scatter if self.options.shard == ELEMENTS else Half.both
         return self._submit(bucket.flat, bucket.index, self._op_of(bucket), self.options.scale, half)
 
+    def before_look(self, bucket: Bucket) -> None:
+        """This rank's gradients are in the bucket: RINGDP_INJECT may spoil them before anybody looks at them."""
+        engine, flat = self.world.engine, bucket.flat
+        if engine.injects and bucket.gpu is None:
+            dtype = int(DTYPES[flat.dtype])
+            engine.before_look(self.set, self.agreed(), bucket.index, flat.data_ptr(), flat.numel(), dtype)
+
     def submit_again(self, flat: torch.Tensor, bucket: Bucket) -> Waits:
         """Reduce what lies as the bucket does, in place, as the bucket is: all of it, with shards too."""
         return self._submit(flat, bucket.index, self._op_of(bucket), self.options.scale, Half.both)

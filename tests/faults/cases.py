@@ -16,6 +16,7 @@ KILLED, CRASHED, STOPPED_BY_TERM, INTERRUPTED = 128 + 9, 128 + 11, 128 + 15, 128
 DEAD = r"rank {rank} \(host \S+, process {pid}\) is dead"
 STOPPED = r"rank {rank} \(host \S+, process {pid}\) is stopped \(state [Tt]"
 ABSENT = r"rank {rank} \(host \S+, process {pid}\) is alive \(state [RSD]\) and has not come"
+NAN = "has nan in the gradient of weight, at flat index 1984"
 ALL, CULPRIT = "all ranks", "the rank that has the fault"
 
 
@@ -144,10 +145,11 @@ CASES = (
     Case("no gradient", 14, "torch_job.py", ("--do", "missing-raise,missing-zero"), codes=(0,), ranks=(2, 3),
          says=("step 2: rank {rank} has no gradient for bias, which other ranks have. They count as zeros",),
          caught=(Caught("MissingGradientError", "step 2: rank {rank} has no gradient for bias, which other"),)),
+    # Three trainings of six steps; the second has one that is skipped, and counts.
     Case("not finite", 16, "torch_job.py", ("--do", "nan-raise,nan-skip,nan-zero"), codes=(0,), ranks=(2, 3),
-         says=("rank {rank} has nan in the gradient of bias, at flat index 5: no rank takes this step",
-               "rank {rank} has nan in the gradient of bias, at flat index 5: zeros were exchanged instead"),
-         caught=(Caught("NonFiniteError", "step 2: rank {rank} has nan in the gradient of bias, at flat index 5"),)),
+         inject="step=2,do=nan;rank=1,step=8,do=nan;rank=1,step=15,do=nan",
+         says=(f"step 2: rank {{rank}} {NAN}: no rank takes this step", f"rank {{rank}} {NAN}: zeros were exchanged"),
+         caught=(Caught("NonFiniteError", f"step 2: rank {{rank}} {NAN}"),)),
     Case("skipped on one rank", 17, "torch_job.py", ("--do", "scaler,unstepped"), codes=(0,), ranks=(2, 3),
          caught=(Caught("MismatchError", r"differ in step \(2 to 3\): rank {rank} at 2;.*No parameter was"),)),
     Case("flipped on the way", 18, inject="op=9,stage=REDUCE,do=flip", error="ChecksumError",
