@@ -15,6 +15,7 @@
 #include <set>
 #include <utility>
 
+#include "base/elastic.h"
 #include "guard/signals.h"
 
 namespace ringdp {
@@ -344,7 +345,7 @@ void Watch::bring_recorders(bool all) {
 void Watch::end_process(const std::string& verdict) {
   report(verdict, true);
   // Where others may go on without this rank, they hear of no other end than by a signal.
-  if (getenv("RINGDP_ELASTIC") != nullptr) ::kill(getpid(), SIGKILL);
+  if (goes_on_without_lost_ranks()) ::kill(getpid(), SIGKILL);
   _exit(1);
 }
 

@@ -9,6 +9,8 @@
 #include <thread>
 
 #include "base/check.h"
+#include "base/deadline.h"
+#include "base/elastic.h"
 #include "transport/mpi/table.h"
 
 namespace ringdp {
@@ -72,7 +74,12 @@ class MpiTransport final : public Transport {
     if (const int code = table->cancel(channel_, &request.handle); code < 0) mpi_failed(code);
   }
 
-  bool is_revoked() const override { return table->is_revoked(channel_) == 1; }
+  // The engine asks in each turn that moves nothing; each answer takes two calls of MPI.
+  bool is_revoked() const override {
+    if (!is_elastic_ || Clock::now() - asked_ < kBetweenLooks) return false;
+    asked_ = Clock::now();
+    return table->is_revoked(channel_) == 1;
+  }
   int64_t pending() const override { return table->pending(channel_); }
 
   // Under Slurm's PMI-2 MPICH's MPI_Abort comes back before the ranks are killed. One that left meanwhile would be taken for
@@ -87,7 +94,10 @@ class MpiTransport final : public Transport {
   // MPI counts are int, and Open MPI 5 has no functions with 64-bit counts: segments keep messages far below.
   static constexpr std::chrono::seconds kLauncherTakes{10};  // to kill the ranks, at the most
   static constexpr size_t kMaxMessage = std::numeric_limits<int>::max();
+  static constexpr std::chrono::milliseconds kBetweenLooks{1};  // for ranks that are lost
   void* channel_;
+  const bool is_elastic_ = goes_on_without_lost_ranks();
+  mutable Clock::time_point asked_;
 };
 
 }  // namespace

@@ -355,3 +355,25 @@ def test_without_room_for_it_only_this_process_has_it(kilobytes):
     assert done.returncode == 0 and "ringdp." not in done.stdout and "done" in done.stdout, (
         done.stdout + done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("elastic", "code"),
+    [(None, 1), ("", 1), ("0", 1), ("1", -signal.SIGKILL)],
+    ids=["none", "empty", "0", "1"],
+)
+def test_a_call_that_does_not_end_is_the_end_of_the_process(elastic, code):
+    """Where others go on without this rank they hear of no other end than by a signal."""
+    program = (
+        "import time; from ringdp import _core\n"
+        "watch = _core.Watch('', 0, 1, 0, 1, ''); watch.start(0); watch.enter('MPI_Comm_dup', 100, 0.1)\n"
+        "time.sleep(60)"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "RINGDP_ELASTIC"}
+    if elastic is not None:
+        env["RINGDP_ELASTIC"] = elastic
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == code, done.stderr
+    assert "has been in MPI_Comm_dup for" in done.stderr

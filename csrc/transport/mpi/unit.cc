@@ -198,11 +198,10 @@ int takes_gpu_memory() {
 
 // --- ranks that are lost ----------------------------------------------------------------------------------------------
 
-// In a job that goes on without them (ringdp run --elastic). What tells of it comes in during calls of MPI: the one that
-// looks for messages is made for that alone.
+// Asked in a job that goes on without them. What tells of it comes in during calls of MPI: the one that looks for messages
+// is made for that alone.
 int is_revoked(void* c) {
-  static auto* const ask =
-      std::getenv("RINGDP_ELASTIC") == nullptr ? nullptr : extension<int(MPI_Comm, int*)>("MPIX_Comm_is_revoked");
+  static auto* const ask = extension<int(MPI_Comm, int*)>("MPIX_Comm_is_revoked");
   if (ask == nullptr) return 0;
   int answer = 0, from = 0;
   size_t bytes = 0;
