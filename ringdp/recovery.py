@@ -6,7 +6,8 @@ the others notice, and leaves its engine; then all agree that they are here, mak
 
 *Fencing*: a process of this host that does not come in time is killed, so that it cannot go on later with what was
 ours. No rank goes on before all that are left behind on its host are dead for sure. Those of other hosts are the
-matter of the ranks there.
+matter of the ranks there. Where none of a host is left nobody knows whether its ranks are dead, or cut off and about
+to go on by themselves: of the two sides one goes on at most.
 """
 
 from __future__ import annotations
@@ -244,15 +245,15 @@ def recover(cause: Exception) -> None:
 
     Raises:
         HorovodInternalError: another rank was lost when all was done but for the process sets: to be called again.
-        NotRecovered: fewer than RINGDP_MIN_RANKS are left, or one that was left behind cannot be killed; on all ranks,
-            as far as they can hear of it.
+        NotRecovered: fewer than RINGDP_MIN_RANKS are left, or others that are cut off might go on as well, or one that
+            was left behind cannot be killed; on all ranks, as far as they can hear of it.
     """
     from mpi4py import MPI
 
     from ringdp import world
 
     global _any_lost
-    before, neighbours = world.current(), watch.current()
+    before, neighbours, groups = world.current(), watch.current(), watch.groups()
     began = time.monotonic()
     neighbours.recovers()
     os.environ.pop("RINGDP_INJECT", None)  # its ranks are those that were started
@@ -272,6 +273,7 @@ def recover(cause: Exception) -> None:
             joined = False
             made: list[Any] = []
             _refuse_too_few(before.place.rank, alive.Get_size(), lost, cause)
+            _refuse_a_split(before.place.rank, groups, list(numbers), cause)
             try:
                 world.join_again(_remembering(MPI, alive, made), alive, before.arguments)
                 joined = True
@@ -328,6 +330,21 @@ def _refuse_too_few(rank: int, left: int, lost: Sequence[int], cause: Exception)
         raise NotRecovered(
             f"rank {rank}: {_ranks(lost)} lost, {left} left: fewer than the {least} of --min-ranks, so the job ends "
             f"({cause})"
+        ) from cause
+
+
+def _refuse_a_split(rank: int, groups: Sequence[int], left: Sequence[int], cause: Exception) -> None:
+    """`groups`: of each rank, a number that those have in common which see each other's processes; `left`: the ranks
+    that live. The others of a group of which one is left are dead for sure. All other ranks may be alive and cut off:
+    those that are left go on only if they are more, or as many and have the lowest rank. To the other side it is the
+    same the other way round, so it does not.
+    """
+    seen = {groups[one] for one in left}
+    unknown = [one for one, group in enumerate(groups) if group not in seen]
+    if unknown and (len(left), -min(left)) < (len(unknown), -min(unknown)):
+        raise NotRecovered(
+            f"rank {rank}: {_ranks(unknown)} lost with all of their hosts: nobody here can know whether they are dead, "
+            f"or cut off and go on, and with {len(left)} left these are too few to go on beside them ({cause})"
         ) from cause
 
 

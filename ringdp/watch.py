@@ -37,6 +37,7 @@ STALE_AFTER = 60.0  # seconds without a word
 LAUNCHER_TAKES = 3.0  # seconds, at the most, to end a job of which a rank has died
 
 _current: Any = None  # ringdp._core.Watch
+_groups: list[int] = []
 _ends_at_exit = False
 _enabled_faulthandler = False
 _stack_signal = 0
@@ -45,6 +46,11 @@ _stack_signal = 0
 def current() -> Any:
     """The watch of this process, or None."""
     return _current
+
+
+def groups() -> list[int]:
+    """Of each rank of the job: a number that those have in common which see each other's processes."""
+    return list(_groups)
 
 
 def forget_after_fork() -> None:
@@ -203,7 +209,8 @@ def meet(watch: Any, comm: Any, place: Any, generation: int = 1) -> None:
     for rank, host, path, token in everybody:
         if rank != place.rank and host == mine[1] and path and watch.attach(rank, path, token) == "":
             reached, attached = min(reached, rank), True
-    watch.set_places(comm.allgather(reached), [host for _, host, _, _ in everybody])
+    _groups[:] = comm.allgather(reached)
+    watch.set_places(_groups, [host for _, host, _, _ in everybody])
     # Neighbours hold it, and bring it into a report. That of a rank alone on its host keeps its name, and so do all
     # where the launcher is ours, and looks for them.
     if attached and not os.environ.get(JOB):

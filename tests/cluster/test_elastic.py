@@ -42,10 +42,10 @@ def two() -> Iterator[Hosts]:
 class Job:
     """Ranks 0 and 1 on the first host, 2 and 3 on the second."""
 
-    def __init__(self, hosts: Hosts, folder: Path, steps: int) -> None:
+    def __init__(self, hosts: Hosts, folder: Path, steps: int, timeout: float = T) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
         words = [sys.executable, str(PROGRAM), "--steps", str(steps)]
-        env = environment() | {"RINGDP_TIMEOUT": str(T), MARK: self.mark}
+        env = environment() | {"RINGDP_TIMEOUT": str(timeout), MARK: self.mark}
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 hosts.ringdp_run(words, PER_HOST, ["--elastic"]),
@@ -133,3 +133,18 @@ def test_where_a_link_is_cut_no_rank_goes_on_and_the_job_fails(two: Hosts, tmp_p
             two.heal(1)
         assert job.ends() not in (0, 10), job.output
         assert len(job.said("begin")) == RANKS and not job.said("end"), "some have gone on"
+
+
+def test_where_tcp_gives_up_a_cut_link_one_side_goes_on_at_most(two: Hosts, tmp_path: Path) -> None:
+    """Then each side hears that the other is lost."""
+    two.give_up_after(5)
+    try:
+        with Job(two, tmp_path, steps=1_000_000, timeout=2 * T) as job:
+            job.wait_for_steps()
+            two.cut(1)
+            job.wait_for("one side", lambda: "going on without ranks 2, 3 (of 4): 2 left" in job.output)
+            time.sleep(4 * T)  # for the other one
+            assert len([one for one in job.said("begin") if one["size"] == 2]) == 2, job.output
+    finally:
+        two.heal(1)
+        two.give_up_after(15)

@@ -110,6 +110,34 @@ def test_process_sets_move_with_their_ranks():
     assert gone.moved(numbers) == [1] and gone.ranks == [1, 2]
 
 
+def goes_on(groups, left):
+    try:
+        recovery._refuse_a_split(left[0], groups, left, PeerError("x"))
+    except NotRecovered as error:
+        assert "nobody here can know whether they are dead" in str(error)
+        return False
+    return True
+
+
+def test_of_two_sides_of_a_cut_link_one_goes_on_at_most():
+    """Whoever else dies on them: of all ways to share ranks out to hosts, to cut these off, and to die."""
+    for groups in ([0, 0, 2, 2], [0, 1, 2, 2], [0, 1, 1, 3, 3], [0, 0, 2, 0, 2]):
+        ranks, hosts = range(len(groups)), sorted(set(groups))
+        for cut in range(1, 1 << len(hosts)):
+            there = {host for place, host in enumerate(hosts) if cut >> place & 1}
+            for dead in range(1 << len(groups)):
+                alive = [rank for rank in ranks if not dead >> rank & 1]
+                sides = [[r for r in alive if (groups[r] in there) == side] for side in (False, True)]
+                assert sum(bool(side) and goes_on(groups, side) for side in sides) <= 1, (groups, sides)
+
+
+def test_those_that_are_left_of_a_host_know_who_is_dead():
+    assert goes_on([0, 0, 0, 0], [3])
+    assert goes_on([0, 0, 2, 2], [1, 3])
+    assert goes_on([0, 0, 2, 2], [0, 1]) and not goes_on([0, 0, 2, 2], [2, 3])
+    assert goes_on([0, 1, 2], [1, 2]) and not goes_on([0, 1, 2], [2])
+
+
 def test_too_few_ranks(monkeypatch):
     recovery._refuse_too_few(0, 1, [0, 1], PeerError("x"))
     monkeypatch.setenv("RINGDP_MIN_RANKS", "2")
