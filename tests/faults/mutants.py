@@ -42,6 +42,8 @@ MUTANTS = (
            "false", ("faults --all", "stopped_by_default")),
     Mutant("roll call of other hosts", "csrc/guard/roll_call.cc", "    answer(*one);\n", "",
            ("unit", "who_has_not_come_is_named")),
+    Mutant("who has left, and who is gone", "csrc/guard/roll_call.cc", " || seen.kind == Seen::left; }", "; }",
+           ("native", "who_has_left_is_to_blame_but")),
     Mutant("sides that wait for each other", "csrc/guard/roll_call.cc",
            "  if (asks_for_others(call, culprits)) return;\n", "", ("unit", "left_out_an_operation_is_blamed")),
     Mutant("deaths are told to other hosts", "csrc/guard/alarm.cc",

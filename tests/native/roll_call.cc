@@ -124,6 +124,22 @@ TEST(a_host_of_which_nobody_answers_is_named_with_all_its_ranks_and_who_asked) {
   CHECK(!has(error, "rank 4") && !has(error, "rank 1 "), error);
 }
 
+TEST(who_has_left_is_to_blame_but_not_while_another_is_gone) {
+  for (const bool is_gone : {false, true}) {
+    Ranks ranks({0, 0, 0});
+    ranks.come(0);
+    ranks.flight(1).head().standing = Standing::ended;
+    if (is_gone)  // its engine is in a turn that does not end
+      ranks.flight(2).head().turn_since = nanoseconds(Clock::now() - std::chrono::seconds(60));
+    else
+      ranks.come(2);
+    const std::string error = ranks.until_over({0});
+    CHECK(has(error, "rank 1 (host ") == !is_gone, error);
+    CHECK(has(error, "has left the job") == !is_gone, error);
+    CHECK(has(error, "rank 2 (host ") == is_gone, error);
+  }
+}
+
 TEST(of_two_sides_that_wait_for_each_other_the_smaller_is_to_blame_also_to_itself) {
   std::vector<int> hosts(21, 1);  // more than an answer has room for
   hosts[0] = 0;
