@@ -30,6 +30,7 @@ def end_processes(mark: str) -> list[str]:
 
 
 def marked_processes(mark: str) -> list[int]:
+    """Those with this mark, or with one of a part of its run: the mark, a hyphen and more."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").iterdir():
@@ -37,7 +38,8 @@ def marked_processes(mark: str) -> list[int]:
             continue
         try:
             # A zombie has no environment any more: it is its parent's to collect, and holds nothing.
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            words = (folder / "environ").read_bytes().split(b"\0")
+            if any(word == wanted or word.startswith(wanted + b"-") for word in words):
                 found.append(int(folder.name))
         except OSError:  # gone meanwhile, or another user's
             continue

@@ -1,6 +1,7 @@
 """The table of phases: what `tests/run.py` runs, in which order, and how long each command may take."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,17 +95,20 @@ def types(_: Selection) -> list[Command]:
 
 
 def unit(selection: Selection) -> list[Command]:
-    return [plain("unit", "unit", selection, 600)]
+    return [plain("unit", "unit", selection, 600, by_workers())]
 
 
 def native(selection: Selection) -> list[Command]:
     # Most of it is compiling: for this machine, and with --all for aarch64.
-    return [plain("native", "native/test_native.py", selection, 2400 if selection.everything else 480)]
+    limit = 2400 if selection.everything else 480
+    return [plain("native", "native/test_native.py", selection, limit, by_workers())]
 
 
 def sanitize(selection: Selection) -> list[Command]:
     """The same with sanitizers; with --all only."""
-    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600)] if selection.everything else []
+    if not selection.everything:
+        return []
+    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600, by_workers())]
 
 
 def local(selection: Selection) -> list[Command]:
@@ -157,7 +161,7 @@ def algorithms(selection: Selection) -> list[Command]:
 def gpu(selection: Selection) -> list[Command]:
     """What a GPU is asked for, over the stand-ins for CUDA and NCCL: by way of host memory, by NCCL, and by MPI."""
     limit = 600
-    commands = [plain("gpu", "gpu", selection, limit)] if not selection.ranks else []
+    commands = [plain("gpu", "gpu", selection, limit, by_workers())] if not selection.ranks else []
     for way, numbers in GPU_LOCAL_RANKS.items():
         for n in selection.ranks or numbers:
             options = [f"--local-ranks={n}", f"--gpu={way}"]
@@ -192,7 +196,9 @@ def torch_on_gpus(few: bool) -> dict[str, list[str]]:
 
 
 def frameworks(selection: Selection) -> list[Command]:
-    commands = [plain("frameworks", "frameworks", selection, 300)] if has_tests("frameworks") else []
+    commands = (
+        [plain("frameworks", "frameworks", selection, 300, by_workers())] if has_tests("frameworks") else []
+    )
     # Files whose name says so run on several ranks; test_*.py do what they do in one process.
     files = sorted((TESTS / "frameworks").rglob("ranks_*.py"))
     for n in (selection.ranks or FRAMEWORK_RANKS) if files else ():
@@ -244,6 +250,15 @@ def tool(name: str) -> str:
     return str(BIN / name) if (BIN / name).exists() else name
 
 
+def by_workers() -> list[str]:
+    """Options for tests that do not disturb each other: a worker for each core, and at most four, as many tests have
+    several ranks and look at the clock. Not for faults, which are timed, cluster, whose hosts are of one machine, and
+    jobs that keep all cores busy by themselves.
+    """
+    count = min(4, len(os.sched_getaffinity(0)))
+    return ["-n", str(count)] if count > 1 else []
+
+
 def plain(
     label: str, folder: str, selection: Selection, limit: float, options: list[str] | None = None
 ) -> Command:
@@ -266,7 +281,7 @@ def pytest_words(files: list[str], selection: Selection, limit: float) -> list[s
         "-p",
         "no:cacheprovider",
         "-o",
-        f"faulthandler_timeout={limit - 20:.0f}",
+        f"stacks_after={limit - 20:.0f}",
         "--durations=20",  # in the log: where the time goes
         "--durations-min=2",
     ]

@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+from driver.lock import locked
 from standin.build import ROOT
 
 WHEEL = "nvidia-nccl-cu12"
@@ -16,8 +17,12 @@ LIBRARY = KEPT / "nvidia" / "nccl" / "lib" / "libnccl.so.2"
 
 def fetch() -> None:
     """Skips the test where it cannot be had."""
-    if LIBRARY.exists():
-        return
+    with locked(KEPT):
+        if not LIBRARY.exists():
+            download()
+
+
+def download() -> None:
     words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(KEPT), WHEEL]
     got = subprocess.run(words, capture_output=True, text=True, timeout=600)
     if got.returncode:

@@ -6,12 +6,12 @@ import ctypes
 import functools
 import hashlib
 import struct
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from standin.build import FLAGS, ROOT, compiler
+from driver.lock import locked
+from standin.build import FLAGS, ROOT, compile_library, compiler
 
 THREADS = 256
 TILE = 4096
@@ -35,10 +35,9 @@ def _library() -> Path:
     for source in [*sorted(read), *(ROOT / s for s in SOURCES)]:
         digest.update(source.read_bytes())
     target = ROOT / "build" / "standin" / digest.hexdigest()[:16] / "kernels.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        flags = [*FLAGS, f"-I{ROOT / 'csrc'}", "-o", str(target)]
-        subprocess.run([*compiler(), *flags, *(str(ROOT / s) for s in SOURCES)], check=True, timeout=200)
+    with locked(target.parent):
+        if not target.exists():
+            compile_library(target, [ROOT / source for source in SOURCES])
     return target
 
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from driver.lock import locked
 from gpu import on_host
 from setup_module import load_setup
 from standin.build import ROOT
@@ -35,12 +36,12 @@ class Compiled:
             digest.update(file.read_bytes() if file.is_file() else b"")
         folder = ROOT / "build" / "nvcc" / digest.hexdigest()[:16]
         ptx, code, log = (folder / f"kernels.{s}" for s in ("ptx", "fatbin", "txt"))
-        if not log.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            self.call(nvcc.to_ptx(ptx, folder / "kernels.d"))
-            setup.lower_ptx_version(ptx)
-            said = self.call(nvcc.to_machine_code(ptx, code))
-            log.write_text(said)
+        with locked(folder):
+            if not log.exists():
+                self.call(nvcc.to_ptx(ptx, folder / "kernels.d"))
+                setup.lower_ptx_version(ptx)
+                said = self.call(nvcc.to_machine_code(ptx, code))
+                log.write_text(said)
         self.ptx, self.said, self.bytes = ptx.read_text(), log.read_text(), code.stat().st_size
 
     @staticmethod

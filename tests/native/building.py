@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from driver.lock import locked
 from driver.phases import ROOT
 
 from ringdp._build import FLAGS
@@ -61,5 +62,6 @@ def make(name: str, compiler: list[str], flags: str) -> Path:
     jobs = os.environ.get("RINGDP_BUILD_JOBS") or str(len(os.sched_getaffinity(0)))
     out = f"build/native/{name}"
     words = [program("make", "Debian: apt install make"), "-s", "-j", jobs, "-f", "tests/native/Makefile"]
-    run(*words, f"OUT={out}", f"CXX={shlex.join(compiler)}", f"FLAGS={flags}", limit=1500)
+    with locked(ROOT / out):
+        run(*words, f"OUT={out}", f"CXX={shlex.join(compiler)}", f"FLAGS={flags}", limit=1500)
     return ROOT / out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+
+from driver.lock import locked
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -47,20 +48,19 @@ def build() -> tuple[Path, Path]:
         digest.update(source.read_bytes())
     digest.update(repr((compiler(), FLAGS)).encode())
     folder = ROOT / "build" / "standin" / digest.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
     cuda, nccl = folder / "libcuda.so.1", folder / "libnccl.so.2"
-    with open(folder / "lock", "w") as lock:  # the ranks of a job come here together
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         if not cuda.exists():
-            _compile(cuda, [HERE / name for name in CUDA])
+            compile_library(cuda, [HERE / name for name in CUDA])
         if not nccl.exists():
-            _compile(
+            compile_library(
                 nccl, [*(HERE / name for name in NCCL), *sorted((ROOT / "csrc" / "kernels").glob("*.cc"))]
             )
     return cuda, nccl
 
 
-def _compile(target: Path, sources: list[Path]) -> None:
+def compile_library(target: Path, sources: list[Path]) -> None:
+    """`target` is there when it is whole, and not before."""
     unfinished = target.with_suffix(".tmp")
     words = [
         *compiler(),
