@@ -113,16 +113,19 @@ def sanitize(selection: Selection) -> list[Command]:
 
 def local(selection: Selection) -> list[Command]:
     numbers = selection.ranks or LOCAL_RANKS
-    commands = [plain(f"local -n {n}", "ranks", selection, 180, [f"--local-ranks={n}"]) for n in numbers]
+    commands = [
+        plain(f"local -n {n}", "ranks", selection, 180, [f"--local-ranks={n}", *by_workers()])
+        for n in numbers
+    ]
     for n in numbers if selection.ranks else LOCAL_SHARED_RANKS:
-        options = [f"--local-ranks={n}", "--local-hosts=1"]
+        options = [f"--local-ranks={n}", "--local-hosts=1", *by_workers()]
         commands.append(plain(f"shared -n {n}", "ranks", selection, 180, options))
     for n, hosts in () if selection.ranks else LOCAL_HOSTS:
-        options = [f"--local-ranks={n}", f"--local-hosts={hosts}"]
+        options = [f"--local-ranks={n}", f"--local-hosts={hosts}", *by_workers()]
         commands.append(plain(f"{n} ranks on {hosts} hosts", "ranks", selection, 180, options))
     checked = LOCAL_CHECKED if selection.everything and not selection.ranks else ()
     for n, hosts in checked:
-        options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--checked"]
+        options = [f"--local-ranks={n}", f"--local-hosts={hosts}", "--checked", *by_workers()]
         commands.append(plain(f"{n} ranks on {hosts} hosts, checked", "ranks", selection, 180, options))
     return commands
 
@@ -164,10 +167,10 @@ def gpu(selection: Selection) -> list[Command]:
     commands = [plain("gpu", "gpu", selection, limit, by_workers())] if not selection.ranks else []
     for way, numbers in GPU_LOCAL_RANKS.items():
         for n in selection.ranks or numbers:
-            options = [f"--local-ranks={n}", f"--gpu={way}"]
+            options = [f"--local-ranks={n}", f"--gpu={way}", *by_workers()]
             commands.append(plain(f"gpu {way} local {n}", "ranks", selection, 180, options))
         for n, hosts in () if selection.ranks else GPU_LOCAL_HOSTS[way]:
-            options = [f"--local-ranks={n}", f"--local-hosts={hosts}", f"--gpu={way}"]
+            options = [f"--local-ranks={n}", f"--local-hosts={hosts}", f"--gpu={way}", *by_workers()]
             commands.append(plain(f"gpu {way} {n} ranks on {hosts} hosts", "ranks", selection, 180, options))
         for n in selection.ranks or GPU_MPI_RANKS:
             command = under_mpirun(f"gpu {way} -n {n}", n, ["ranks"], selection, 240)
