@@ -256,9 +256,9 @@ def tool(name: str) -> str:
 def by_workers() -> list[str]:
     """Options for tests that do not disturb each other: a worker for each core, and at most four, as many tests have
     several ranks and look at the clock. Not for faults, which are timed, cluster, whose hosts are of one machine, and
-    jobs that keep all cores busy by themselves.
+    jobs that keep all cores busy by themselves. None in an environment from before pytest-xdist was required.
     """
-    count = min(4, len(os.sched_getaffinity(0)))
+    count = min(4, len(os.sched_getaffinity(0))) if importlib.util.find_spec("xdist") else 1
     return ["-n", str(count)] if count > 1 else []
 
 
