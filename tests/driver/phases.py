@@ -106,9 +106,7 @@ def native(selection: Selection) -> list[Command]:
 
 def sanitize(selection: Selection) -> list[Command]:
     """The same with sanitizers; with --all only."""
-    if not selection.everything:
-        return []
-    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600, by_workers())]
+    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600)] if selection.everything else []
 
 
 def local(selection: Selection) -> list[Command]:
