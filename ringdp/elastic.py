@@ -3,8 +3,8 @@ knows no framework. `ringdp.torch.elastic` has the rest.
 
 What works: ranks that are all alive go back to the last commit together and go on; under `ringdp run --elastic` also
 without those that are lost (ringdp/recovery.py); and where a folder is given, commits are written to it as well
-(`ringdp.commits`), so that a job that has failed goes on from there when it is started again. What does not: lost ranks
-are not replaced, and none join. See docs/elastic.md.
+(`ringdp.commits`), so that a job that has failed goes on from there when it is started again. Lost ranks can have
+replacements, which get the state of those that live (ringdp/spares.py). See docs/elastic.md.
 """
 
 from __future__ import annotations
@@ -278,6 +278,10 @@ def run_fn(
     def wrapper(state: State, *args: Any, **kwargs: Any) -> Any:
         failures, commits, skip_sync, must_resume = 0, state._commits, False, True
         recovery.begins()
+        if recovery.is_new():  # the others are in it already, and begin again together with this one
+            failures, skip_sync = _begin_again(state, reset, None, 0, False, reset_limit)
+            must_resume = False
+            state.on_reset()
         while True:
             cause: Exception
             try:
@@ -286,6 +290,7 @@ def run_fn(
                     must_resume = False
                 if not skip_sync:
                     state.sync()
+                recovery.has_state()
                 result = func(state, *args, **kwargs)
                 state.flush()
                 # All ranks return together: one that fails in its last step is not left alone by those that did not.
@@ -305,31 +310,55 @@ def run_fn(
                 failures = 0
                 skip_sync = interrupt.skip_sync
             commits = state._commits
-            while True:
-                _tell(cause, failures)
-                try:
-                    reset(cause)
-                    failures, must_sync, number = _greatest([failures, not skip_sync, state._voted.number])
-                    break
-                except HorovodInternalError as error:  # another rank is lost already, or they cannot go on
-                    if not recovery.is_on():
-                        raise
-                    cause = error
-            skip_sync = not must_sync
-            is_other = state._voted.settle(number)
-            if is_other or (
-                failures and isinstance(cause, HostsUpdatedInterrupt)
-            ):  # all go back, to the same
-                state.restore()
-            if failures > reset_limit:
-                raise HorovodInternalError(
-                    f"rank {world.rank()}: elastic.run gives up after {reset_limit} resets without a commit since; "
-                    f"the last failure was {type(cause).__name__}: {cause}"
-                ) from cause
+            failures, skip_sync = _begin_again(state, reset, cause, failures, skip_sync, reset_limit)
             state.on_reset()
             del cause  # with its traceback, which holds the engine and the memory that were left
 
     return wrapper
+
+
+def _begin_again(
+    state: State,
+    reset: Callable[[Exception], None],
+    cause: Exception | None,
+    failures: int,
+    skip_sync: bool,
+    reset_limit: int,
+) -> tuple[int, bool]:
+    """All ranks come together after `cause`, and go back to the same commit. Collective.
+
+    Args:
+        cause: None on a new rank, for which it is the beginning.
+        failures, skip_sync: as this rank has them.
+
+    Returns:
+        `failures` and `skip_sync`, as all have them.
+
+    Raises:
+        HorovodInternalError: they cannot go on.
+    """
+    while True:
+        try:
+            if cause is not None:
+                _tell(cause, failures)
+                reset(cause)
+            mine = [failures, not skip_sync, state._voted.number, *recovery.standing()]
+            failures, must_sync, number, *standing = _greatest(mine)
+            break
+        except HorovodInternalError as error:  # another rank is lost already, or they cannot go on
+            if not recovery.is_on():
+                raise
+            cause = error
+    recovery.refuse_unlike(standing)
+    is_other = state._voted.settle(number)
+    if is_other or (failures and isinstance(cause, HostsUpdatedInterrupt)):  # all go back, to the same
+        state.restore()
+    if failures > reset_limit:
+        raise HorovodInternalError(
+            f"rank {world.rank()}: elastic.run gives up after {reset_limit} resets without a commit since; "
+            f"the last failure was {type(cause).__name__}: {cause}"
+        ) from cause
+    return failures, not must_sync
 
 
 def reset(cause: Exception) -> None:

@@ -33,6 +33,7 @@ class ProcessSet:
 
     def __init__(self, ranks_or_comm: Any) -> None:
         self.process_set_id = None
+        self.place: int | None = None  # in the list that init() was given
         self.is_of_a_group = False  # of torch.distributed: made by its members, and gone with it
         self._comm = ranks_or_comm if hasattr(ranks_or_comm, "Get_group") else None
         self._made_with: list[
@@ -183,7 +184,16 @@ def register(process_sets: Any) -> None:
         return
     if isinstance(process_sets, (str, bytes)) or not isinstance(process_sets, Iterable):
         raise UsageError(f"process_sets must be a list of ProcessSet, not {process_sets!r}")
-    _add_all([s if isinstance(s, ProcessSet) else ProcessSet(s) for s in process_sets])
+    sets = [s if isinstance(s, ProcessSet) else ProcessSet(s) for s in process_sets]
+    alive = world.current().alive
+    if alive is not None and alive.processes and any(one._comm is not None for one in sets):
+        raise UsageError(
+            "process sets made of communicators cannot be in a job with spares (`ringdp run --spares`), which are no "
+            "part of these: name the ranks"
+        )
+    for place, one in enumerate(sets):
+        one.place = place
+    _add_all(sets)
 
 
 def _add_all(sets: Sequence[ProcessSet]) -> None:

@@ -4,10 +4,9 @@ When an exchange has failed, the ranks that live come together: whoever has noti
 the others notice, and leaves its engine; then all agree that they are here, make a communicator of those that live
 (`MPI_Comm_shrink`), and initialise ringdp again over it: another generation, with other memory.
 
-*Fencing*: a process of this host that does not come in time is killed, so that it cannot go on later with what was
-ours. No rank goes on before all that are left behind on its host are dead for sure. Those of other hosts are the
-matter of the ranks there. Where none of a host is left nobody knows whether its ranks are dead, or cut off and about
-to go on by themselves: of the two sides one goes on at most.
+Processes of this host that do not come in time are killed first (`ringdp.fence`).
+
+Where there are spares (`ringdp.spares`), they take part in that, and some come out of it as ranks.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ringdp import watch
-from ringdp.errors import DeadlineError, HorovodInternalError, InitError, PeerError
+from ringdp import spares, watch
+from ringdp.errors import DeadlineError, HorovodInternalError, InitError, PeerError, UsageError
+from ringdp.fence import Fence, NotRecovered
 
 if TYPE_CHECKING:
     from ringdp.process_sets import ProcessSet
@@ -33,20 +31,15 @@ if TYPE_CHECKING:
 # Set by `ringdp run --elastic`.
 VARIABLE, MIN_RANKS = "RINGDP_ELASTIC", "RINGDP_MIN_RANKS"
 _ENABLED = ("OMPI_MCA_mpi_ft_enable", "1")  # what mpirun --with-ft ulfm tells its ranks
+_SETS = "ringdp.process_sets"  # the operation by which new ranks are told of them
 LOST = "lost.jsonl"  # in the report's folder: a line of JSON for each recovery
-
-_GONE = 60.0  # seconds for which a stopped rank is waited for, unless RINGDP_TIMEOUT is less
-_LOOK = 0.05  # seconds between two looks at the ranks of this host
-_DIES = 20.0  # seconds that a killed process may take to be gone: the kernel frees its memory first
 
 _FINALIZES = 5.0  # seconds, where ranks are lost: Open MPI then waits for them now and then, and for ever
 
 _any_lost = False
 _running = False  # this rank is in elastic.run, or has left it by an exception
-
-
-class NotRecovered(PeerError):
-    """Ranks are lost, and the others cannot go on without them: on all of these."""
+_runs = 0  # so many times elastic.run has begun
+_new = False  # this rank was a spare, and has not got the state yet
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:
@@ -54,8 +47,8 @@ def is_wanted(environ: Mapping[str, str]) -> bool:
     return environ.get(VARIABLE, "") not in ("", "0")
 
 
-def prepare(MPI: Any, base: Any) -> Any:
-    """The communicator by which those that live find each other; None where nobody wants to. Collective over `base`.
+def prepare(MPI: Any, base: Any) -> spares.Living | None:
+    """The communicators by which those that live find each other; None where nobody wants to. Collective over `base`.
 
     Raises:
         InitError: this MPI cannot, or was not told.
@@ -69,9 +62,9 @@ def prepare(MPI: Any, base: Any) -> Any:
             "started by `ringdp run --elastic` (mpirun --with-ft ulfm --mca pml ob1). With another MPI or launcher use "
             "`ringdp run --restarts K`"
         )
-    alive = base.Dup()
-    alive.Set_errhandler(MPI.ERRORS_RETURN)
-    return alive
+    everyone = base.Dup()
+    everyone.Set_errhandler(MPI.ERRORS_RETURN)
+    return spares.first(everyone)
 
 
 def is_on() -> bool:
@@ -88,8 +81,57 @@ def seconds_to_finalize() -> float:
 
 def begins() -> None:
     """This rank is in `elastic.run`: the others will go on if it is lost."""
-    global _running
+    from ringdp import world
+
+    global _running, _runs
     _running = True
+    _runs += 1
+    world.open_bar()
+
+
+def bars(here: World) -> bool:
+    """Exchanges are an error in this world until `elastic.run` begins."""
+    return here.alive is not None and bool(here.alive.processes) and _runs == 0
+
+
+def is_new() -> bool:
+    """This rank has taken a lost one's place, and the others are to give it the state."""
+    return _new
+
+
+def has_state() -> None:
+    """It has got it."""
+    global _new
+    _new = False
+
+
+def standing() -> list[int]:
+    """What ranks tell each other when `elastic.run` begins again, of which the greatest counts: see `refuse_unlike`."""
+    from ringdp import world
+
+    return [int(_new and world.rank() == 0), _runs, -_runs]
+
+
+def refuse_unlike(greatest: Sequence[int]) -> None:
+    """Of all ranks.
+
+    Raises:
+        NotRecovered: those that had the state are all lost, on every rank.
+        UsageError: on a new one: the others are not in the first `elastic.run` of the script.
+    """
+    from ringdp import world
+
+    no_state, most, least = greatest
+    if no_state:
+        raise NotRecovered(
+            f"rank {world.rank()}: all ranks that had the state were lost before those in their places got it: start "
+            "the job again from a checkpoint (`ringdp run --restarts K` does that)"
+        )
+    if _new and most != -least:
+        raise UsageError(
+            f"rank {world.rank()}: the others are in their elastic.run number {most}, and this process, which takes a "
+            "lost one's place, is in its first: only in the first one of a script can lost ranks be replaced"
+        )
 
 
 def ends() -> None:
@@ -118,75 +160,6 @@ def end_alone(here: World, failure: str) -> None:
     watch.failed_alone(failure)
 
 
-# --- fencing ----------------------------------------------------------------------------------------------------------
-
-
-class Fence:
-    """While the ranks that live come together: kills those of this host that do not come.
-
-    Args:
-        neighbours: this process's watch, of the generation that ends.
-        waited: ranks that are stopped now have been waited for long enough.
-    """
-
-    def __init__(self, neighbours: Any, waited: bool) -> None:
-        self._watch = neighbours
-        self._end = watch.seconds_of(watch.TIMEOUT, 600)
-        self._gone = min(_GONE, self._end)
-        self._began = time.monotonic()
-        self._stopped_since: dict[int, float] = {}
-        if waited:
-            self._stopped_since = {
-                one[0]: self._began - self._gone for one in neighbours.neighbours() if one[4]
-            }
-        self._killed: set[int] = set()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="ringdp-fence", daemon=True)
-
-    def __enter__(self) -> Fence:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: Any, traceback: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _main(self) -> None:
-        while not self._over.wait(_LOOK):
-            self.look(time.monotonic())
-
-    def look(self, now: float) -> None:
-        """Kill whoever's time is over."""
-        for rank, pid, is_dead, can_be_killed, is_stopped, recovers, patience in self._watch.neighbours():
-            if not is_stopped:
-                self._stopped_since.pop(rank, None)
-            if is_dead or not can_be_killed or rank in self._killed:
-                continue
-            why = ""
-            if is_stopped and now - self._stopped_since.setdefault(rank, now) >= self._gone:
-                why = f"it is stopped, and was waited for for {self._gone:g} s"
-            elif not recovers and now - self._began >= max(self._end, patience):
-                why = f"it has not come for {now - self._began:.0f} s"
-            if why:
-                _say(f"killing rank {rank} (process {pid}), as the others go on without it: {why}")
-                self._killed.add(rank)
-                self._watch.kill(rank, 0)
-
-    def confirm(self, lost: Iterable[int]) -> None:
-        """Of ranks that are left behind, those of this host are dead: killed if need be.
-
-        Raises:
-            NotRecovered: one cannot be killed.
-        """
-        here = {one[0]: one for one in self._watch.neighbours()}
-        for rank in lost:
-            if rank in here and not here[rank][2] and not self._watch.kill(rank, _DIES):
-                raise NotRecovered(
-                    f"rank {rank} (process {here[rank][1]}) is left behind, but lives and cannot be killed: nobody may "
-                    "go on beside it"
-                )
-
-
 # --- coming together --------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +173,7 @@ def all_are_done(done: bool = True) -> bool:
     if here.alive is None:
         return done
     here.has_agreed = True
-    return _agree(here.alive, done)
+    return _agree(here.alive.ranks, done)
 
 
 @watch.guarded("MPI_Comm_agree", times=3)
@@ -252,47 +225,126 @@ def recover(cause: Exception) -> None:
 
     from ringdp import world
 
-    global _any_lost
     before, neighbours, groups = world.current(), watch.current(), watch.groups()
+    living = before.alive
+    assert living is not None
     began = time.monotonic()
     neighbours.recovers()
     os.environ.pop("RINGDP_INJECT", None)  # its ranks are those that were started
-    with Fence(neighbours, isinstance(cause, DeadlineError)) as fence:
+    with Fence(neighbours, isinstance(cause, DeadlineError), living.spares()) as fence:
         _revoke(_communicators(before))
         world.abandon()
         if not before.has_agreed:
-            _agree(before.alive, False)
-        alive = before.alive
-        while True:
-            alive = _shrink(alive)
-            numbers = _numbers(MPI, before.alive, alive)
-            lost = [rank for rank in range(before.place.size) if rank not in numbers]
-            _any_lost = _any_lost or bool(lost)
+            _agree(living.ranks, False)
+        if living.spares():
+            _revoke([living.everyone])  # they wait for that
+        _, numbers = _come_together(living, before.arguments, cause, fence, groups)
+    here = world.current()
+    lost = [rank for rank in range(before.place.size) if rank not in numbers]
+    if here.place.rank == 0 and len(numbers) < living.everyone.Get_size():
+        dead = sum(number not in numbers for number in range(before.place.size, len(living.processes)))
+        _report(before, lost, dead, here, time.monotonic() - began)
+    try:
+        if _new:
+            _take_process_sets(before.arguments[1])
+        else:
+            _put_process_sets(before, numbers)
+    except MPI.Exception as error:  # one more is lost
+        raise PeerError(f"rank {here.place.rank}: process sets could not be made again: {error}") from error
+
+
+def wait_as_spare(living: spares.Living, arguments: tuple[Any, Any]) -> None:
+    """Until this process is a rank, of a later generation. Where the job is over before, it ends with exit code 0.
+
+    Raises:
+        PeerError: all ranks that had the state are gone, or too few are left.
+    """
+
+    global _new, _running, _any_lost
+    while True:
+        try:
+            spares.wait(living)
+        except PeerError:
+            _any_lost = True
+            raise
+        living, _ = _come_together(living, arguments, PeerError("ranks were lost"), None)
+        if living.ranks is not None:
+            break
+    _new = _running = True
+
+
+def _come_together(
+    before: spares.Living,
+    arguments: tuple[Any, Any],
+    cause: Exception,
+    fence: Fence | None,
+    groups: Sequence[int] = (),
+) -> tuple[spares.Living, dict[int, int]]:
+    """The next generation begins, of those that live. Collective over them, spares too.
+
+    Args:
+        fence, groups: of a rank; None: this is a spare, which does as the ranks that it comes together with.
+
+    Returns:
+        Those that live, and their numbers now, by those of before.
+    """
+    from mpi4py import MPI
+
+    from ringdp import world
+
+    global _any_lost
+    everyone = before.everyone
+    while True:
+        everyone = _shrink(everyone)
+        numbers = _numbers(MPI, before.everyone, everyone)
+        lost = [rank for rank in range(before.size) if rank not in numbers]
+        _any_lost = _any_lost or len(numbers) < before.everyone.Get_size()
+        if fence is not None:
             fence.confirm(lost)
-            watch.end(all_left=False)
-            joined = False
-            made: list[Any] = []
-            _refuse_too_few(before.place.rank, alive.Get_size(), lost, cause)
-            _refuse_a_split(before.place.rank, groups, list(numbers), cause)
+        watch.end(all_left=False)
+        _refuse_too_few(before.everyone.Get_rank(), min(before.full, len(numbers)), lost, cause)
+        if groups:  # spares do not count: they had no part in the generation that may go on elsewhere
+            _refuse_a_split(
+                before.everyone.Get_rank(), groups, [r for r in numbers if r < before.size], cause
+            )
+        if len(lost) == before.size:
+            raise NotRecovered(
+                f"a spare (process {os.getpid()}): all {before.size} ranks are lost, and the state with them"
+            )
+        joined = False
+        made: list[Any] = []
+        living = _divide(before, everyone, numbers)
+        if living is not None:
             try:
-                world.join_again(_remembering(MPI, alive, made), alive, before.arguments)
+                if living.ranks is not None:
+                    world.join_again(_remembering(MPI, living.ranks, made), living, arguments)
                 joined = True
             except (MPI.Exception, HorovodInternalError):  # one is lost meanwhile
                 pass
-            if not joined:
-                _revoke([*made, alive])
-            if _agree(alive, joined):
-                break
-            if world.is_initialized():
-                _revoke(_communicators(world.current()))
-                world.abandon()
-    here = world.current()
-    if here.place.rank == 0 and lost:
-        _report(before, lost, here, time.monotonic() - began)
+        if not joined:
+            ours = [] if living is None or living.ranks is None else [living.ranks]
+            _revoke([*made, *ours, everyone])
+        if _agree(everyone, joined) and living is not None:
+            return living, numbers
+        if world.is_initialized():
+            _revoke(_communicators(world.current()))
+            world.abandon()
+
+
+@watch.guarded("MPI_Comm_split", times=3)
+def _divide(before: spares.Living, everyone: Any, numbers: Mapping[int, int]) -> spares.Living | None:
+    """None: another one is lost meanwhile. The same on all."""
+    from mpi4py import MPI
+
+    if not before.processes:  # nobody waits: all are ranks
+        return before.without_lost(everyone, numbers)
+    living = None
     try:
-        _put_process_sets(before, numbers)
-    except MPI.Exception as error:  # one more is lost
-        raise PeerError(f"rank {here.place.rank}: process sets could not be made again: {error}") from error
+        living = before.without_lost(everyone, numbers)
+    except MPI.Exception:
+        pass
+    # Who has it must not wait in it for one that has not.
+    return living if _agree(everyone, living is not None) else None
 
 
 def _remembering(MPI: Any, comm: Any, made: list[Any]) -> Any:
@@ -349,39 +401,104 @@ def _refuse_a_split(rank: int, groups: Sequence[int], left: Sequence[int], cause
 
 
 def _put_process_sets(before: World, numbers: Mapping[int, int]) -> None:
-    """Those of which all members live are there again, under the members' new numbers."""
+    """Those of which all members live are there again, under the members' new numbers. New ranks are told which."""
     from ringdp import world
     from ringdp.process_sets import add_process_set
+    from ringdp.state import broadcast_object
 
+    again: list[ProcessSet] = []
     for number in sorted(before.process_sets):
         one: ProcessSet = before.process_sets[number]
         if one.is_of_a_group or one.process_set_id is not None:
             continue
         gone = one.moved(numbers)
-        if gone:
-            if world.rank() == 0:
-                _say(f"process set {number} is gone with its {_ranks(gone)}: it cannot be used any more")
-        else:
-            add_process_set(one)
+        if not gone:
+            again.append(one)
+        elif world.rank() == 0:
+            spares.say(f"process set {number} is gone with its {_ranks(gone)}: it cannot be used any more")
+    if before.alive is not None and before.alive.processes:
+        broadcast_object([(one.place, one.ranks) for one in again], name=_SETS)
+    for one in again:
+        add_process_set(one)
+
+
+def _take_process_sets(given: Any) -> None:
+    """Of a new rank: those that the others have, as far as its `init()` was `given` them, are the objects there."""
+    from ringdp.process_sets import ProcessSet, add_process_set
+    from ringdp.state import broadcast_object
+
+    told: list[tuple[int | None, list[int]]] = broadcast_object([], name=_SETS)
+    mine = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    for place, ranks in told:
+        one = mine[place] if place is not None and place < len(mine) else None
+        one = one if isinstance(one, ProcessSet) else ProcessSet(ranks)
+        one.ranks, one.place = ranks, place
+        add_process_set(one)
+
+
+def receive_process_sets(given: Any) -> None:
+    """Of a new rank, in `init()`, as often as others are lost meanwhile."""
+    cause: HorovodInternalError | None = None
+    while True:
+        try:
+            if cause is None:
+                _take_process_sets(given)
+            else:
+                recover(cause)
+            return
+        except NotRecovered:
+            raise
+        except HorovodInternalError as error:
+            cause = error
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
-def _report(before: World, lost: Sequence[int], here: World, seconds: float) -> None:
-    """By rank 0: a line, and one for `ringdp run`."""
-    _say(
-        f"rank 0: going on without {_ranks(lost)} (of {before.place.size}): {here.place.size} left, generation "
-        f"{here.generation}, after {seconds:.2f} s"
-    )
-    numbers = {"generation": here.generation, "of": before.place.size, "left": here.place.size}
-    _write({"lost": list(lost), **numbers})
+def _report(before: World, lost: Sequence[int], dead: int, here: World, seconds: float) -> None:
+    """By rank 0: a line, and one for `ringdp run`. `dead`: spares that were lost."""
+    size = here.place.size
+    joined = size - (before.place.size - len(lost))
+    if lost:
+        who = (
+            f", and with {joined} more in {'its place' if len(lost) == 1 else 'their places'}"
+            if joined
+            else ""
+        )
+        spares.say(
+            f"rank 0: going on without {_ranks(lost)} (of {before.place.size}){who}: {size} left, generation "
+            f"{here.generation}, after {seconds:.2f} s"
+        )
+    if dead:
+        spares.say(f"rank 0: {_spares(dead)} died before there was need of it")
+    numbers = {"generation": here.generation, "of": before.place.size, "left": size}
+    _write({"lost": list(lost), **numbers, "joined": joined, "spares": dead})
+
+
+def dismiss_spares(here: World) -> None:
+    """This rank leaves the job, or is about to: nobody waits for it."""
+    global _any_lost
+    if here.alive is None or not here.alive.spares():
+        return
+    dead = spares.dismiss(here.alive)
+    if dead:
+        _any_lost = True
+        if here.place.rank == 0:
+            _write({"spares": dead})
 
 
 def all_have_left(here: World) -> None:
     """All that live have left the job in peace: to mpirun that is as if they had died, so `ringdp run` is told."""
     if _any_lost and here.place.rank == 0:
         _write({"done": True})
+
+
+def refuse_to_leave(here: World) -> None:
+    """A new rank that ends before `elastic.run`: the others wait for it there, and go on when it is dead."""
+    if _new:
+        end_alone(
+            here, "the end of its script: it takes a lost rank's place, and has not come to elastic.run"
+        )
 
 
 def _write(line: dict[str, Any]) -> None:
@@ -391,7 +508,7 @@ def _write(line: dict[str, Any]) -> None:
         with (folder / LOST).open("a") as file:
             print(json.dumps(line), file=file)
     except OSError as error:
-        _say(f"rank 0: `ringdp run` will not hear of it: {error}")
+        spares.say(f"rank 0: `ringdp run` will not hear of it: {error}")
 
 
 def report_folder() -> Path:
@@ -399,9 +516,9 @@ def report_folder() -> Path:
     return watch.report_folder(watch.name_of_job(os.environ), os.environ.get(watch.FOLDER) or os.getcwd())
 
 
+def _spares(count: int) -> str:
+    return f"{count} spare{'s' * (count > 1)}"
+
+
 def _ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-
-
-def _say(text: str) -> None:
-    print(f"ringdp: {text}", file=sys.stderr, flush=True)

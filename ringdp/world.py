@@ -15,12 +15,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ringdp import alike, cut_off, launch, link, mpi, preempt, recovery, sharing, signals, watch
+from ringdp import alike, cut_off, launch, link, mpi, preempt, recovery, sharing, signals, spares, watch
 from ringdp.compat import variables
 from ringdp.errors import HorovodInternalError, InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
@@ -67,7 +67,7 @@ class World:
     services: dict[Any, Any] = field(default_factory=dict)  # by kind: see `service`
     timeline: Path | None = None  # of the file, while something is recorded for it: ringdp/timeline.py
     stopping: preempt.Stopping = field(default_factory=preempt.Stopping)
-    alive: Any = None  # mpi4py's, of all ranks: those that live find each other by it (ringdp/recovery.py)
+    alive: spares.Living | None = None  # by which those that live find each other (ringdp/recovery.py)
     has_agreed: bool = False  # on whether all are done with elastic.run
     lender: sharing.Lender = field(default_factory=lambda: sharing.Lender(sharing.Neighbourhood(), 0))
 
@@ -219,16 +219,37 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             )
         return
     _refuse_children("ringdp.init()")
+    spares.refuse(comm)
     _join(comm, arguments)
-    _start(process_sets)
+    if recovery.is_new():
+        recovery.receive_process_sets(process_sets)
+    else:
+        _start(process_sets)
+    here = current()
+    if recovery.bars(here):
+        here.engine = spares.Barred(here.engine)
 
 
-def join_again(comm: Any, alive: Any, arguments: tuple[Any, Any]) -> None:
+def open_bar() -> None:
+    """`elastic.run` begins: this rank may exchange, if it was barred from that. What optimizers have begun to plan is
+    void, as in another world: they plan in the order in which they are used, those of the ranks that live, too."""
+    global _world
+    if _world is not None and isinstance(_world.engine, spares.Barred):
+        _world.engine = _world.engine.engine
+        _world = replace(_world, plans={})
+
+
+def join_again(comm: Any, alive: spares.Living, arguments: tuple[Any, Any]) -> None:
     """As `init(*arguments)`, of another generation of ranks, those of `comm` and `alive`, without process sets."""
+    global _generation
+    with watch.guarded("MPI_Allreduce in init()"):
+        _generation = max(
+            comm.allgather(_generation)
+        )  # some may have been lost before all came to the last one
     _join(comm, arguments, alive)
 
 
-def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
+def _join(comm: Any, arguments: tuple[Any, Any], alive: spares.Living | None = None) -> None:
     global _world, _generation, _left
     first = alive is None
     ignored = variables.honour(os.environ) if first else []
@@ -243,6 +264,13 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
         library = launch.library_name(MPI.Get_library_version())
         if base.Get_size() == 1 and comm is None:
             _refuse_singleton(library)
+        is_ours = base is not comm and base is not MPI.COMM_WORLD
+        with watch.guarded("MPI_Comm_dup in init()", missing=first):
+            alive = alive or recovery.prepare(MPI, base)
+        if first and alive is not None and alive.processes:
+            if alive.ranks is None:
+                return recovery.wait_as_spare(alive, arguments)
+            base = alive.ranks
         with watch.guarded("the ranks' first exchange in init()", missing=comm is None):
             alike.compare(base, library)
         with watch.guarded("the exchange of places in init()", missing=first):
@@ -253,7 +281,6 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
             signals.install(preempting, preempt.handle, mpi.caught_in_init())
             watch.meet(guard, base, place, 1 if first else _generation + 1)
         with watch.guarded("MPI_Comm_dup in init()", missing=first):
-            alive = alive or recovery.prepare(MPI, base)
             job = MpiJob(base, hosts)
             engine = job.engine(_generation + 1)
     except BaseException:
@@ -272,7 +299,7 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: Any = None) -> None:
     if place.rank == 0:
         for line in ignored:
             print(f"ringdp: {line}", file=sys.stderr, flush=True)
-    if base is not comm and base is not MPI.COMM_WORLD:
+    if is_ours:
         with watch.guarded("MPI_Comm_free in init()"):
             base.Free()
 
@@ -324,6 +351,7 @@ def leave() -> bool:
     _write_timeline(world)
     if not world.stopping.stopping:
         signals.restore()
+    recovery.refuse_to_leave(world)
     was_broken = world.engine.is_broken()  # where ranks are lost, nothing is given back together
     all_left = world.engine.shutdown(world.engine.timeout, world.stopping.most_steps())
     signals.restore()  # not before others have saved what they stop with, to which this rank's end would be the end
@@ -331,12 +359,13 @@ def leave() -> bool:
         service.close()
     if any(core.memory_in_use() for core, _ in world.in_flight.values()):
         _abandoned.append(world)
+    recovery.dismiss_spares(world)
     if all_left and isinstance(world.job, MpiJob) and not (was_broken and world.alive is not None):
         world.job.free()
         recovery.all_have_left(world)
-        if world.alive is not None:
+        if world.alive is not None and not world.alive.spares():
             with watch.guarded("MPI_Comm_free in shutdown()"):
-                world.alive.Free()
+                world.alive.everyone.Free()
     elif not all_left:
         _left = world
     if all_left:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringdp import recovery, watch
+from ringdp import recovery, spares, watch
 from ringdp.cli.mpirun import LaunchError, Mpirun
 
-LOST = 10  # the exit code of a job that has come to its end without some of its ranks
+LOST = 10  # the exit code of a job that has come to its end without some of its ranks, or with others in their places
 
 _OTHERWISE = "use --restarts K, which starts the job again from its last commit, with any MPI and launcher"
 
@@ -37,9 +37,15 @@ def options() -> list[str]:
     return ["--with-ft", "ulfm", "--mca", "pml", "ob1"]
 
 
-def variables(least: int | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """For the ranks. Their reports lie where `ringdp run` looks for them, whatever folder the script goes to."""
+def variables(least: int | None, waiting: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """For the ranks. Their reports lie where `ringdp run` looks for them, whatever folder the script goes to.
+
+    Args:
+        waiting: so many of the processes are spares.
+    """
     told = {recovery.VARIABLE: "1", watch.FOLDER: environ.get(watch.FOLDER) or os.getcwd()}
+    if waiting:
+        told[spares.VARIABLE] = str(waiting)
     return told if least is None else {**told, recovery.MIN_RANKS: str(least)}
 
 
@@ -55,7 +61,9 @@ def recoveries(folder: Path) -> list[dict[str, Any]]:
             one = json.loads(line)
         except ValueError:  # it was being written when its rank died
             continue
-        if isinstance(one, dict) and (isinstance(one.get("lost"), list) or one.get("done") is True):
+        if isinstance(one, dict) and (
+            isinstance(one.get("lost"), list) or one.get("done") is True or isinstance(one.get("spares"), int)
+        ):
             found.append(one)
     return found
 
@@ -64,8 +72,12 @@ def tell(folder: Path, code: int, say: Callable[[str], None]) -> int:
     """Say what was lost; the exit code of the job, whose mpirun has ended with `code`."""
     found = recoveries(folder)
     done = bool(found) and "done" in found[-1]
-    found = [one for one in found if "lost" in one]
+    dead = sum(one.get("spares", 0) for one in found)
+    if dead:
+        say(f"{dead} spare{'s' * (dead > 1)} died before there was need of {'it' if dead == 1 else 'them'}")
+    found = [one for one in found if one.get("lost")]
     lost = sum(len(one["lost"]) for one in found)
+    joined = sum(one.get("joined", 0) for one in found)
     if (
         code == 0 and not done and any(folder.parent.glob(folder.name + "*"))
     ):  # to mpirun a rank that dies is no failure
@@ -73,7 +85,8 @@ def tell(folder: Path, code: int, say: Callable[[str], None]) -> int:
         return 1
     if not lost:
         return code
-    how = f"{lost} rank{'s' * (lost > 1)} lost, {len(found)} recover{'ies' if len(found) > 1 else 'y'}"
+    how = f"{lost} rank{'s' * (lost > 1)} lost{f', {joined} replaced' if joined else ''}"
+    how += f", {len(found)} recover{'ies' if len(found) > 1 else 'y'}"
     if code == 0:
         code = LOST
         how += f"; the job has come to its end with {found[-1].get('left')}, and its exit code is {LOST}"

@@ -7,13 +7,15 @@ import signal
 from collections.abc import Iterator
 
 from ringdp.processes import children, signals
+from ringdp.spares import NAME as _SPARE
 
 _RANK_VARIABLES = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=", b"PMIX_RANK=")
 _ENGINE = "ringdp-engine"  # the name of the thread that every initialised rank has: csrc/engine/drive.cc
 
 
 def can_stop(mpirun: int, wanted: bool) -> bool:
-    """Whether all ranks of this host have called `ringdp.init()` and catch SIGUSR1; `wanted` if none is here.
+    """Whether all ranks of this host, and spares, have called `ringdp.init()` and catch SIGUSR1; `wanted` if none is
+    here.
 
     Any other program would die of SIGUSR1, or mean something else by it.
     """
@@ -52,7 +54,7 @@ def _has_engine(pid: int) -> bool:
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/comm", encoding="utf-8", errors="replace") as file:
-                if file.read().strip() == _ENGINE:
+                if file.read().strip() in (_ENGINE, _SPARE):
                     return True
     except OSError:
         pass

@@ -28,10 +28,12 @@ _EXAMPLES = """examples:
   ringdp run -n 2 python -m package.train        a module; any program works
   ringdp run -n 4 --restarts 3 train.py          start it again when it fails, from its last commit
   ringdp run -n 4 --elastic train.py             go on without ranks that die (Open MPI 5)
+  ringdp run -n 4 --elastic --spares 2 train.py  start two more, which take the places of ranks that die
   ringdp run -n 4 --dry-run train.py             print the command line and stop
 
 Each rank gets its share of the cores as OMP_NUM_THREADS, unless that is set already. Signals go on to the ranks, and
-the exit code is that of the job (128 + n when signal n ended it; 10 when --elastic has gone on without lost ranks)."""
+the exit code is that of the job (128 + n when signal n ended it; 10 when --elastic has gone on without lost ranks, or
+with spares in their places)."""
 
 
 def _say(text: str) -> None:
@@ -59,6 +61,12 @@ def _ranks(text: str) -> int:
 def _restarts(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts: give 0 or more")
+    return int(text)
+
+
+def _spares(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of spares: give 0 or more")
     return int(text)
 
 
@@ -99,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--min-ranks", type=_ranks, metavar="K", help="with --elastic: end the job when fewer are left"
     )
+    p.add_argument("--spares", type=_spares, metavar="S",
+                   help="with --elastic: start S processes more, which take the places of lost ranks")  # fmt: skip
     p.add_argument("--commit-dir", metavar="DIR",
                    help="where TorchState commits (with --restarts: ringdp-commits/...)")  # fmt: skip
     p.add_argument("--grace", type=_seconds, metavar="SECONDS",
@@ -131,19 +141,23 @@ def _hosts(options: argparse.Namespace) -> list[host_lists.Host]:
     return host_lists.parse_hostfile(options.hostfile) if options.hostfile else []
 
 
-def _number_of_ranks(options: argparse.Namespace, hosts: Sequence[host_lists.Host], again: bool) -> int:
-    """`again`: after a restart there may be fewer slots than the user has asked for."""
-    slots = host_lists.total_slots(hosts)
+def _number_of_ranks(
+    options: argparse.Namespace, hosts: Sequence[host_lists.Host], again: bool
+) -> tuple[int, int]:
+    """And of spares. `again`: after a restart there may be fewer slots than the user has asked for."""
+    slots, spares = host_lists.total_slots(hosts), int(options.spares or 0)
     if options.ranks is None and slots is None:
         raise mpiruns.LaunchError("say how many ranks to start: -n N")
-    ranks = int(options.ranks or slots or 0)
-    if slots is not None and ranks > slots:
+    ranks = int(options.ranks or max((slots or 0) - spares, 1))
+    if slots is not None and ranks + spares > slots:
         if again:
-            return slots
+            ranks = min(ranks, slots)
+            return ranks, min(spares, slots - ranks)
+        wanted = f"-n {ranks} with --spares {spares}" if spares else f"-n {ranks}"
         raise mpiruns.LaunchError(
-            f"-n {ranks} is more than the {slots} slots of the hosts: give them more (host:slots)"
+            f"{wanted} is more than the {slots} slots of the hosts: give them more (host:slots)"
         )
-    return ranks
+    return ranks, spares
 
 
 def _words(options: argparse.Namespace) -> list[str]:
@@ -201,8 +215,8 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
     """Everything about the job, before anything is started, or started `again`. Raises LaunchError or HostError."""
     _refuse_inside_a_job(environ)
     hosts = _hosts(options)
-    ranks = _number_of_ranks(options, hosts, again)
-    share_of_unsaid = -(-ranks // len(hosts)) if hosts else None
+    ranks, spares = _number_of_ranks(options, hosts, again)
+    share_of_unsaid = -(-(ranks + spares) // len(hosts)) if hosts else None
     hosts = [host_lists.Host(h.name, h.slots or share_of_unsaid) for h in hosts]
     changes = _changes(options, environ)
     words = _words(options)
@@ -212,8 +226,10 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
     mpi_args = list(options.mpi_args)
     if options.elastic:
         elastic.refuse(mpirun, mpi_args)
-        changes |= elastic.variables(options.min_ranks, {**environ, **changes})
+        changes |= elastic.variables(options.min_ranks, spares, {**environ, **changes})
         mpi_args = [*elastic.options(), *mpi_args]
+    elif options.spares:
+        raise mpiruns.LaunchError("--spares are for ranks that are lost with --elastic: give that, too")
     elif options.min_ranks is not None:
         raise mpiruns.LaunchError("--min-ranks says how many must be left with --elastic: give that, too")
     job = Job(mpirun, [], changes)
@@ -235,7 +251,7 @@ def plan(options: argparse.Namespace, environ: Mapping[str, str], again: bool = 
     if not options.dry_run:
         names.append(watch.JOB)  # set when it is started
     exported = mpiruns.exported_names({**environ, **changes}, names)
-    job.command = mpiruns.command_line(mpirun, ranks, program, hosts, exported, mpi_args)
+    job.command = mpiruns.command_line(mpirun, ranks + spares, program, hosts, exported, mpi_args)
     return job
 
 

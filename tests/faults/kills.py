@@ -3,8 +3,9 @@
     python tests/faults/kills.py --kills 50 --ranks 4
 
 Each job is a `ringdp run --elastic` of elastic_digits.py, of which all ranks but one are killed one after the other, by
-SIGKILL or, of ten one, by SIGSTOP. The last line is a summary; the exit code is 0 if each kill was recovered from, no
-sample was lost or taken twice, and the accuracy was that of the undisturbed training.
+SIGKILL or, of ten one, by SIGSTOP. With `--spares S` so many ranks are killed, and each has another in its place; the
+number of ranks stays. The last line is a summary; the exit code is 0 if each kill was recovered from, no sample was
+lost or taken twice, and the accuracy was that of the undisturbed training.
 """
 
 from __future__ import annotations
@@ -43,29 +44,29 @@ class Run:
     env: dict[str, str]
     killed: list[str] = field(default_factory=list)
 
-    def alive(self, size: int) -> list[tuple[int, int]]:
-        """(pid, rank) of all ranks, when all of so many have begun, or gone on; else none."""
+    def alive(self, size: int, since: float = 0.0) -> list[tuple[int, int]]:
+        """(pid, rank) of all ranks, when all of so many have begun, or gone on, since that time; else none."""
         found = []
         for path in self.folder.glob("alive-*"):
             if not path.suffix:
                 one = json.loads(path.read_text())
-                if one["size"] == size:
+                if one["size"] == size and one["time"] > since:
                     found.append((int(path.name.partition("-")[2]), one["rank"]))
         return sorted(found) if len(found) == size else []
 
-    def wait_for(self, size: int) -> list[tuple[int, int]]:
+    def wait_for(self, size: int, since: float = 0.0) -> list[tuple[int, int]]:
         until = time.monotonic() + START
-        while not (found := self.alive(size)):
+        while not (found := self.alive(size, since)):
             if self.process.poll() is not None or time.monotonic() > until:
                 return []
             time.sleep(0.01)
         return found
 
 
-def start(folder: Path, ranks: int, epochs: int, pause: float) -> Run:
+def start(folder: Path, ranks: int, epochs: int, pause: float, spares: int = 0) -> Run:
     env = environment() | {"RINGDP_TIMEOUT": str(TIMEOUT)}
-    words = [sys.executable, "-m", "ringdp", "run", "--elastic", "-n", str(ranks), str(PROGRAM)]
-    words += ["--epochs", str(epochs), "--pause", str(pause)]
+    words = [sys.executable, "-m", "ringdp", "run", "--elastic", "-n", str(ranks)]
+    words += ["--spares", str(spares), str(PROGRAM), "--epochs", str(epochs), "--pause", str(pause)]
     process = subprocess.Popen(
         words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=(folder / "output").open("w"),
         stderr=subprocess.STDOUT, text=True,
@@ -83,15 +84,19 @@ def end(run: Run) -> int | None:
         return None
 
 
-def kill_all_but_one(run: Run, ranks: int, most: int, chance: random.Random) -> None:
-    """At most so many of them, each at some moment of the training that the others have gone on with."""
-    for size in range(ranks, max(1, ranks - most), -1):
-        found = run.wait_for(size)
+def kill_some(run: Run, ranks: int, most: int, chance: random.Random, spares: int = 0) -> None:
+    """At most so many of them, each at some moment of the training that the others have gone on with: as many as there
+    are spares, or all but one where there are none."""
+    sizes = [ranks] * min(most, spares) or list(range(ranks, max(1, ranks - most), -1))
+    last = 0.0
+    for size in sizes:
+        found = run.wait_for(size, last)
         if not found:
             return
         time.sleep(chance.uniform(0.0, 0.7))
         pid, rank = chance.choice(found)
         stops = chance.random() < 0.1
+        last = time.time()
         try:
             os.kill(pid, signal.SIGSTOP if stops else signal.SIGKILL)
         except ProcessLookupError:
@@ -99,7 +104,9 @@ def kill_all_but_one(run: Run, ranks: int, most: int, chance: random.Random) -> 
         run.killed.append(f"{'stopped' if stops else 'killed'} rank {rank} of {size}")
 
 
-def judge(run: Run, code: int | None, ranks: int, accuracy: float | None) -> tuple[list[str], dict]:
+def judge(
+    run: Run, code: int | None, ranks: int, accuracy: float | None, spares: int = 0
+) -> tuple[list[str], dict]:
     """What is wrong with a job that has ended, and its result."""
     wrong = []
     reports = list(run.folder.glob("ringdp-report-*"))
@@ -113,7 +120,7 @@ def judge(run: Run, code: int | None, ranks: int, accuracy: float | None) -> tup
     result = json.loads(path.read_text()) if path.exists() else {}
     if not result:
         return [*wrong, "no result"], {}
-    if result["size"] != ranks - len(run.killed):
+    if result["size"] != ranks - max(0, len(run.killed) - spares):
         wrong.append(f"{result['size']} ranks at the end")
     if not result["same"]:
         wrong.append("the ranks' parameters differ")
@@ -124,7 +131,7 @@ def judge(run: Run, code: int | None, ranks: int, accuracy: float | None) -> tup
             )
     if accuracy is not None and abs(result["accuracy"] - accuracy) > WORSE:
         wrong.append(f"accuracy {result['accuracy']:.3f} instead of {accuracy:.3f}")
-    return wrong, result | {"recoveries": sum("lost" in one for one in found)}
+    return wrong, result | {"recoveries": sum(bool(one.get("lost")) for one in found)}
 
 
 def files_left(launcher: int) -> list[str]:
@@ -136,6 +143,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--kills", type=int, default=50)
     p.add_argument("--ranks", type=int, default=4)
+    p.add_argument("--spares", type=int, default=0, help="processes that take the places of lost ranks")
     p.add_argument("--epochs", type=int, default=15)
     p.add_argument("--pause", type=float, default=0.01, help="seconds more for each step")
     p.add_argument("--seed", type=int, default=None, help="of what is killed and when; default: by the clock")
@@ -147,11 +155,11 @@ def main() -> int:
     accuracies: list[float] = []
     while accuracy is None or kills < args.kills:
         with tempfile.TemporaryDirectory(prefix="kills-") as name:
-            run = start(Path(name), args.ranks, args.epochs, args.pause)
+            run = start(Path(name), args.ranks, args.epochs, args.pause, args.spares)
             if accuracy is not None:
-                kill_all_but_one(run, args.ranks, args.kills - kills, chance)
+                kill_some(run, args.ranks, args.kills - kills, chance, args.spares)
             code = end(run)
-            wrong, result = judge(run, code, args.ranks, accuracy)
+            wrong, result = judge(run, code, args.ranks, accuracy, args.spares)
             wrong += leftovers.end_processes(run.env[MARK]) + files_left(run.process.pid)
             if wrong:
                 print((run.folder / "output").read_text(errors="replace"))
@@ -167,7 +175,8 @@ def main() -> int:
         accuracies.append(result["accuracy"])
         print(f"{'; '.join(run.killed) or 'over too soon'}: accuracy {result['accuracy']:.3f}", flush=True)
     print(
-        f"kills: {kills} ranks killed or stopped in {jobs} jobs, {recovered} recoveries, no sample lost; accuracy "
+        f"kills: {kills} ranks killed or stopped in {jobs} jobs, {recovered} recoveries, no sample lost; "
+        f"{f'{args.ranks} ranks at the end of each; ' if args.spares else ''}accuracy "
         f"{min(accuracies, default=0):.3f} to {max(accuracies, default=0):.3f}, undisturbed {accuracy:.3f}; "
         f"{time.monotonic() - began:.0f} s (--seed {seed})"
     )

@@ -155,7 +155,7 @@ def test_too_few_are_left(tmp_path):
 def test_no_sample_is_lost_or_taken_twice(tmp_path):
     """And all ranks have the same parameters: one of three ranks of a training is killed or stopped at some moment."""
     run = kills.start(tmp_path, 3, 12, 0.01)
-    kills.kill_all_but_one(run, 3, 1, random.Random(6))
+    kills.kill_some(run, 3, 1, random.Random(6))
     code = kills.end(run)
     wrong, _ = kills.judge(run, code, 3, None)
     wrong += leftovers.end_processes(run.env[MARK]) + kills.files_left(run.process.pid)

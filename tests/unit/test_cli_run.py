@@ -224,6 +224,22 @@ def test_slots_give_the_number_of_ranks(fake, script):
     assert planned("-H", "a:3,b:2", "--mpirun", fake("mpich"), script).command[1:3] == ["-n", "5"]
 
 
+def test_spares_are_started_with_the_ranks(fake, script, capsys):
+    ok = ("--mpirun", fake("openmpi"))
+    job = planned("-n", "2", "--elastic", "--spares", "1", *ok, script)
+    assert job.command[1:3] == ["-n", "3"] and job.changes["RINGDP_SPARES"] == "1"
+    assert job.changes["OMP_NUM_THREADS"] == "4"  # they compute nothing while they wait
+    job = planned("-H", "a:2,b:2", "--elastic", "--spares", "1", *ok, script)
+    assert job.command[1:3] == ["-n", "4"] and job.changes["RINGDP_SPARES"] == "1"
+    too_many = error_of(capsys, "-n", "2", "-H", "a:2", "--elastic", "--spares", "1", *ok, script)
+    assert "-n 2 with --spares 1 is more than the 2 slots" in too_many
+    assert "--spares are for ranks that are lost with --elastic" in error_of(
+        capsys, "-n", "2", "--spares", "1", *ok, script
+    )
+    again = run.parser().parse_args(["-n", "2", "-H", "a:2", "--elastic", "--spares", "1", *ok, script])
+    assert run.plan(again, {"PATH": os.environ["PATH"]}, again=True).command[1:3] == ["-n", "2"]
+
+
 def test_the_share_of_the_cores_is_said_unless_it_was_set(fake, script):
     job = planned("-n", "2", "--mpirun", fake("mpich"), script)
     assert job.notes == ["2 ranks on 8 cores: OMP_NUM_THREADS=4 (set it yourself to override)"]

@@ -10,8 +10,8 @@ from ringdp.cli import elastic
 from ringdp.cli.mpirun import LaunchError, Mpirun
 from ringdp.cli.restarts import Ended
 from ringdp.errors import InitError, PeerError
+from ringdp.fence import Fence, NotRecovered
 from ringdp.process_sets import ProcessSet
-from ringdp.recovery import Fence, NotRecovered
 
 OPEN_MPI = Mpirun("/bin/mpirun", "openmpi", (5, 0, 11), "on PATH")
 
@@ -188,6 +188,20 @@ def test_what_is_said_of_lost_ranks(tmp_path):
     assert said[0].startswith("3 ranks lost, 2 recoveries; the job has come to its end with 1")
 
 
+def test_what_is_said_of_ranks_that_were_replaced(tmp_path):
+    folder, said = tmp_path / "ringdp-report-x", []
+    folder.mkdir()
+    lines = [{"lost": [1], "of": 3, "left": 3, "joined": 1, "spares": 1}, {"done": True}]
+    (folder / recovery.LOST).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert elastic.tell(folder, 0, said.append) == elastic.LOST
+    assert said[0] == "1 spare died before there was need of it"
+    assert said[1].startswith("1 rank lost, 1 replaced, 1 recovery; the job has come to its end with 3")
+    (folder / recovery.LOST).write_text('{"spares": 2}\n{"done": true}\n')  # no rank is lost
+    said.clear()
+    assert elastic.tell(folder, 0, said.append) == 0
+    assert said == ["2 spares died before there was need of them"]
+
+
 def test_a_job_whose_ranks_all_died_has_failed(tmp_path):
     """In the midst of the first recovery, say: mpirun ends with 0."""
     said = []
@@ -201,6 +215,7 @@ def test_a_job_that_has_gone_on_without_ranks_is_not_started_again():
 
 
 def test_reports_lie_where_ringdp_run_looks():
-    told = elastic.variables(2, {})
+    told = elastic.variables(2, 0, {})
     assert told == {"RINGDP_ELASTIC": "1", "RINGDP_REPORT_DIR": os.getcwd(), "RINGDP_MIN_RANKS": "2"}
-    assert elastic.variables(None, {"RINGDP_REPORT_DIR": "/x"})["RINGDP_REPORT_DIR"] == "/x"
+    assert elastic.variables(None, 3, {})["RINGDP_SPARES"] == "3"
+    assert elastic.variables(None, 0, {"RINGDP_REPORT_DIR": "/x"})["RINGDP_REPORT_DIR"] == "/x"

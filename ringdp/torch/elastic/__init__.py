@@ -32,7 +32,8 @@ def run(func: Callable[..., Any] | None = None, *, reset_limit: int = _elastic.R
     it begins again with `state.sync()` (left out where all ranks say `skip_sync`). All ranks return together.
     Process sets are there again after a reset; handles from before it are not.
 
-    Collective operations before `func` is called are allowed here; Horovod forbids them.
+    Collective operations before `func` is called are allowed here, but for jobs with spares (`ringdp run --spares`),
+    where they raise UsageError; Horovod forbids them.
 
     Args:
         func: takes a `State` first, and is called alike on all ranks.
