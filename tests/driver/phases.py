@@ -106,7 +106,9 @@ def native(selection: Selection) -> list[Command]:
 
 def sanitize(selection: Selection) -> list[Command]:
     """The same with sanitizers; with --all only."""
-    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600)] if selection.everything else []
+    if not selection.everything:
+        return []
+    return [plain("sanitize", "native/test_sanitizers.py", selection, 3600, by_workers())]
 
 
 def local(selection: Selection) -> list[Command]:
