@@ -21,27 +21,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ringdp import alike, cut_off, launch, link, mpi, preempt, recovery, sharing, signals, spares, watch
+from ringdp import place as places
 from ringdp.compat import variables
 from ringdp.errors import HorovodInternalError, InitError, NotInitializedError, UsageError
 from ringdp.job import Job, MpiJob
-
-# Set by init() for processes that this one starts: "pid rank size local_rank local_size cross_rank cross_size".
-PARENT_VARIABLE = "RINGDP_PARENT"
+from ringdp.place import Place
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank stands: in the job, on its host, and among the ranks of the same local rank on other hosts."""
-
-    rank: int
-    size: int
-    local_rank: int = 0
-    local_size: int = 1
-    cross_rank: int = 0
-    cross_size: int = 1
-    homogeneous: bool = True
 
 
 @dataclass
@@ -158,24 +144,23 @@ def current() -> World:
     return world
 
 
-def _parent() -> list[int] | None:
-    """What the rank that started this process wrote, if this process is a child of a rank."""
-    text = os.environ.get(PARENT_VARIABLE)
-    if text is None:
+def _parent() -> tuple[int, Place] | None:
+    """The process and the place of the rank that this one is a child of, if it is."""
+    told = places.told_by()
+    if told is None or told[0] == os.getpid():
         return None
-    values = [int(word) for word in text.split()]
-    if values[0] == os.getpid():
-        return None
-    if multiprocessing.parent_process() is not None or (_world is not None and _world.pid != os.getpid()):
-        return values
-    return None
+    is_child = multiprocessing.parent_process() is not None or (
+        _world is not None and _world.pid != os.getpid()
+    )
+    return told if is_child else None
 
 
 def _refuse_children(what: str) -> None:
     parent = _parent()
     if parent is not None:
+        pid, place = parent
         raise NotInitializedError(
-            f"process {os.getpid()} is a child of rank {parent[1]} (process {parent[0]}): {what} work only in the rank "
+            f"process {os.getpid()} is a child of rank {place.rank} (process {pid}): {what} work only in the rank "
             "itself. Data-loading workers may ask rank() and size(), nothing more"
         )
 
@@ -184,10 +169,7 @@ def _place() -> Place:
     if _world is not None and not _is_child and not _has_threads_of_their_own:
         return _world.place  # nothing in this line stops torch.compile, which notes what it has read
     parent = _parent()
-    if parent is not None:
-        _, rank, size, local_rank, local_size, cross_rank, cross_size, homogeneous = parent
-        return Place(rank, size, local_rank, local_size, cross_rank, cross_size, bool(homogeneous))
-    return current().place
+    return parent[1] if parent is not None else current().place
 
 
 # --- init and shutdown ----------------------------------------------------------------------------
@@ -274,7 +256,7 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: spares.Living | None = N
         with watch.guarded("the ranks' first exchange in init()", missing=comm is None):
             alike.compare(base, library)
         with watch.guarded("the exchange of places in init()", missing=first):
-            place = _find_place(MPI, base)
+            place = places.find(MPI, base)
             hosts = link.hosts_of(base, MPI)
             link.warn_if_far(base, hosts)
             # The watch's handlers come before it.
@@ -290,12 +272,11 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: spares.Living | None = N
     lender = sharing.Lender(job.neighbours, place.rank)
     _world = World(engine, place, job, _generation, arguments=arguments, alive=alive, lender=lender)
     _left = None
-    numbers = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
-    os.environ[PARENT_VARIABLE] = " ".join(map(str, (os.getpid(), *numbers, int(place.homogeneous))))
+    places.tell_children(place)
     _install_hooks()
     if first:
         with watch.guarded("MPI_Gather in init()", missing=True):
-            _warn_oversubscription(base, place)
+            places.warn_oversubscription(base, place)
     if place.rank == 0:
         for line in ignored:
             print(f"ringdp: {line}", file=sys.stderr, flush=True)
@@ -345,7 +326,7 @@ def leave() -> bool:
     if world is None or world.pid != os.getpid():
         return True
     _world = None
-    os.environ.pop(PARENT_VARIABLE, None)
+    places.tell_children_nothing()
     for process_set in world.process_sets.values():
         process_set.process_set_id = None
     _write_timeline(world)
@@ -380,7 +361,7 @@ def abandon() -> None:
     if world is None:
         return
     _left = world
-    os.environ.pop(PARENT_VARIABLE, None)
+    places.tell_children_nothing()
     for process_set in world.process_sets.values():
         process_set.process_set_id = None
     _write_timeline(world)
@@ -413,34 +394,6 @@ def _refuse_singleton(library: str) -> None:
     traces = launch.launcher_traces(os.environ)
     if traces is not None and launch.is_silent_singleton(traces, 1, os.environ):
         raise InitError(launch.singleton_error(traces, library))
-
-
-def _find_place(MPI: Any, base: Any) -> Place:
-    local = base.Split_type(MPI.COMM_TYPE_SHARED, key=base.Get_rank())
-    cross = base.Split(color=local.Get_rank(), key=base.Get_rank())
-    sizes = base.allgather(local.Get_size())
-    place = Place(
-        base.Get_rank(),
-        base.Get_size(),
-        local.Get_rank(),
-        local.Get_size(),
-        cross.Get_rank(),
-        cross.Get_size(),
-        homogeneous=len(set(sizes)) == 1,
-    )
-    local.Free()
-    cross.Free()
-    return place
-
-
-def _warn_oversubscription(base: Any, place: Place) -> None:
-    warning = launch.oversubscription_warning(
-        place.local_size, launch.cores_of_host(), launch.bound_cores(), launch.threads_of_process(os.environ)
-    )
-    warnings = base.gather(warning, root=0)
-    if place.rank == 0:
-        for text in dict.fromkeys(w for w in warnings if w):
-            print(f"ringdp: {text}", file=sys.stderr, flush=True)
 
 
 # --- what happens at the ends ---------------------------------------------------------------------

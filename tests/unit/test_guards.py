@@ -121,13 +121,13 @@ CALLED_INSIDE = {
     ("link.py", "ping_pong"): "world.init; ringdp bench",
     ("link.py", "hosts_of"): "world.init; ringdp bench",
     ("mpi.py", "load"): "world.init; ringdp info",
+    ("place.py", "find"): "world.init",
+    ("place.py", "warn_oversubscription"): "world.init",
     ("recovery.py", "prepare"): "world.init",
     ("sharing.py", "find_neighbours"): "MpiJob.__init__",
     ("sharing.py", "_try_kind"): "find_neighbours",
     ("watch.py", "meet"): "world.init",
     ("world.py", "_base"): "world.init",
-    ("world.py", "_find_place"): "world.init",
-    ("world.py", "_warn_oversubscription"): "world.init",
 }
 
 
