@@ -52,8 +52,13 @@ void Engine::loop() {
   }
 }
 
-// A turn that meets an error of a transport is the last one.
+// A turn that meets an error of a transport is the last one, whoever comes next to take one: what has failed there must not
+// be looked at again.
 bool Engine::turn(Submission* own) {
+  if (stop_) {
+    if (own && own->handle) own->handle->fail(closed_error());
+    return false;
+  }
   struct Turn {  // the watch sees how long it takes
     Flight& flight;
     explicit Turn(Flight& flight) : flight(flight) { flight.turn_begins(); }

@@ -224,7 +224,10 @@ void Engine::break_down(const Error& noticed) {
   for (auto& [id, set] : sets_)
     for (auto& [lane_id, lane] : set->lanes)
       for (Vote& vote : lane.votes) vote.handle->fail(error);
-  for (Operation& operation : active_) operation.submission().handle->fail(error);
+  for (Operation& operation : active_) {  // what was posted for it stays in the transport's hands
+    operation.submission().handle->give_up_memory();
+    operation.submission().handle->fail(error);
+  }
   for (auto& [id, launch] : launches_) launch.submission.handle->fail(error);
   for (auto& [id, levels] : in_levels_) levels.submission.handle->fail(error);
   for (auto& [id, set] : sets_)

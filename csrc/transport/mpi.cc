@@ -53,6 +53,7 @@ class MpiTransport final : public Transport {
   }
 
   bool test(Request& request, size_t* received) override {
+    RINGDP_CHECK(request.pending(), "a request that is over is tested again");
     size_t bytes = 0;
     const int done = table->test(channel_, &request.handle, &bytes);
     if (done < 0) mpi_failed(done);

@@ -40,7 +40,8 @@ class Transport {
   [[nodiscard]] virtual Request receive(int peer, int tag, void* data, size_t bytes) = 0;
 
   // True once complete; the request is then empty and *received (if wanted) is the length of the message received. A
-  // message may be shorter than its receive (an empty one is poison, see collectives/run.h); a longer one is an Error.
+  // message may be shorter than its receive (an empty one is poison, see collectives/run.h); a longer one is an Error. A
+  // request for which it has thrown must not be tested again; its memory stays in the transport's hands.
   [[nodiscard]] virtual bool test(Request&, size_t* received = nullptr) = 0;
 
   // Of a message with this tag that nobody has posted a receive for: who has sent it, and its length; -1: there is none. For

@@ -20,7 +20,7 @@ HEADER = """
 typedef int MPI_Comm, MPI_Group, MPI_Request, MPI_Datatype;
 typedef struct { int MPI_SOURCE; } MPI_Status;
 enum { MPI_SUCCESS, MPI_ERR_ARG = 12, MPI_ERRORS_RETURN = 1, MPI_TAG_UB, MPI_BYTE, MPI_COMM_WORLD, MPI_ANY_SOURCE };
-enum { MPI_GROUP_NULL, MPI_GROUP_EMPTY, MPI_UNDEFINED = -1 };
+enum { MPI_GROUP_NULL, MPI_GROUP_EMPTY, MPI_REQUEST_NULL = -2, MPI_UNDEFINED = -1 };
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -79,9 +79,10 @@ print(takes())
 """
 
 
-def answer(folder: Path, extensions: str, version: str = "an MPI", **environ: str) -> int:
+def unit_for(folder: Path, library_of_test: str, version: str = "an MPI") -> Path:
+    """The MPI unit, compiled against an MPI with this source."""
     (folder / "mpi.h").write_text(HEADER)
-    (folder / "mpi.c").write_text(LIBRARY + extensions)
+    (folder / "mpi.c").write_text(library_of_test)
     words = [*compiler(), "-shared", "-fPIC", f"-I{folder}", f"-I{ROOT / 'csrc'}"]
     library, unit = folder / "libmpi_of_test.so", folder / "unit.so"
     made = [
@@ -100,6 +101,11 @@ def answer(folder: Path, extensions: str, version: str = "an MPI", **environ: st
     ]
     for command in made:
         subprocess.run(command, check=True, timeout=120)
+    return unit
+
+
+def answer(folder: Path, extensions: str, version: str = "an MPI", **environ: str) -> int:
+    unit = unit_for(folder, LIBRARY + extensions, version)
     done = subprocess.run(
         [sys.executable, "-c", ASK, str(unit)],
         env={**os.environ, **environ},

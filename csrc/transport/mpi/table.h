@@ -24,7 +24,8 @@ struct ringdp_mpi_table {
   int (*max_tag)(void*);
   int (*send)(void*, int peer, int tag, const void* data, size_t bytes, uint64_t* request);
   int (*receive)(void*, int peer, int tag, void* data, size_t bytes, uint64_t* request);
-  int (*test)(void*, uint64_t* request, size_t* bytes);     /* 1 complete, 0 not yet; bytes: received (of a receive) */
+  /* 1 complete, 0 not yet; bytes: received (of a receive). A request that has failed is emptied, too. */
+  int (*test)(void*, uint64_t* request, size_t* bytes);
   int (*arrived)(void*, int tag, int* from, size_t* bytes); /* 1 a message nobody receives yet, 0 none */
   int (*lost)(void*);                                       /* a rank that is gone, as MPI knows, or -1 */
   int (*cancel)(void*, uint64_t* request);
