@@ -74,7 +74,7 @@ class Fence:
             if is_stopped and now - self._stopped_since.setdefault(rank, now) >= self._gone:
                 why = f"it is stopped, and was waited for for {self._gone:g} s"
             elif not recovers and now - self._began >= max(self._end, patience):
-                why = f"it has not come for {now - self._began:.0f} s"
+                why = f"it {'is stopped, and ' * is_stopped}has not come for {now - self._began:.0f} s"
             if why:
                 spares.say(f"killing rank {rank} (process {pid}), as the others go on without it: {why}")
                 self._killed.add(rank)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,18 @@ def test_ranks_that_die_on_another_host_are_gone_on_without(
         names = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
         assert f"going on without {names} (of {RANKS}): {len(left)} left" in job.output
         assert f"ringdp run: {len(lost)} rank{'s' * (len(lost) > 1)} lost" in job.output
+
+
+def test_a_rank_that_is_stopped_on_another_host_is_killed_there(two: Hosts, tmp_path: Path) -> None:
+    with Job(two, tmp_path, steps=150) as job:
+        job.wait_for_steps()
+        job.send(signal.SIGSTOP, 3)
+        assert job.ends() == 10, job.output
+        assert re.search(
+            r"killing rank 3 \(process \d+\), as the others go on without it: it is stopped", job.output
+        )
+        assert sorted(one["first"] for one in job.said("end")) == [0, 1, 2], job.output
+        assert all(one["size"] == 3 and len(one["sums"]) == 150 for one in job.said("end")), job.output
 
 
 def test_where_a_link_is_cut_no_rank_goes_on_and_the_job_fails(two: Hosts, tmp_path: Path) -> None:
