@@ -189,12 +189,17 @@ void RollCall::end() {
       speaker = std::min(speaker, rank);
   }
   if (asks_for_others(call, culprits)) return;
-  // Who waits for something else does so because of those that are gone, or is ahead; who has left had given them up.
-  if (std::any_of(culprits.begin(), culprits.end(), [](const Seen& seen) { return seen.is_gone(); }))
-    culprits.erase(
-        std::remove_if(culprits.begin(), culprits.end(),
-                       [](const Seen& seen) { return seen.kind == Seen::waiting || seen.kind == Seen::left; }),
-        culprits.end());
+  // Who waits for something else does so because of those that are gone, or is ahead. Who has left had given up those that
+  // have not come, or are gone: where a rank leaves by itself, nobody waits until a roll is called.
+  const auto is_any = [&](auto is) { return std::any_of(culprits.begin(), culprits.end(), is); };
+  const bool some_are_gone = is_any([](const Seen& seen) { return seen.is_gone(); });
+  const bool some_are_late = is_any([](const Seen& seen) { return seen.kind == Seen::computing; });
+  culprits.erase(std::remove_if(culprits.begin(), culprits.end(),
+                                [&](const Seen& seen) {
+                                  return (seen.kind == Seen::waiting && some_are_gone) ||
+                                         (seen.kind == Seen::left && (some_are_gone || some_are_late));
+                                }),
+                 culprits.end());
   verdict_ = Verdict();
   verdict_.asked_at = call.began;
   verdict_.at = Clock::now();

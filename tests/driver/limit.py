@@ -40,6 +40,13 @@ def run_limited(command: list[str], env: dict[str, str], cwd: Path, log: Path, l
     return Outcome(code, time.monotonic() - began)
 
 
+def default_signals() -> None:
+    """For a process that is to get signals, before it begins: a shell that starts the tests in the background ignores
+    these for all that it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def wait(process: subprocess.Popen[bytes], began: float, limit: float) -> int | None:
     said = began
     while True:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from driver import leftovers
 from driver.environ import MARK, environment
+from driver.limit import default_signals
 from faults import kills
 
 from ringdp import mpi
@@ -38,6 +39,7 @@ class Job:
         self.process = subprocess.Popen(
             [*command, str(HERE / "elastic_job.py"), "--steps", str(STEPS), *words], cwd=folder, env=self.env,
             stdin=subprocess.DEVNULL, stdout=self.output.open("w"), stderr=subprocess.STDOUT,
+            preexec_fn=default_signals,
         )  # fmt: skip
 
     def end(self) -> tuple[int | None, str]:

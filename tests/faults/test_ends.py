@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from driver.environ import environment, mpirun
 from driver.leftovers import new_shared_files, shared_files
+from driver.limit import default_signals
 
 LIMIT = 100  # seconds, for jobs that take one to ten on a machine that does nothing else
 OURS = "TEST_OF_ENDS"  # in the environment of all that a job starts
@@ -124,11 +125,6 @@ def has(file, word):
         return word in file.read_bytes().split(b"\0")
     except OSError:
         return False
-
-
-def default_signals():  # a shell that starts the tests in the background ignores SIGINT
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def to_terminal():  # standard input becomes the terminal that controls the new session

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from driver import leftovers
 from driver.environ import MARK, environment, mpirun
+from driver.limit import default_signals
 from faults.cases import (
     ALL,
     CASES,
@@ -93,11 +93,6 @@ def run(case: Case, ranks: int, folder: Path) -> tuple[int, int, str, float, flo
             leftovers.end_processes(env[MARK])
             pytest.fail(f"it has not ended after {LIMIT} s\n{output()}")
         return job.pid, job.returncode, output(), sent, time.time()
-
-
-def default_signals() -> None:
-    """A shell that starts the tests in the background ignores SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_up(job: subprocess.Popen[bytes], ranks: int, folder: Path) -> None:

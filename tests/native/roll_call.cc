@@ -124,19 +124,19 @@ TEST(a_host_of_which_nobody_answers_is_named_with_all_its_ranks_and_who_asked) {
   CHECK(!has(error, "rank 4") && !has(error, "rank 1 "), error);
 }
 
-TEST(who_has_left_is_to_blame_but_not_while_another_is_gone) {
-  for (const bool is_gone : {false, true}) {
+TEST(who_has_left_is_to_blame_but_not_while_another_is_gone_or_has_not_come) {
+  for (const std::string other : {"has come", "has not come", "is gone"}) {
     Ranks ranks({0, 0, 0});
     ranks.come(0);
     ranks.flight(1).head().standing = Standing::ended;
-    if (is_gone)  // its engine is in a turn that does not end
+    if (other == "has come") ranks.come(2);
+    if (other == "is gone")  // its engine is in a turn that does not end
       ranks.flight(2).head().turn_since = nanoseconds(Clock::now() - std::chrono::seconds(60));
-    else
-      ranks.come(2);
     const std::string error = ranks.until_over({0});
-    CHECK(has(error, "rank 1 (host ") == !is_gone, error);
-    CHECK(has(error, "has left the job") == !is_gone, error);
-    CHECK(has(error, "rank 2 (host ") == is_gone, error);
+    const bool is_to_blame = other == "has come";
+    CHECK(has(error, "rank 1 (host ") == is_to_blame, error);
+    CHECK(has(error, "has left the job") == is_to_blame, error);
+    CHECK(has(error, "rank 2 (host ") == !is_to_blame, error);
   }
 }
 
