@@ -34,8 +34,9 @@ T = 3.0  # RINGDP_TIMEOUT
 LIMIT = 90.0  # seconds, for anything that is waited for
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two() -> Iterator[Hosts]:
+    """New ones for each test: after a cut, what is left of the connections of one job disturbs the next."""
     with Hosts(2) as hosts:
         yield hosts
 

@@ -32,8 +32,9 @@ LIMIT = 90.0  # seconds, for anything that is waited for
 IN_TRANSFER = "100mbit"  # a step's 4 MiB keep the link busy for a third of a second
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two() -> Iterator[Hosts]:
+    """New ones for each test: after a cut, what is left of the connections of one job disturbs the next."""
     with Hosts(2) as hosts:
         yield hosts
 
