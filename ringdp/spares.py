@@ -129,7 +129,9 @@ def first(everyone: Any) -> Living:
 def refuse(comm: Any) -> None:
     """Raise InitError if `init(comm)` cannot be in a job with spares: `comm` is given; or they have been told that the
     job is over, and would be missing."""
-    if comm is not None and wanted() and os.environ.get("RINGDP_ELASTIC"):
+    from ringdp import recovery
+
+    if comm is not None and wanted() and recovery.is_wanted(os.environ):
         raise InitError(
             "ringdp.init(comm=...) cannot be in a job with spares (`ringdp run --spares`): all that were started are "
             "its ranks, but for the spares"

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,22 +52,13 @@ class _Explain(argparse.Action):
         _fail(f"{args[-1]} is an option of horovodrun that `ringdp run` does not have: {self.const}")
 
 
-def _ranks(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks: give 1 or more")
-    return int(text)
+def _number(what: str, least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}: give {least} or more")
+        return int(text)
 
-
-def _restarts(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts: give 0 or more")
-    return int(text)
-
-
-def _spares(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of spares: give 0 or more")
-    return int(text)
+    return parse
 
 
 def _seconds(text: str) -> float:
@@ -89,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("-n", "-np", "--num-proc", dest="ranks", type=_ranks, metavar="N", help="ranks to start")
+    p.add_argument(
+        "-n", "-np", "--num-proc", dest="ranks", type=_number("ranks", 1), metavar="N", help="ranks to start"
+    )
     p.add_argument("-H", "--hosts", metavar="HOSTS", help="hosts and their slots: node1:4,node2:4")
     p.add_argument(
         "--hostfile", "-hostfile", metavar="FILE", help="a host a line: `node1 slots=4` or `node1:4`"
@@ -99,15 +92,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mpirun", metavar="PATH", help="use this mpirun instead of the one found")
     p.add_argument("--mpi-args", type=shlex.split, default=[], metavar="ARGS",
                    help="more options for mpirun: --mpi-args='--bind-to core'")  # fmt: skip
-    p.add_argument("--restarts", type=_restarts, metavar="K",
+    p.add_argument("--restarts", type=_number("restarts", 0), metavar="K",
                    help="start a failed job again from its last commit, K times without a new one")  # fmt: skip
     p.add_argument(
         "--elastic", action="store_true", help="go on without ranks that are lost (Open MPI 5, elastic.run)"
     )
     p.add_argument(
-        "--min-ranks", type=_ranks, metavar="K", help="with --elastic: end the job when fewer are left"
+        "--min-ranks",
+        type=_number("ranks", 1),
+        metavar="K",
+        help="with --elastic: end the job when fewer are left",
     )
-    p.add_argument("--spares", type=_spares, metavar="S",
+    p.add_argument("--spares", type=_number("spares", 0), metavar="S",
                    help="with --elastic: start S processes more, which take the places of lost ranks")  # fmt: skip
     p.add_argument("--commit-dir", metavar="DIR",
                    help="where TorchState commits (with --restarts: ringdp-commits/...)")  # fmt: skip

@@ -76,8 +76,10 @@ def test_the_bar_lets_all_pass_but_exchanges(monkeypatch):
 
 def test_a_communicator_of_ones_own_is_refused(monkeypatch):
     spares.refuse([0, 1])
-    monkeypatch.setenv("RINGDP_ELASTIC", "1")
     monkeypatch.setenv("RINGDP_SPARES", "2")
+    monkeypatch.setenv("RINGDP_ELASTIC", "0")
+    spares.refuse([0, 1])
+    monkeypatch.setenv("RINGDP_ELASTIC", "1")
     spares.refuse(None)
     with pytest.raises(InitError, match=r"init\(comm=...\) cannot be in a job with spares"):
         spares.refuse([0, 1])
