@@ -79,7 +79,7 @@ def test_scenarios_end_as_they_must(native: list[str], way: str, seeds: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "seeds"), [("turns", 4000), ("threads", 800)])
 def test_thousands_of_scenarios_end_as_they_must(native: list[str], way: str, seeds: int) -> None:
-    run(*native, "--play", way, "1000", str(seeds), limit=600)
+    run(*native, "--play", way, "1000", str(seeds), limit=900)
 
 
 @pytest.mark.parametrize("target", TARGETS)
