@@ -211,8 +211,11 @@ def test_a_graph_that_is_gone_leaves_nothing_behind() -> None:
     nccl = ctypes.CDLL(os.environ["RINGDP_NCCL_LIBRARY"])
     barrier = threading.Barrier(2)
 
-    def live(r):
+    def live(r):  # a graph that is at work when it is destroyed says so behind that
         barrier.wait()
+        deadline = time.monotonic() + 60
+        while library.standin_live(b"user objects") and time.monotonic() < deadline:
+            time.sleep(0.001)
         count = library.standin_live(b"allocations") if r == 0 else 0
         barrier.wait()
         return count

@@ -795,6 +795,7 @@ long standin_live(const char* what) {
   if (name == "streams") return streams().count();
   if (name == "events") return events().count();
   if (name == "graphs") return graphs().count() + executables().count();
+  if (name == "user objects") return standin::UserObject::live();
   if (name != "pinned") misuse("standin_live of '" + name + "'");
   std::lock_guard lock(pinned_mutex);
   return static_cast<long>(pinned().size());

@@ -1,6 +1,7 @@
 #include "graphs.h"
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 #include <utility>
 
@@ -10,14 +11,20 @@ namespace standin {
 
 namespace {
 thread_local bool destroys = false;
-}
+std::atomic<long> not_told{0};
+}  // namespace
+
+UserObject::UserObject(void* given, void (*destroy)(void*)) : given_(given), destroy_(destroy) { ++not_told; }
 
 UserObject::~UserObject() {
   std::thread([this] {
     destroys = true;
     destroy_(given_);
   }).join();
+  --not_told;
 }
+
+long UserObject::live() { return not_told; }
 
 bool UserObject::being_destroyed() { return destroys; }
 

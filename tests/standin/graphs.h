@@ -14,9 +14,10 @@ namespace standin {
 // What is told when nothing refers to it any more; in a thread that may ask nothing of CUDA.
 class UserObject {
  public:
-  UserObject(void* given, void (*destroy)(void*)) : given_(given), destroy_(destroy) {}
+  UserObject(void* given, void (*destroy)(void*));
   ~UserObject();
   static bool being_destroyed();  // in this thread
+  static long live();             // those not told yet
 
  private:
   void* given_;
