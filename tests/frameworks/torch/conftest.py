@@ -1,16 +1,9 @@
-"""ranks_*.py: every process is a rank (mpirun, pytest --with-mpi). test_*.py: one rank in this process."""
+"""For PyTorch's tests, beside what all frameworks share: tensors on GPUs, and torch.distributed."""
 
 import os
 
-os.environ.setdefault(
-    "RINGDP_TIMEOUT", "30"
-)  # a test that hangs fails by name, long before the driver's limit
-
 import pytest
 import torch
-
-import ringdp
-from ringdp import _core, world
 
 
 def pytest_addoption(parser):
@@ -56,8 +49,6 @@ def on_cuda(config):
 def pytest_collection_modifyitems(config, items):
     on_gpu = config.getoption("--gpu")
     for item in items:
-        if item.path.name.startswith("ranks_"):
-            item.add_marker(pytest.mark.mpi)
         if on_gpu and item.get_closest_marker("host_only"):
             item.add_marker(pytest.mark.skip(reason="is about tensors in host memory"))
         if (not on_gpu or on_cuda(config)) and item.get_closest_marker("mixed"):
@@ -92,25 +83,11 @@ def _threads():
 
 
 @pytest.fixture(scope="session")
-def _job(request):
-    ringdp.init()
+def _job(request, _job):
     if request.config.getoption("--gpu") and on_cuda(request.config):
         import ringdp.torch as hvd
 
         hvd.use_local_device()
-
-
-@pytest.fixture(autouse=True)
-def _rank(request):
-    """Under mpirun this process is a rank; otherwise it is the only rank of a world without MPI."""
-    if request.path.name.startswith("ranks_"):
-        request.getfixturevalue("_job")
-        yield
-        return
-    (engine,) = _core.local_engines(1, 0)
-    with world.use(world.World(engine, world.Place(0, 1))):
-        yield
-    engine.shutdown(10)
 
 
 @pytest.fixture

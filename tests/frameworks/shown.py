@@ -1,0 +1,127 @@
+"""What tests say that they show: `@pytest.mark.shows(operation, framework, *ways)`, and the table made of it.
+
+docs/frameworks.md holds the table; tests/unit/test_frameworks_page.py compares it with the marks. After a change of
+marks: `python tests/frameworks/shown.py` writes the table anew.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+FOLDERS = ("frameworks", "ranks", "gpu")  # where marks are looked for
+
+# The columns: each framework's ways to be used. Keras runs on one of three backends, by fit(), compiled as it does.
+WAYS = {
+    "numpy": ("eager",),
+    "cupy": ("eager",),
+    "torch": ("eager", "compiled"),
+    "tensorflow": ("eager", "compiled"),  # compiled: inside tf.function
+    "jax": ("eager", "compiled"),  # compiled: inside jit
+    "keras": ("tensorflow", "jax", "torch"),
+}
+
+# The rows. A mark that names another one is an error: put it here, in the part where a reader looks for it.
+OPERATIONS = {
+    "Collectives": (
+        "allreduce",
+        "grouped_allreduce",
+        "allgather",
+        "grouped_allgather",
+        "broadcast",
+        "alltoall",
+        "reducescatter",
+        "grouped_reducescatter",
+        "sparse_allreduce",  # IndexedSlices, sparse tensors
+        "barrier",
+        "join",
+        "handles",  # *_async, poll, synchronize
+        "in place",
+        "out=",
+        "process sets",
+        "every dtype",
+        "bfloat16",
+        "no elements",
+        "mismatch: an error on every rank",
+        "pytrees",
+        "vmap",
+    ),
+    "Gradients of collectives": (
+        "gradient of allreduce",
+        "gradient of grouped_allreduce",
+        "gradient of allgather",
+        "gradient of broadcast",
+        "gradient of alltoall",
+        "gradient of reducescatter",
+    ),
+    "Training": (
+        "DistributedOptimizer",  # of JAX: distributed(optimizer), for optax
+        "DistributedGradientTape",
+        "equals one process on the joined batch",
+        "compression",
+        "backward_passes_per_step",
+        "sparse gradients",
+        "SyncBatchNormalization",
+        "overflow on one rank: all skip",
+        "broadcast of the initial state",
+        "broadcast_object",
+        "allgather_object",
+        "callbacks",
+        "load_model",
+        "sharded optimizer",
+        "elastic",
+        "map_reduce",
+    ),
+}
+ROWS = tuple(row for rows in OPERATIONS.values() for row in rows)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    operation: str
+    framework: str
+    way: str
+
+
+def cells(operations: str | list[str] | tuple[str, ...], framework: str, *ways: str) -> list[Cell]:
+    """The cells of the table that `shows(operations, framework, *ways)` fills; ValueError if there is no such cell."""
+    names = [operations] if isinstance(operations, str) else list(operations)
+    if unknown := [name for name in names if name not in ROWS]:
+        raise ValueError(
+            f"shows: no such operation: {', '.join(unknown)} (OPERATIONS of {Path(__file__).name})"
+        )
+    if framework not in WAYS:
+        raise ValueError(f"shows: no such framework: {framework} (there are: {', '.join(WAYS)})")
+    if not names or not ways or (unknown := [way for way in ways if way not in WAYS[framework]]):
+        raise ValueError(
+            f"shows: {framework} is used in these ways: {', '.join(WAYS[framework])}; the mark says {', '.join(ways)}"
+        )
+    return [Cell(name, framework, way) for name in names for way in ways]
+
+
+def shown() -> dict[Cell, list[str]]:
+    """The tests that show each cell, as `file:line`. Read from the sources: most frameworks are not installed here."""
+    found: dict[Cell, list[str]] = {}
+    for folder in FOLDERS:
+        for file in sorted((TESTS / folder).rglob("*.py")):
+            for line, arguments in marks(file):
+                place = f"{file.relative_to(TESTS.parent)}:{line}"
+                try:
+                    filled = cells(*arguments)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{place}: {error}") from None
+                for cell in filled:
+                    found.setdefault(cell, []).append(place)
+    return found
+
+
+def marks(file: Path) -> Iterator[tuple[int, list]]:
+    """The line and the arguments of each `pytest.mark.shows(…)` in the file."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.shows":
+            try:
+                yield node.lineno, [ast.literal_eval(argument) for argument in node.args]
+            except ValueError:
+                message = "shows: its arguments are read, not run: they must be literals"
+                raise ValueError(f"{file}:{node.lineno}: {message}") from None
