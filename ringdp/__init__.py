@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from ringdp.joined import join
     from ringdp.lateness import Stragglers, stragglers
     from ringdp.metrics import average_metrics
+    from ringdp.numpy.grouped import (
+        grouped_allgather,
+        grouped_allgather_async,
+        grouped_allreduce,
+        grouped_allreduce_,
+        grouped_allreduce_async,
+        grouped_allreduce_async_,
+        grouped_reducescatter,
+        grouped_reducescatter_async,
+    )
     from ringdp.numpy.memory import empty
     from ringdp.numpy.ops import (
         allgather,
@@ -125,6 +135,14 @@ __all__ = [
     "cross_size",
     "empty",
     "global_process_set",
+    "grouped_allgather",
+    "grouped_allgather_async",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
     "init",
     "is_homogeneous",
     "is_initialized",
@@ -158,6 +176,7 @@ _MODULES = (
     "process_sets",
     "ops",
     "numpy.ops",
+    "numpy.grouped",
     "numpy.memory",
     "joined",
     "state",

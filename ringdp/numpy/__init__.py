@@ -1,5 +1,15 @@
 """NumPy arrays: the same operations as `ringdp` itself offers at the top level."""
 
+from ringdp.numpy.grouped import (
+    grouped_allgather,
+    grouped_allgather_async,
+    grouped_allreduce,
+    grouped_allreduce_,
+    grouped_allreduce_async,
+    grouped_allreduce_async_,
+    grouped_reducescatter,
+    grouped_reducescatter_async,
+)
 from ringdp.numpy.ops import (
     allgather,
     allgather_async,
@@ -34,6 +44,14 @@ __all__ = [
     "broadcast_",
     "broadcast_async",
     "broadcast_async_",
+    "grouped_allgather",
+    "grouped_allgather_async",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
     "poll",
     "reducescatter",
     "reducescatter_async",

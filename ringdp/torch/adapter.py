@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
+from ringdp import dtypes
 from ringdp.constants import Dtype
 from ringdp.torch import device
 
 DTYPES: dict[torch.dtype, Dtype] = {
-    getattr(torch, dtype.name): dtype for dtype in Dtype if hasattr(torch, dtype.name)
+    getattr(torch, name): dtype for name, dtype in dtypes.BY_NAME.items() if hasattr(torch, name)
 }
 TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
 
@@ -38,15 +39,12 @@ def refuse_unsupported(tensor: Any, what: str = "this tensor") -> None:
             f"{what} is on device {tensor.device}; ringdp exchanges tensors of CPUs and NVIDIA's GPUs: {remedy}"
         )
     if tensor.dtype not in DTYPES:
-        known = ", ".join(dtype.name for dtype in Dtype)
         remedy = ""
         if tensor.is_complex():
-            remedy = " (torch.view_as_real gives a view of it that can be exchanged)"
+            remedy = "torch.view_as_real gives a view of it that can be exchanged"
         elif tensor.is_quantized:
-            remedy = " (exchange int_repr(), or dequantize() it)"
-        raise TypeError(
-            f"{what} has dtype {tensor.dtype}, which ringdp cannot exchange; it knows {known}{remedy}"
-        )
+            remedy = "exchange int_repr(), or dequantize() it"
+        raise dtypes.unsupported(tensor.dtype, what, remedy)
     if type(tensor) not in TYPES and tensor.numel() and not _has_memory(tensor):
         kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
         raise TypeError(

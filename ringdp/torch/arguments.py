@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,26 +13,7 @@ from ringdp.requests import usable
 from ringdp.torch import device
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.checks.options import check_params
-from ringdp.torch.plan import BUCKET_BYTES
 from ringdp.torch.wire import Options
-
-BUCKET_VARIABLE = "RINGDP_BUCKET_BYTES"
-
-
-def default_bucket_bytes() -> int:
-    """What RINGDP_BUCKET_BYTES says, else 25 MiB.
-
-    Raises:
-        UsageError: it is no number of bytes.
-    """
-    text = os.environ.get(BUCKET_VARIABLE) or str(BUCKET_BYTES)
-    try:
-        value = int(float(text))
-    except (ValueError, OverflowError):
-        value = 0
-    if value < 1:
-        raise UsageError(f"{BUCKET_VARIABLE}={text} is not a number of bytes from 1")
-    return value
 
 
 def named_from(named_parameters: Iterable[tuple[str, torch.Tensor]] | None) -> dict[torch.Tensor, str]:

@@ -1,5 +1,5 @@
-"""Several tensors in one call. All are exchanged or none is: a name that is in flight already leaves nothing started,
-and where ranks differ in one tensor, no tensor is touched. Their names are `name.0`, `name.1`, …
+"""Several tensors in one call: `ringdp.grouped.GroupedOperations` does the work. What is torch's own here: gradients
+flow through the blocking groups that return new tensors (`autograd.py`), and these take `compression`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ringdp.constants import Average, ReduceOp
-from ringdp.ops import GroupHandle
+from ringdp.grouped import GroupedOperations
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.requests import reduce_op
 from ringdp.torch.autograd import GroupedAllgather, GroupedAllreduce, GroupedReducescatter, wanted
@@ -21,35 +21,40 @@ from ringdp.torch.tracing import is_compiling, outside
 Scale = tuple[float, float]  # before and after
 
 
-class Groups:
+groups = GroupedOperations(operations)
+
+grouped_allreduce_async = outside(groups.grouped_allreduce_async)
+grouped_allreduce_async_ = outside(groups.grouped_allreduce_async_)
+grouped_allgather_async = outside(groups.grouped_allgather_async)
+grouped_reducescatter_async = outside(groups.grouped_reducescatter_async)
+
+
+class Blocking:
     """The blocking groups, without gradients: what a compiler's recorder (`compiled.py`) stands in for."""
 
     def grouped_allreduce(
         self, tensors: Sequence[Any], name: str | None, op: ReduceOp, scale: Scale, process_set: ProcessSet
     ) -> list[Any]:
-        requests = [operations.requests.allreduce(tensor, op, scale) for tensor in tensors]
-        return operations.submit_group(requests, name, process_set).wait()
+        return groups.grouped_allreduce(tensors, None, name, op, *scale, process_set)
 
     def grouped_allgather(
         self, tensors: Sequence[Any], name: str | None, process_set: ProcessSet
     ) -> list[Any]:
-        requests = [operations.requests.allgather(tensor) for tensor in tensors]
-        return operations.submit_group(requests, name, process_set).wait()
+        return groups.grouped_allgather(tensors, name, process_set)
 
     def grouped_reducescatter(
         self, tensors: Sequence[Any], name: str | None, op: ReduceOp, scale: Scale, process_set: ProcessSet
     ) -> list[Any]:
-        requests = [operations.requests.reducescatter(tensor, op, scale, process_set) for tensor in tensors]
-        return operations.submit_group(requests, name, process_set).wait()
+        return groups.grouped_reducescatter(tensors, name, op, process_set, *scale)
 
 
-_groups = Groups()
+_blocking = Blocking()
 
 
 def _now() -> Any:
     """Who takes the blocking calls."""
     if not is_compiling():
-        return _groups
+        return _blocking
     from ringdp.torch import compiled
 
     return compiled.recorder
@@ -64,38 +69,6 @@ def _decompressed(
     results: Sequence[torch.Tensor], contexts: Sequence[Any], compression: Any
 ) -> list[torch.Tensor]:
     return [compression.decompress(r, context) for r, context in zip(results, contexts, strict=True)]
-
-
-@outside
-def grouped_allreduce_async(
-    tensors: Sequence[torch.Tensor],
-    average: bool | None = None,
-    name: str | None = None,
-    op: ReduceOp | None = None,
-    prescale_factor: float = 1.0,
-    postscale_factor: float = 1.0,
-    process_set: ProcessSet = global_process_set,
-) -> GroupHandle:
-    """`allreduce_async` of each tensor."""
-    how = reduce_op(op, average), (prescale_factor, postscale_factor)
-    requests = [operations.requests.allreduce(tensor, *how) for tensor in tensors]
-    return operations.submit_group(requests, name, process_set)
-
-
-@outside
-def grouped_allreduce_async_(
-    tensors: Sequence[torch.Tensor],
-    average: bool | None = None,
-    name: str | None = None,
-    op: ReduceOp | None = None,
-    prescale_factor: float = 1.0,
-    postscale_factor: float = 1.0,
-    process_set: ProcessSet = global_process_set,
-) -> GroupHandle:
-    """`allreduce_async_` of each tensor."""
-    how = reduce_op(op, average), (prescale_factor, postscale_factor)
-    requests = [operations.requests.allreduce_(tensor, *how) for tensor in tensors]
-    return operations.submit_group(requests, name, process_set)
 
 
 def grouped_allreduce(
@@ -153,15 +126,6 @@ def grouped_allreduce_(
     ).wait()
 
 
-@outside
-def grouped_allgather_async(
-    tensors: Sequence[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
-) -> GroupHandle:
-    """`allgather_async` of each tensor."""
-    requests = [operations.requests.allgather(tensor) for tensor in tensors]
-    return operations.submit_group(requests, name, process_set)
-
-
 def grouped_allgather(
     tensors: Sequence[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[torch.Tensor]:
@@ -169,21 +133,6 @@ def grouped_allgather(
     if any(wanted(tensor) for tensor in tensors):
         return list(GroupedAllgather.apply(_now(), name, process_set, *tensors))
     return _now().grouped_allgather(tensors, name, process_set)  # type: ignore[no-any-return]
-
-
-@outside
-def grouped_reducescatter_async(
-    tensors: Sequence[torch.Tensor],
-    name: str | None = None,
-    op: ReduceOp = Average,
-    process_set: ProcessSet = global_process_set,
-    prescale_factor: float = 1.0,
-    postscale_factor: float = 1.0,
-) -> GroupHandle:
-    """`reducescatter_async` of each tensor."""
-    how = reduce_op(op, None), (prescale_factor, postscale_factor), process_set
-    requests = [operations.requests.reducescatter(tensor, *how) for tensor in tensors]
-    return operations.submit_group(requests, name, process_set)
 
 
 def grouped_reducescatter(

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 
 from ringdp import preempt, world
+from ringdp.buckets import default_bucket_bytes
 from ringdp.constants import Adasum, Average, ReduceOp, Sum
 from ringdp.errors import UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
-from ringdp.torch.arguments import check_arguments, check_names, default_bucket_bytes, named, named_from
+from ringdp.torch.arguments import check_arguments, check_names, named, named_from
 from ringdp.torch.checks.alone import Alone
 from ringdp.torch.checks.options import Checks, Skipped, checks_for
 from ringdp.torch.checks.window import Checking

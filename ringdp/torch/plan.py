@@ -13,14 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from ringdp import _core
+from ringdp.buckets import FIRST_BYTES
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.compression import Compressor, NoneCompressor
 
-MIB = 1 << 20
 NO_LIMIT = 1 << 62
 NO_GROUP = -1
-BUCKET_BYTES = 25 * MIB  # unless RINGDP_BUCKET_BYTES or an argument says
-FIRST_BYTES = MIB  # the first bucket is small, so that the exchange starts early in the backward pass
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ringdp import _core, preempt, world
+from ringdp.buckets import BUCKET_BYTES
 from ringdp.constants import Average, Max, ReduceOp, Sum
 from ringdp.ops import Handle
 from ringdp.process_sets import ProcessSet, global_process_set
@@ -21,7 +22,7 @@ from ringdp.torch.checks.options import Checks
 from ringdp.torch.comm_hook import CommHook, GradBucket, Waits
 from ringdp.torch.compression import NAMES, Compressor, NoneCompressor
 from ringdp.torch.ops import operations
-from ringdp.torch.plan import BUCKET_BYTES, Plan
+from ringdp.torch.plan import Plan
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Code, code_for
 

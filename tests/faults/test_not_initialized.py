@@ -20,14 +20,15 @@ add_process_set([0]) | remove_process_set(ringdp.ProcessSet([0]))
 allgather(x) | allgather_async(x) | allreduce(x) | allreduce_(x) | allreduce_async(x) | allreduce_async_(x)
 alltoall(x) | alltoall_async(x) | barrier() | broadcast(x, 0) | broadcast_(x, 0) | broadcast_async(x, 0)
 broadcast_async_(x, 0) | reducescatter(x) | reducescatter_async(x)
+grouped_allgather([x]) | grouped_allgather_async([x]) | grouped_allreduce([x]) | grouped_allreduce_([x])
+grouped_allreduce_async([x]) | grouped_allreduce_async_([x]) | grouped_reducescatter([x])
+grouped_reducescatter_async([x])
 allgather_object(1) | broadcast_object(1) | average_metrics({"loss": 1.0}) | empty(3)
 join() | should_stop() | stop() | stragglers() | start_timeline(path) | stop_timeline()
 rank() | size() | local_rank() | local_size() | cross_rank() | cross_size() | is_homogeneous()
 """
 RAISES_IN_TORCH = """
-grouped_allgather([x]) | grouped_allgather_async([x]) | grouped_allreduce([x]) | grouped_allreduce_([x])
-grouped_allreduce_async([x]) | grouped_allreduce_async_([x]) | grouped_reducescatter([x])
-grouped_reducescatter_async([x]) | sparse_allreduce_async(sparse, "name", hvd.Sum)
+sparse_allreduce_async(sparse, "name", hvd.Sum)
 broadcast_parameters([x]) | broadcast_optimizer_state(optimizer) | DistributedOptimizer(optimizer)
 use_local_device() | in_context(uneven(net)) | SyncBatchNorm(2)(torch.ones(3, 2))
 """

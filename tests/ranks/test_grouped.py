@@ -1,0 +1,92 @@
+"""Several arrays in one call: the same results as one by one, and all or nothing."""
+
+import time
+
+import numpy as np
+import pytest
+from ranks.inputs import expected, values
+
+import ringdp
+
+DTYPES = "float32", "int64", "float16", "bool"
+
+
+def group(rank):
+    """One array of each dtype, and one without elements."""
+    size = ringdp.size()
+    return [values(dtype, 6 * size, rank, size).reshape(2 * size, 3) for dtype in DTYPES] + [np.zeros((0, 2))]
+
+
+@pytest.mark.parametrize("op", [ringdp.Sum, ringdp.Max, ringdp.Product])
+def test_allreduce(op):
+    wanted = [
+        expected(op, list(of_ranks)) for of_ranks in zip(*map(group, range(ringdp.size())), strict=True)
+    ]
+    arrays = group(ringdp.rank())
+    kept = [a.copy() for a in arrays]
+    for results in (
+        ringdp.grouped_allreduce(arrays, op=op),
+        ringdp.grouped_allreduce_async(arrays, op=op).wait(),
+    ):
+        for got, want, array, before in zip(results, wanted, arrays, kept, strict=True):
+            assert got.dtype == want.dtype and got.shape == want.shape and (got == want).all()
+            assert (array == before).all() and got is not array
+    results = ringdp.grouped_allreduce_(arrays, op=op, name="in place")
+    for got, want, array in zip(results, wanted, arrays, strict=True):
+        assert got is array and (array == want).all()
+
+
+def test_factors_and_averages():
+    arrays = [np.full(3, float(ringdp.rank() + i)) for i in range(2)]
+    mean = (ringdp.size() - 1) / 2
+    for i, got in enumerate(ringdp.grouped_allreduce(arrays)):
+        assert (got == mean + i).all()
+    for i, got in enumerate(ringdp.grouped_allreduce(arrays, prescale_factor=4, postscale_factor=0.5)):
+        assert (got == 2 * (mean + i)).all()
+
+
+def test_allgather():
+    rank = ringdp.rank()
+    arrays = [np.full((rank + 1, 2), rank, np.int32), np.full(rank, 0.5 + rank)]
+    for rows, flat in (
+        ringdp.grouped_allgather(arrays, name="rows"),
+        ringdp.grouped_allgather_async(arrays, name="rows").wait(),
+    ):
+        assert rows.dtype == np.int32 and rows[:, 1].tolist() == [
+            r for r in range(ringdp.size()) for _ in range(r + 1)
+        ]
+        assert flat.tolist() == [0.5 + r for r in range(ringdp.size()) for _ in range(r)]
+
+
+def test_reducescatter():
+    size, rank = ringdp.size(), ringdp.rank()
+    arrays = [np.arange(3 * size + 1.0) * (rank + 1), np.full((size, 2), rank, np.int64)]
+    total = size * (size + 1) // 2
+    begin, end = 3 * rank + min(rank, 1), 3 * (rank + 1) + 1
+    for a, b in (
+        ringdp.grouped_reducescatter(arrays, op=ringdp.Sum),
+        ringdp.grouped_reducescatter_async(arrays, op=ringdp.Sum).wait(),
+    ):
+        assert (a == np.arange(begin, end) * total).all()
+        assert b.shape == (1, 2) and (b == total - size).all()
+
+
+@pytest.mark.min_ranks(2)
+def test_a_group_in_which_one_array_differs_fails_as_one():
+    for name in (None, "differs"):
+        arrays = [np.ones(3), np.ones(4 + (ringdp.rank() == 1)), np.ones(5)]
+        with pytest.raises(
+            ringdp.MismatchError, match=r"rank 1: tensor 1 of its group: allreduce of float64\[5\]"
+        ):
+            ringdp.grouped_allreduce_(arrays, op=ringdp.Sum, name=name)
+        assert all((a == 1).all() for a in arrays)
+        results = ringdp.grouped_allreduce([np.ones(3)] * 3, op=ringdp.Sum, name=name)
+        assert all((r == ringdp.size()).all() for r in results)
+
+
+@pytest.mark.min_ranks(2)
+def test_a_group_with_fewer_arrays_on_one_rank_fails_soon():
+    began = time.monotonic()
+    with pytest.raises(ringdp.MismatchError, match="nothing more"):
+        ringdp.grouped_allreduce([np.ones(3)] * (2 + (ringdp.rank() == 0)), op=ringdp.Sum, name="fewer")
+    assert time.monotonic() - began < 20  # seconds: long before the deadline
