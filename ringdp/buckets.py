@@ -11,6 +11,11 @@ BUCKET_BYTES = 25 * MIB  # unless RINGDP_BUCKET_BYTES or an argument says
 FIRST_BYTES = MIB  # the first bucket is small, so that the exchange starts early
 BUCKET_VARIABLE = "RINGDP_BUCKET_BYTES"
 
+# A bucket beyond these many bytes leaves the caches before it is exchanged, so gradients need not enter them on their
+# way in; for smaller gradients the plain copy is as fast (csrc/kernels/copy.h has the figures).
+BEYOND_CACHES = 4 << 20
+LARGE_GRADIENT = 128 << 10
+
 
 def default_bucket_bytes() -> int:
     """What RINGDP_BUCKET_BYTES says, else 25 MiB.

@@ -17,6 +17,13 @@ WIDE = frozenset({Dtype.float32, Dtype.float64})  # what a compression to 16 bit
 HALVES = frozenset({Dtype.float16, Dtype.bfloat16})
 
 
+SIZES: dict[Dtype, int] = {  # bytes
+    Dtype.bool: 1, Dtype.uint8: 1, Dtype.int8: 1, Dtype.int16: 2, Dtype.int32: 4, Dtype.int64: 8,
+    Dtype.float16: 2, Dtype.bfloat16: 2, Dtype.float32: 4, Dtype.float64: 8,
+    Dtype.float8_e4m3fn: 1, Dtype.float8_e5m2: 1,
+}  # fmt: skip
+
+
 def unsupported(dtype: Any, what: str = "this tensor", remedy: str = "") -> TypeError:
     """The error for an element type that the core does not know.
 

@@ -45,6 +45,7 @@ class World:
     # Core handle and tensors of what is in flight, by the handle's id: the tensors must live until it is done.
     in_flight: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     plans: dict[int, int] = field(default_factory=dict)  # by process set: optimizers made so far
+    exchanges: dict[int, int] = field(default_factory=dict)  # by process set: see ringdp/flat.py
     members: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)  # see ringdp/joined.py
     windows: dict[int, int] = field(
         default_factory=dict
@@ -218,7 +219,7 @@ def open_bar() -> None:
     global _world
     if _world is not None and isinstance(_world.engine, spares.Barred):
         _world.engine = _world.engine.engine
-        _world = replace(_world, plans={})
+        _world = replace(_world, plans={}, exchanges={})
 
 
 def join_again(comm: Any, alive: spares.Living, arguments: tuple[Any, Any]) -> None:

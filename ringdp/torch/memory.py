@@ -8,13 +8,9 @@ from typing import Any
 import torch
 
 from ringdp import _core, world
+from ringdp.buckets import BEYOND_CACHES, LARGE_GRADIENT
 from ringdp.numpy.memory import shared_bytes
 from ringdp.torch import device
-
-# A bucket beyond these many bytes leaves the caches before it is exchanged, so gradients need not enter them on their
-# way in; for smaller gradients the plain copy is as fast (csrc/kernels/copy.h has the figures).
-BEYOND_CACHES = 4 << 20
-LARGE_GRADIENT = 128 << 10
 
 
 def empty(*size: Any, dtype: torch.dtype | None = None, requires_grad: bool = False) -> torch.Tensor:

@@ -17,7 +17,6 @@ from ringdp.requests import usable
 from ringdp.torch import device
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.bucket import Bucket
-from ringdp.torch.checks.names import ranks_in_words
 from ringdp.torch.checks.options import Checks
 from ringdp.torch.comm_hook import CommHook, GradBucket, Waits
 from ringdp.torch.compression import NAMES, Compressor, NoneCompressor
@@ -25,6 +24,7 @@ from ringdp.torch.ops import operations
 from ringdp.torch.plan import Plan
 from ringdp.torch.vote import Vote
 from ringdp.torch.weights import Code, code_for
+from ringdp.words import ranks_in_words
 
 Half = _core.schedules.Half
 

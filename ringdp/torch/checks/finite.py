@@ -18,12 +18,12 @@ from ringdp.errors import NonFiniteError
 from ringdp.torch import device
 from ringdp.torch.adapter import DTYPES
 from ringdp.torch.bucket import Bucket
-from ringdp.torch.checks.names import MANY
 from ringdp.torch.checks.options import RAISE, SKIP, ZERO
 from ringdp.torch.ops import operations
 from ringdp.torch.sharded.covered import uncovered
 from ringdp.torch.slot import Slot
 from ringdp.torch.wire import Wire
+from ringdp.words import MANY
 
 NOTHING, ELEMENT, REPORTED = range(
     3

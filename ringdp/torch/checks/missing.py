@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from ringdp.errors import MissingGradientError
-from ringdp.torch.checks.names import MANY, ranks_in_words, some
 from ringdp.torch.checks.options import RAISE
 from ringdp.torch.ops import operations
 from ringdp.torch.slot import Slot
 from ringdp.torch.wire import Wire
+from ringdp.words import MANY, ranks_in_words, some
 
 
 class Missing:

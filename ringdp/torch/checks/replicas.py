@@ -18,10 +18,10 @@ import torch
 from ringdp import _core
 from ringdp.errors import ReplicaError
 from ringdp.torch.checks.hashes import hash_of
-from ringdp.torch.checks.names import ranks_in_words
 from ringdp.torch.ops import operations
 from ringdp.torch.slot import Slot
 from ringdp.torch.wire import Wire
+from ringdp.words import ranks_in_words
 
 NONE = (1 << 64) - 1  # in a vote: not computed
 

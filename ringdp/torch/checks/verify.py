@@ -17,10 +17,10 @@ import torch
 from ringdp.errors import VerificationError
 from ringdp.torch.bucket import Bucket
 from ringdp.torch.checks.hashes import hash_of
-from ringdp.torch.checks.names import ranks_in_words, some
 from ringdp.torch.ops import operations
 from ringdp.torch.sending import Sent
 from ringdp.torch.wire import ELEMENTS, Wire
+from ringdp.words import ranks_in_words, some
 
 
 @dataclass(frozen=True)

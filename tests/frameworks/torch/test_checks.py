@@ -7,9 +7,9 @@ import torch
 
 import ringdp.torch as hvd
 from ringdp.torch.checks.missing import in_words
-from ringdp.torch.checks.names import ranks_in_words, some
 from ringdp.torch.checks.replicas import difference, together
 from ringdp.torch.checks.verify import Outcome, diagnosis
+from ringdp.words import ranks_in_words, some
 
 
 def test_names():

@@ -1,4 +1,4 @@
-"""Ranks and parameters in words."""
+"""Ranks, and what there are many of, in words."""
 
 from __future__ import annotations
 
