@@ -11,18 +11,17 @@ Where there are spares (`ringdp.spares`), they take part in that, and some come 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringdp import spares, watch
+from ringdp import lost_ranks, spares, watch
 from ringdp.errors import DeadlineError, HorovodInternalError, InitError, PeerError, UsageError
 from ringdp.fence import Fence, NotRecovered
+from ringdp.lost_ranks import named
 
 if TYPE_CHECKING:
     from ringdp.process_sets import ProcessSet
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 VARIABLE, MIN_RANKS = "RINGDP_ELASTIC", "RINGDP_MIN_RANKS"
 _ENABLED = ("OMPI_MCA_mpi_ft_enable", "1")  # what mpirun --with-ft ulfm tells its ranks
 _SETS = "ringdp.process_sets"  # the operation by which new ranks are told of them
-LOST = "lost.jsonl"  # in the report's folder: a line of JSON for each recovery
 
 _FINALIZES = 5.0  # seconds, where ranks are lost: Open MPI then waits for them now and then, and for ever
 
@@ -243,7 +241,7 @@ def recover(cause: Exception) -> None:
     lost = [rank for rank in range(before.place.size) if rank not in numbers]
     if here.place.rank == 0 and len(numbers) < living.everyone.Get_size():
         dead = sum(number not in numbers for number in range(before.place.size, len(living.processes)))
-        _report(before, lost, dead, here, time.monotonic() - began)
+        lost_ranks.tell(before, lost, dead, here, time.monotonic() - began)
     try:
         if _new:
             _take_process_sets(before.arguments[1])
@@ -380,7 +378,7 @@ def _refuse_too_few(rank: int, left: int, lost: Sequence[int], cause: Exception)
     least = int(os.environ.get(MIN_RANKS) or 1)
     if left < least:
         raise NotRecovered(
-            f"rank {rank}: {_ranks(lost)} lost, {left} left: fewer than the {least} of --min-ranks, so the job ends "
+            f"rank {rank}: {named(lost)} lost, {left} left: fewer than the {least} of --min-ranks, so the job ends "
             f"({cause})"
         ) from cause
 
@@ -395,7 +393,7 @@ def _refuse_a_split(rank: int, groups: Sequence[int], left: Sequence[int], cause
     unknown = [one for one, group in enumerate(groups) if group not in seen]
     if unknown and (len(left), -min(left)) < (len(unknown), -min(unknown)):
         raise NotRecovered(
-            f"rank {rank}: {_ranks(unknown)} lost with all of their hosts: nobody here can know whether they are dead, "
+            f"rank {rank}: {named(unknown)} lost with all of their hosts: nobody here can know whether they are dead, "
             f"or cut off and go on, and with {len(left)} left these are too few to go on beside them ({cause})"
         ) from cause
 
@@ -415,7 +413,7 @@ def _put_process_sets(before: World, numbers: Mapping[int, int]) -> None:
         if not gone:
             again.append(one)
         elif world.rank() == 0:
-            spares.say(f"process set {number} is gone with its {_ranks(gone)}: it cannot be used any more")
+            spares.say(f"process set {number} is gone with its {named(gone)}: it cannot be used any more")
     if before.alive is not None and before.alive.processes:
         broadcast_object([(one.place, one.ranks) for one in again], name=_SETS)
     for one in again:
@@ -452,27 +450,7 @@ def receive_process_sets(given: Any) -> None:
             cause = error
 
 
-# --- telling ----------------------------------------------------------------------------------------------------------
-
-
-def _report(before: World, lost: Sequence[int], dead: int, here: World, seconds: float) -> None:
-    """By rank 0: a line, and one for `ringdp run`. `dead`: spares that were lost."""
-    size = here.place.size
-    joined = size - (before.place.size - len(lost))
-    if lost:
-        who = (
-            f", and with {joined} more in {'its place' if len(lost) == 1 else 'their places'}"
-            if joined
-            else ""
-        )
-        spares.say(
-            f"rank 0: going on without {_ranks(lost)} (of {before.place.size}){who}: {size} left, generation "
-            f"{here.generation}, after {seconds:.2f} s"
-        )
-    if dead:
-        spares.say(f"rank 0: {_spares(dead)} died before there was need of it")
-    numbers = {"generation": here.generation, "of": before.place.size, "left": size}
-    _write({"lost": list(lost), **numbers, "joined": joined, "spares": dead})
+# --- leaving ----------------------------------------------------------------------------------------------------------
 
 
 def dismiss_spares(here: World) -> None:
@@ -484,13 +462,13 @@ def dismiss_spares(here: World) -> None:
     if dead:
         _any_lost = True
         if here.place.rank == 0:
-            _write({"spares": dead})
+            lost_ranks.write({"spares": dead})
 
 
 def all_have_left(here: World) -> None:
     """All that live have left the job in peace: to mpirun that is as if they had died, so `ringdp run` is told."""
     if _any_lost and here.place.rank == 0:
-        _write({"done": True})
+        lost_ranks.write({"done": True})
 
 
 def refuse_to_leave(here: World) -> None:
@@ -499,26 +477,3 @@ def refuse_to_leave(here: World) -> None:
         end_alone(
             here, "the end of its script: it takes a lost rank's place, and has not come to elastic.run"
         )
-
-
-def _write(line: dict[str, Any]) -> None:
-    try:
-        folder = report_folder()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with (folder / LOST).open("a") as file:
-            print(json.dumps(line), file=file)
-    except OSError as error:
-        spares.say(f"rank 0: `ringdp run` will not hear of it: {error}")
-
-
-def report_folder() -> Path:
-    """Of the job, whatever its generation."""
-    return watch.report_folder(watch.name_of_job(os.environ), os.environ.get(watch.FOLDER) or os.getcwd())
-
-
-def _spares(count: int) -> str:
-    return f"{count} spare{'s' * (count > 1)}"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -276,7 +276,9 @@ std::string Watch::and_who_is_gone(const std::string& line) const {
 
 // The one that another rank blames, if that is why it has ended.
 void Watch::see_death(int rank, const Peer& peer) {
-  if (const FlightHead* first = first_to_report(); first != nullptr)
+  // Whoever ends a job has the launcher kill all others, in any order: one that was stopped, or asleep, is dead soon after.
+  const auto ends = [](const FlightHead& head) { return head.fault != 0; };
+  if (const FlightHead* first = first_that(ends); first != nullptr)
     return report(text_of(first->verdict), first != peer.head() && first->failed_at == 0 && speaks());
   if (blames_somebody(*peer.head())) return report(text_of(peer.head()->verdict), false);
   std::string verdict = in_words(look_at(*peer.head(), peer.records(), {}));
@@ -287,14 +289,13 @@ void Watch::see_death(int rank, const Peer& peer) {
   report(verdict, failure.empty() && speaks());
 }
 
-// The rank of this host that has found out first why the job ends, or nullptr. Whoever ends a job has the launcher kill all
-// others, in any order: one that was stopped, or asleep, is dead soon after.
-const FlightHead* Watch::first_to_report() const {
+// The rank of this host, beside this one, that was the first of those to make its verdict, or nullptr.
+const FlightHead* Watch::first_that(bool (*counts)(const FlightHead& head)) const {
   std::lock_guard lock(mutex_);
   const FlightHead* first = nullptr;
   for (const auto& [rank, peer] : peers_) {
     const FlightHead* head = peer.head();
-    if (head->fault != 0 && (first == nullptr || head->blamed_at < first->blamed_at)) first = head;
+    if (counts(*head) && (first == nullptr || head->blamed_at < first->blamed_at)) first = head;
   }
   return first;
 }
@@ -302,12 +303,7 @@ const FlightHead* Watch::first_to_report() const {
 // A rank may hear only that another one, which has found out, has left.
 std::string Watch::blamed() const {
   if (blames_somebody(flight_->head())) return verdict();
-  std::lock_guard lock(mutex_);
-  const FlightHead* first = nullptr;
-  for (const auto& [rank, peer] : peers_) {
-    const FlightHead* head = peer.head();
-    if (blames_somebody(*head) && (first == nullptr || head->blamed_at < first->blamed_at)) first = head;
-  }
+  const FlightHead* first = first_that(blames_somebody);
   return first == nullptr ? "" : text_of(first->verdict);
 }
 

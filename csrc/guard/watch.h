@@ -120,7 +120,7 @@ class Watch {
   void beat(Clock::time_point now);
   std::chrono::milliseconds look_around();
   void see_death(int rank, const Peer& peer);
-  const FlightHead* first_to_report() const;
+  const FlightHead* first_that(bool (*counts)(const FlightHead& head)) const;
   std::string and_who_is_gone(const std::string& line) const;
   bool speaks() const;
   void bring_recorders(bool all);

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringdp import recovery, spares, watch
+from ringdp import lost_ranks, recovery, spares, watch
 from ringdp.cli.mpirun import LaunchError, Mpirun
 
 LOST = 10  # the exit code of a job that has come to its end without some of its ranks, or with others in their places
@@ -52,7 +52,7 @@ def variables(least: int | None, waiting: int, environ: Mapping[str, str]) -> di
 def recoveries(folder: Path) -> list[dict[str, Any]]:
     """What rank 0 has written, each time that ranks were lost; and at last, when the others have left in peace."""
     try:
-        lines = (folder / recovery.LOST).read_text().splitlines()
+        lines = (folder / lost_ranks.FILE).read_text().splitlines()
     except OSError:
         return []
     found = []

@@ -8,18 +8,17 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from cluster import hosts as cluster_hosts
 from cluster.hosts import Hosts
-from driver.environ import MARK, environment
-from driver.leftovers import end_processes, marked_processes
+from cluster.started import Started
+from driver.environ import environment
+from driver.leftovers import marked_processes
 
 from ringdp import _build
 
@@ -31,7 +30,6 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 PROGRAM = Path(__file__).resolve().parent.parent / "faults" / "elastic_job.py"
 PER_HOST, RANKS = 2, 4
 T = 3.0  # RINGDP_TIMEOUT
-LIMIT = 90.0  # seconds, for anything that is waited for
 
 
 @pytest.fixture
@@ -41,41 +39,19 @@ def two() -> Iterator[Hosts]:
         yield hosts
 
 
-class Job:
+class Job(Started):
     """Ranks 0 and 1 on the first host, 2 and 3 on the second."""
 
     def __init__(self, hosts: Hosts, folder: Path, steps: int, timeout: float = T) -> None:
-        self.folder, self.mark = folder, uuid.uuid4().hex
+        self.folder = folder
         words = [sys.executable, str(PROGRAM), "--steps", str(steps)]
-        env = environment() | {"RINGDP_TIMEOUT": str(timeout), MARK: self.mark}
-        with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                hosts.ringdp_run(words, PER_HOST, ["--elastic"]),
-                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        end_processes(self.mark)
-
-    @property
-    def output(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        env = environment() | {"RINGDP_TIMEOUT": str(timeout)}
+        super().__init__(hosts.ringdp_run(words, PER_HOST, ["--elastic"]), folder, env)
 
     def said(self, what: str) -> list[dict]:
         """By all ranks: the files are those of equal process numbers, which hosts have."""
         files = (path.read_text().splitlines() for path in self.folder.glob("said-*"))
         return [one for lines in files for one in map(json.loads, lines) if one["what"] == what]
-
-    def wait_for(self, what: str, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + LIMIT
-        while not is_so():
-            assert time.monotonic() < deadline, f"{what} does not come\n{self.output}"
-            time.sleep(0.02)
 
     def wait_for_steps(self) -> None:
         self.wait_for("the first step", lambda: len(self.said("begin")) == RANKS)
@@ -98,11 +74,6 @@ class Job:
         for rank in ranks:
             os.kill(processes[rank], number)
 
-    def ends(self) -> int:
-        code = self.process.wait(LIMIT)
-        self.wait_for("the end of all processes", lambda: not marked_processes(self.mark))
-        return code
-
 
 @pytest.mark.parametrize("lost", [(3,), (2,), (2, 3)])
 def test_ranks_that_die_on_another_host_are_gone_on_without(
@@ -111,7 +82,7 @@ def test_ranks_that_die_on_another_host_are_gone_on_without(
     with Job(two, tmp_path, steps=150) as job:
         job.wait_for_steps()
         job.send(signal.SIGKILL, *lost)
-        assert job.ends() == 10, job.output  # with the lost ones' absence told, and all sums right
+        assert job.end_of_all() == 10, job.output  # with the lost ones' absence told, and all sums right
         left = [rank for rank in range(RANKS) if rank not in lost]
         assert sorted(one["first"] for one in job.said("end")) == left, job.output
         assert all(one["size"] == len(left) and len(one["sums"]) == 150 for one in job.said("end"))
@@ -124,7 +95,7 @@ def test_a_rank_that_is_stopped_on_another_host_is_killed_there(two: Hosts, tmp_
     with Job(two, tmp_path, steps=150) as job:
         job.wait_for_steps()
         job.send(signal.SIGSTOP, 3)
-        assert job.ends() == 10, job.output
+        assert job.end_of_all() == 10, job.output
         assert re.search(
             r"killing rank 3 \(process \d+\), as the others go on without it: it is stopped", job.output
         )
@@ -145,7 +116,7 @@ def test_where_a_link_is_cut_no_rank_goes_on_and_the_job_fails(two: Hosts, tmp_p
             assert "going on without" not in job.output
         finally:
             two.heal(1)
-        assert job.ends() not in (0, 10), job.output
+        assert job.end_of_all() not in (0, 10), job.output
         assert len(job.said("begin")) == RANKS and not job.said("end"), "some have gone on"
 
 

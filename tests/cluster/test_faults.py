@@ -9,16 +9,14 @@ import re
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from cluster import hosts as cluster_hosts
 from cluster.hosts import Hosts
-from driver.environ import MARK
-from driver.leftovers import end_processes, marked_processes
+from cluster.started import LIMIT, Started
+from driver.leftovers import marked_processes
 
 from ringdp.cli import doctor
 
@@ -28,7 +26,6 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 JOB = Path(__file__).resolve().parent.parent / "faults" / "job.py"
 TIMES = JOB.parents[2] / "build" / "fault-times.jsonl"
 T = 2.0  # RINGDP_TIMEOUT
-LIMIT = 90.0  # seconds, for anything that is waited for
 IN_TRANSFER = "100mbit"  # a step's 4 MiB keep the link busy for a third of a second
 
 
@@ -39,50 +36,28 @@ def two() -> Iterator[Hosts]:
         yield hosts
 
 
-@dataclass
-class Job:
+class Job(Started):
     """tests/faults/job.py on all hosts, `per_host` ranks on each; its ranks write into `folder`."""
 
-    hosts: Hosts
-    folder: Path
-    per_host: int = 1
-    options: tuple[str, ...] = ("--steps", "1000000")
-    environ: dict[str, str] = field(default_factory=dict)
-    by_ringdp_run: bool = False
-
-    def __enter__(self) -> Job:
-        words = [sys.executable, str(JOB), *self.options]
-        command, env = self.hosts.job(words, self.per_host)
-        if self.by_ringdp_run:
-            command = self.hosts.ringdp_run(words, self.per_host)
-        env |= {"RINGDP_TIMEOUT": str(T)} | self.environ
-        self.mark = env[MARK] = (
-            f"{env[MARK]}-{uuid.uuid4().hex}"  # of its processes on all hosts, the launcher's as well
-        )
-        self.log = self.folder / "log"
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        end_processes(self.mark)
+    def __init__(
+        self,
+        hosts: Hosts,
+        folder: Path,
+        per_host: int = 1,
+        options: Sequence[str] = ("--steps", "1000000"),
+        environ: Mapping[str, str] | None = None,
+        by_ringdp_run: bool = False,
+    ) -> None:
+        self.hosts, self.folder, self.per_host = hosts, folder, per_host
+        words = [sys.executable, str(JOB), *options]
+        command, env = hosts.job(words, per_host)
+        if by_ringdp_run:
+            command = hosts.ringdp_run(words, per_host)
+        super().__init__(command, folder, env | {"RINGDP_TIMEOUT": str(T)} | dict(environ or {}))
 
     @property
     def ranks(self) -> int:
         return self.per_host * len(self.hosts.names)
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
 
     def said(self, rank: int) -> list[dict]:
         path = self.folder / f"said-{rank}"
@@ -91,12 +66,6 @@ class Job:
     def pid(self, rank: int) -> int:
         """As its host knows it."""
         return int(self.said(rank)[0]["pid"])
-
-    def wait_for(self, what: str, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + LIMIT
-        while not is_so():
-            assert time.monotonic() < deadline, f"{what} does not come\n{self.output}"
-            time.sleep(0.01)
 
     def wait_for_steps(self) -> None:
         """All ranks are in the loop of exchanges."""
@@ -120,10 +89,6 @@ class Job:
     def errors(self) -> dict[int, dict]:
         """What the ranks' Python got."""
         return {r: s for r in range(self.ranks) for s in self.said(r) if s["what"] == "error"}
-
-    def end(self) -> int:
-        """The exit code."""
-        return self.process.wait(LIMIT)
 
     def shared_memory(self, host: int) -> list[str]:
         return subprocess.run(
@@ -164,7 +129,7 @@ def says(pattern: str, text: str) -> bool:
 
 def nothing_is_left(job: Job) -> None:
     """No process of any host, no shared memory there, and no file but the report."""
-    job.wait_for("the end of all processes", lambda: not marked_processes(job.mark))
+    job.wait_for_processes()
     assert [job.shared_memory(host) for host in range(len(job.hosts.names))] == [[]] * len(job.hosts.names)
     known = {"log"} | {f"said-{rank}" for rank in range(job.ranks)}
     left = {p.name for p in job.folder.iterdir() if not p.name.startswith("ringdp-report-")} - known
@@ -196,7 +161,7 @@ def kill(two: Hosts, folder: Path, rank: int, per_host: int) -> tuple[dict[int, 
             assert error["time"] - began < 60, error  # of the 600 s that it would wait
             words[r] = f"{words.get(r, '')} {error['text']}".strip()
         if per_host == 1:  # nobody was left on its host: the next job there brings it into the report
-            job.wait_for("the end of all processes", lambda: not marked_processes(job.mark))
+            job.wait_for_processes()
             (kept,) = job.shared_memory(rank)
             assert kept.endswith(".flight"), kept
             next_job(two, folder)

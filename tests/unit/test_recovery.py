@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ringdp import recovery
+from ringdp import lost_ranks, recovery
 from ringdp.cli import elastic
 from ringdp.cli.mpirun import LaunchError, Mpirun
 from ringdp.cli.restarts import Ended
@@ -103,6 +103,30 @@ def test_who_is_left_behind_is_dead_before_others_go_on():
         Fence(watch, False).confirm([1])
 
 
+def test_nobody_goes_on_beside_one_that_cannot_be_killed(monkeypatch):
+    class Everyone:
+        def Get_size(self):
+            return 3
+
+        def Get_rank(self):
+            return 0
+
+    class Before:
+        everyone, size, full, processes = Everyone(), 3, 3, ()
+
+    def goes_on(*_):
+        raise AssertionError("another generation has begun")
+
+    watch = Watch()
+    watch.dies = False
+    monkeypatch.setattr(recovery, "_shrink", lambda everyone: everyone)
+    monkeypatch.setattr(recovery, "_numbers", lambda *_: {0: 0, 2: 1})
+    monkeypatch.setattr(recovery, "_divide", goes_on)
+    monkeypatch.setattr("ringdp.watch.end", lambda all_left: None)
+    with pytest.raises(NotRecovered, match="rank 1 .* cannot be killed"):
+        recovery._come_together(Before(), (None, None), PeerError("lost"), Fence(watch, False))
+
+
 def test_process_sets_move_with_their_ranks():
     numbers = {0: 0, 2: 1, 3: 2}  # without rank 1
     moved, gone = ProcessSet([0, 3]), ProcessSet([1, 2])
@@ -178,12 +202,12 @@ def test_what_is_said_of_lost_ranks(tmp_path):
         {"generation": 3, "lost": [0, 2], "of": 3, "left": 1},
     ]
     texts = [json.dumps(line) for line in lines]
-    (folder / recovery.LOST).write_text("\n".join([*texts, '{"gener']))
+    (folder / lost_ranks.FILE).write_text("\n".join([*texts, '{"gener']))
     assert elastic.tell(folder, 0, said.append) == 1  # the last one has died, too
     assert "ranks have died, and none has come to the end of the job: exit code 1" in said.pop()
     assert elastic.tell(folder, 137, said.append) == 137
     assert said.pop().startswith("3 ranks lost, 2 recoveries (")
-    (folder / recovery.LOST).write_text("\n".join([*texts, '{"done": true}', ""]))
+    (folder / lost_ranks.FILE).write_text("\n".join([*texts, '{"done": true}', ""]))
     assert elastic.tell(folder, 0, said.append) == elastic.LOST
     assert said[0].startswith("3 ranks lost, 2 recoveries; the job has come to its end with 1")
 
@@ -192,11 +216,11 @@ def test_what_is_said_of_ranks_that_were_replaced(tmp_path):
     folder, said = tmp_path / "ringdp-report-x", []
     folder.mkdir()
     lines = [{"lost": [1], "of": 3, "left": 3, "joined": 1, "spares": 1}, {"done": True}]
-    (folder / recovery.LOST).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / lost_ranks.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert elastic.tell(folder, 0, said.append) == elastic.LOST
     assert said[0] == "1 spare died before there was need of it"
     assert said[1].startswith("1 rank lost, 1 replaced, 1 recovery; the job has come to its end with 3")
-    (folder / recovery.LOST).write_text('{"spares": 2}\n{"done": true}\n')  # no rank is lost
+    (folder / lost_ranks.FILE).write_text('{"spares": 2}\n{"done": true}\n')  # no rank is lost
     said.clear()
     assert elastic.tell(folder, 0, said.append) == 0
     assert said == ["2 spares died before there was need of them"]
