@@ -20,6 +20,8 @@ MODULES = {
     "horovod.common.exceptions": "ringdp.errors",
     "horovod.common.process_sets": "ringdp.process_sets",
     "horovod.common.util": "ringdp.compat.util",
+    "horovod.keras": "ringdp.keras",
+    "horovod.keras.callbacks": "ringdp.keras.callbacks",
     "horovod.torch": "ringdp.torch",
     "horovod.torch.compression": "ringdp.torch.compression",
     "horovod.torch.elastic": "ringdp.torch.elastic",
@@ -34,7 +36,7 @@ _LAUNCHER = (
     "start the script with `ringdp run -n N python script.py`, mpirun or srun; no function starts ranks"
 )
 MISSING = {
-    "horovod.keras": "ringdp has nothing for Keras yet",
+    "horovod.keras.elastic": "elastic jobs are there for PyTorch (docs/elastic.md)",
     "horovod.mxnet": "MXNet has been retired, and ringdp has nothing for it: train with PyTorch",
     "horovod.ray": "ringdp does not start ranks in Ray: start them with `ringdp run`, mpirun or srun",
     "horovod.run": _LAUNCHER,
