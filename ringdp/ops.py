@@ -132,9 +132,12 @@ class Operations(Generic[T]):
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
         process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> Handle[T]:
         """As `allreduce`, returning a handle at once."""
-        request = self.requests.allreduce(tensor, reduce_op(op, average), (prescale_factor, postscale_factor))
+        scale = prescale_factor, postscale_factor
+        request = self.requests.allreduce(tensor, reduce_op(op, average), scale, out)
         return self.submit(request, name, process_set)
 
     def allreduce(
@@ -146,6 +149,8 @@ class Operations(Generic[T]):
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
         process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> T:
         """Combine the tensors of all ranks element by element; every rank gets the same bits.
 
@@ -157,22 +162,24 @@ class Operations(Generic[T]):
             prescale_factor: multiplies the input first.
             postscale_factor: multiplies the result.
             process_set: the ranks that take part.
+            out: a tensor of the same shape and dtype for the result, of any layout; it may be `tensor`, or overlap it.
 
         Returns:
-            A new tensor of the same shape and dtype.
+            A new tensor of the same shape and dtype, or `out`.
 
         Raises:
             MismatchError: shape, dtype, op or factors differ between ranks.
-            UsageError, DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
+            UsageError: `out` has another shape or dtype; TypeError: it cannot be written. Nothing is exchanged then.
+            DuplicateNameError, DeadlineError, PeerError, TransportError, NotInitializedError.
 
         Algorithms: docs/architecture.md; csrc/collectives names the source of each.
         """
         if awaiting.on:
             how = prescale_factor, postscale_factor, process_set
-            return self.allreduce_async(tensor, average, name, op, *how).wait()
+            return self.allreduce_async(tensor, average, name, op, *how, out=out).wait()
         here = world.current()
         chosen = op if average is None and type(op) is ReduceOp else reduce_op(op, average)
-        if type(tensor) in self._direct:
+        if out is None and type(tensor) in self._direct:
             output = self._adapter.empty_like(tensor)
             if here.engine.allreduce(
                 name,
@@ -186,10 +193,13 @@ class Operations(Generic[T]):
             ):
                 return output
         source = self._adapter.source(tensor)
-        output = self._adapter.empty_like(source)
+        output = self._adapter.empty_like(source) if out is None else self._into(out, source)
         scale = prescale_factor, postscale_factor
         self._allreduce(here, source, output, name, chosen, scale, process_set)
-        return output
+        if out is None:
+            return output
+        self._adapter.written(out, output)
+        return out  # type: ignore[no-any-return]
 
     def allreduce_async_(
         self,
@@ -260,6 +270,9 @@ class Operations(Generic[T]):
         request = self.requests.allreduce_through(wire, tensor, reduce_op(op, average), scale)
         return self.submit(request, name, process_set)
 
+    def _into(self, out: Any, source: T) -> T:
+        return self.requests.into(out, source, in_place=True)
+
     def _allreduce(
         self,
         here: world.World,
@@ -284,24 +297,38 @@ class Operations(Generic[T]):
     # --- all-gather ---
 
     def allgather_async(
-        self, tensor: Any, name: str | None = None, process_set: ProcessSet = global_process_set
+        self,
+        tensor: Any,
+        name: str | None = None,
+        process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> Handle[T]:
         """As `allgather`, returning a handle at once."""
-        return self.submit(self.requests.allgather(tensor), name, process_set)
+        return self.submit(self.requests.allgather(tensor, out), name, process_set)
 
     def allgather(
-        self, tensor: Any, name: str | None = None, process_set: ProcessSet = global_process_set
+        self,
+        tensor: Any,
+        name: str | None = None,
+        process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> T:
         """Concatenate the tensors of all ranks along the first dimension, in rank order.
 
         Args:
             tensor: at least one dimension; the first may differ between ranks, the others not.
             name, process_set: see `allreduce`.
+            out: for the result, with as many rows as come.
 
         Returns:
-            A new tensor, shape (sum of the first dimensions, …), the same on all ranks.
+            A new tensor, shape (sum of the first dimensions, …), the same on all ranks; or `out`.
+
+        Raises:
+            UsageError: other numbers of rows have come than `out` has, which was not written. On this rank alone.
         """
-        return self.allgather_async(tensor, name, process_set).wait()
+        return self.allgather_async(tensor, name, process_set, out=out).wait()
 
     # --- broadcast ---
 
@@ -311,9 +338,11 @@ class Operations(Generic[T]):
         root_rank: int,
         name: str | None = None,
         process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> Handle[T]:
         """As `broadcast`, returning a handle at once."""
-        return self.submit(self.requests.broadcast(tensor, root_rank, process_set), name, process_set)
+        return self.submit(self.requests.broadcast(tensor, root_rank, process_set, out), name, process_set)
 
     def broadcast(
         self,
@@ -321,9 +350,14 @@ class Operations(Generic[T]):
         root_rank: int,
         name: str | None = None,
         process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> T:
-        """Give every rank the tensor of `root_rank`, as a new tensor. Shapes and dtypes must agree on all ranks."""
-        return self.broadcast_async(tensor, root_rank, name, process_set).wait()
+        """Give every rank the tensor of `root_rank`, as a new tensor or in `out`, on the root too.
+
+        Shapes and dtypes must agree on all ranks.
+        """
+        return self.broadcast_async(tensor, root_rank, name, process_set, out=out).wait()
 
     def broadcast_async_(
         self,
@@ -353,9 +387,11 @@ class Operations(Generic[T]):
         splits: Any = None,
         name: str | None = None,
         process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> Handle[Any]:
         """As `alltoall`, returning a handle at once."""
-        return self.submit(self.requests.alltoall(tensor, splits, process_set), name, process_set)
+        return self.submit(self.requests.alltoall(tensor, splits, process_set, out), name, process_set)
 
     def alltoall(
         self,
@@ -363,6 +399,8 @@ class Operations(Generic[T]):
         splits: Any = None,
         name: str | None = None,
         process_set: ProcessSet = global_process_set,
+        *,
+        out: Any = None,
     ) -> Any:
         """Send part i of `tensor` (along the first dimension) to rank i, and get one part from every rank.
 
@@ -370,12 +408,13 @@ class Operations(Generic[T]):
             tensor: at least one dimension; the first may differ between ranks.
             splits: rows for each rank, adding up to the first dimension; default: equal parts.
             name, process_set: see `allreduce`.
+            out: for the received parts: see `allgather`.
 
         Returns:
             The received parts in rank order, concatenated; with `splits` a pair of that and the rows received from each
             rank (a one-dimensional integer tensor).
         """
-        return self.alltoall_async(tensor, splits, name, process_set).wait()
+        return self.alltoall_async(tensor, splits, name, process_set, out=out).wait()
 
     # --- reduce-scatter ---
 
@@ -387,10 +426,12 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
+        *,
+        out: Any = None,
     ) -> Handle[T]:
         """As `reducescatter`, returning a handle at once."""
         scale = prescale_factor, postscale_factor
-        request = self.requests.reducescatter(tensor, reduce_op(op, None), scale, process_set)
+        request = self.requests.reducescatter(tensor, reduce_op(op, None), scale, process_set, out)
         return self.submit(request, name, process_set)
 
     def reducescatter(
@@ -401,16 +442,18 @@ class Operations(Generic[T]):
         process_set: ProcessSet = global_process_set,
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
+        *,
+        out: Any = None,
     ) -> T:
         """Combine the tensors of all ranks, and give rank i the i-th part of the result (along the first dimension).
 
         The first dimension need not divide evenly: the first ranks get one row more.
 
         Returns:
-            A new tensor, shape (this rank's rows, …).
+            A new tensor, shape (this rank's rows, …), or `out`.
         """
         return self.reducescatter_async(
-            tensor, name, op, process_set, prescale_factor, postscale_factor
+            tensor, name, op, process_set, prescale_factor, postscale_factor, out=out
         ).wait()
 
     # --- without tensors ---

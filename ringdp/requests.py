@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from ringdp.constants import OpKind, ReduceOp
+from ringdp import dtypes
+from ringdp.constants import Dtype, OpKind, ReduceOp
 from ringdp.errors import NotInitializedError, UsageError
 from ringdp.process_sets import ProcessSet
 
@@ -173,9 +174,12 @@ class Requests(Generic[T]):
     def __init__(self, adapter: Adapter[T]) -> None:
         self._adapter = adapter
 
-    def allreduce(self, tensor: Any, op: ReduceOp, scale: tuple[float, float]) -> Request[T]:
-        """The result is a new tensor."""
+    def allreduce(self, tensor: Any, op: ReduceOp, scale: tuple[float, float], out: Any = None) -> Request[T]:
+        """The result is a new tensor, or `out`."""
         source = self._adapter.source(tensor)
+        if out is not None:
+            into = self.into(out, source, in_place=True)
+            return Request(OpKind.allreduce, source, into, lambda _: self._written(out, into), op, scale)
         output = self._adapter.empty_like(source)
         return Request(OpKind.allreduce, source, output, lambda _: output, op, scale)
 
@@ -190,19 +194,27 @@ class Requests(Generic[T]):
         output = self._adapter.empty_like(source)
         return Request(OpKind.allreduce, wire, wire, lambda _: output, op, scale, wide=(source, output))
 
-    def allgather(self, tensor: Any) -> Request[T]:
-        """The result is a new tensor of all ranks' rows."""
+    def allgather(self, tensor: Any, out: Any = None) -> Request[T]:
+        """The result is a new tensor of all ranks' rows, or `out`."""
         source = self._adapter.source(tensor)
         made: list[T] = []
+        if out is not None:
+            into = self.into(out, source, any_rows=True)
+            return self._with_room(
+                Request(OpKind.allgather, source, into, self._take_rows(out, into, made), made=made)
+            )
         return Request(
             OpKind.allgather, source, None, lambda core: self._take_output(core, source, made), made=made
         )
 
-    def broadcast(self, tensor: Any, root_rank: int, process_set: ProcessSet) -> Request[T]:
-        """The result is a new tensor."""
+    def broadcast(self, tensor: Any, root_rank: int, process_set: ProcessSet, out: Any = None) -> Request[T]:
+        """The result is a new tensor, or `out`."""
         source = self._adapter.source(tensor)
-        output = self._adapter.empty(self._adapter.describe(source)[2], source)
         root = number_of(root_rank, process_set)
+        if out is not None:
+            into = self.into(out, source, in_place=True)
+            return Request(OpKind.broadcast, source, into, lambda _: self._written(out, into), root=root)
+        output = self._adapter.empty(self._adapter.describe(source)[2], source)
         return Request(OpKind.broadcast, source, output, lambda _: output, root=root)
 
     def broadcast_(self, tensor: Any, root_rank: int, process_set: ProcessSet) -> Request[T]:
@@ -211,30 +223,95 @@ class Requests(Generic[T]):
         root = number_of(root_rank, process_set)
         return Request(OpKind.broadcast, target, target, lambda _: self._written(tensor, target), root=root)
 
-    def alltoall(self, tensor: Any, splits: Any, process_set: ProcessSet) -> Request[T]:
-        """The result is a new tensor, with splits a pair of that and the rows from each rank."""
+    def alltoall(self, tensor: Any, splits: Any, process_set: ProcessSet, out: Any = None) -> Request[T]:
+        """The result is a new tensor, or `out`; with splits a pair of that and the rows from each rank."""
         source = self._adapter.source(tensor)
         shape = self._adapter.describe(source)[2]
         rows = splits_of(splits, shape[0] if shape else 0, process_set.size())
 
+        made: list[T] = []
+        into = None if out is None else self.into(out, source, any_rows=True)
+        take = None if into is None else self._take_rows(out, into, made)
+
         def finish(core: Any) -> Any:
-            output = self._take_output(core, source, made)
+            output = self._take_output(core, source, made) if take is None else take(core)
             return output if splits is None else (output, self._adapter.integers(core.rows()))
 
-        made: list[T] = []
-        return Request(OpKind.alltoall, source, None, finish, splits=rows, made=made)
+        return self._with_room(Request(OpKind.alltoall, source, into, finish, splits=rows, made=made))
 
     def reducescatter(
-        self, tensor: Any, op: ReduceOp, scale: tuple[float, float], process_set: ProcessSet
+        self,
+        tensor: Any,
+        op: ReduceOp,
+        scale: tuple[float, float],
+        process_set: ProcessSet,
+        out: Any = None,
     ) -> Request[T]:
-        """The result is a new tensor of this rank's rows."""
+        """The result is a new tensor of this rank's rows, or `out`."""
         source = self._adapter.source(tensor)
         shape = list(self._adapter.describe(source)[2])
         if shape:
             base, extra = divmod(shape[0], process_set.size())
             shape[0] = base + ((process_set.rank() or 0) < extra)
+        if out is not None:
+            into = self.into(out, source, shape)
+            return Request(OpKind.reducescatter, source, into, lambda _: self._written(out, into), op, scale)
         output = self._adapter.empty(shape, source)
         return Request(OpKind.reducescatter, source, output, lambda _: output, op, scale)
+
+    def into(
+        self,
+        out: Any,
+        source: T,
+        shape: Sequence[int] | None = None,
+        any_rows: bool = False,
+        in_place: bool = False,
+    ) -> T:
+        """A dense tensor for a result that the caller wants in `out`: itself, where the core can write it.
+
+        Args:
+            source: of the operation, from the adapter.
+            shape: of the result; None: that of `source`.
+            any_rows: the number of rows is not known before the ranks have told theirs.
+            in_place: the result may lie where the source does.
+
+        Raises:
+            TypeError: no tensor of this framework, or one that must not be written.
+            UsageError: it has not the shape and dtype of the result.
+        """
+        target = self._adapter.target(out)
+        address, dtype, has = self._adapter.describe(target)
+        at, wanted_dtype, of_source = self._adapter.describe(source)
+        wanted = list(of_source if shape is None else shape)
+        fits = len(has) == len(wanted) and list(has)[any_rows:] == wanted[any_rows:]
+        if not fits or dtype != wanted_dtype:
+            rows = ["any", *wanted[1:]] if any_rows else wanted
+            raise UsageError(
+                f"out is {Dtype(dtype).name}{list(has)}; the result is {Dtype(wanted_dtype).name}"
+                f"[{', '.join(map(str, rows))}]"
+            )
+        size = dtypes.SIZES[Dtype(dtype)]
+        ends = address + math.prod(has) * size, at + math.prod(of_source) * size
+        overlap = address < ends[1] and at < ends[0] and not (in_place and address == at)
+        return self._adapter.empty(has, target) if overlap else target
+
+    def _with_room(self, request: Request[T]) -> Request[T]:
+        if request.output is not None:
+            _, dtype, shape = self._adapter.describe(request.output)
+            request.room = math.prod(shape) * dtypes.SIZES[Dtype(dtype)]
+        return request
+
+    def _take_rows(self, out: Any, into: T, made: list[T]) -> Callable[[Any], Any]:
+        """What gives `out` once the core has filled `into`, if just its rows have come."""
+
+        def take(core: Any) -> Any:
+            rows, has = sum(core.rows()), self._adapter.describe(into)[2]
+            if rows != has[0]:
+                made.clear()
+                raise UsageError(f"out has {has[0]} rows, and {rows} have come; it was not written")
+            return self._written(out, into)
+
+        return take
 
     def _written(self, tensor: Any, target: T) -> Any:
         self._adapter.written(tensor, target)

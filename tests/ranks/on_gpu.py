@@ -49,10 +49,19 @@ class Handle:
         device, stream = place()
         with device, stream:
             result = fetched(self._handle.wait())
+        return result if self._target is None else into(self._target, result)
+
+
+class GroupHandle(Handle):
+    """The same, of several."""
+
+    def wait(self):
+        device, stream = place()
+        with device, stream:
+            results = [fetched(one) for one in self._handle.wait()]
         if self._target is None:
-            return result
-        self._target[...] = result
-        return self._target
+            return results
+        return [into(x, one) for x, one in zip(self._target, results, strict=True)]
 
 
 def call(function, original, tensor, /, *args, **options):
@@ -67,17 +76,42 @@ def call(function, original, tensor, /, *args, **options):
     if function.endswith("_") and not tensor.flags.writeable:
         return original(tensor, *args, **options)
     is_async, in_place = "_async" in function, function.endswith("_")
+    target = tensor if in_place else options.get("out")
     device, stream = place()
     with device, stream:
         uploaded = cupy.array(tensor, order="C")  # copies, and runs no kernel of CuPy's
+        if target is not None and not in_place:
+            options["out"] = cupy.array(target, order="C")
         result = getattr(functions, function)(uploaded, *args, **options)
         if is_async:
-            return Handle(result, tensor if in_place else None)
+            return Handle(result, target)
         got = fetched(result)
-    if in_place:
-        tensor[...] = got
-        return tensor
-    return got
+    return got if target is None else into(target, got)
+
+
+def into(target, got):
+    if isinstance(got, tuple):
+        return into(target, got[0]), *got[1:]
+    target[...] = got
+    return target
+
+
+def call_group(function, original, tensors, /, *args, **options):
+    """All on the GPU, or none."""
+    import cupy
+
+    import ringdp.cupy as functions
+
+    if not tensors or any(x.dtype.kind not in KINDS for x in tensors):
+        return original(tensors, *args, **options)
+    device, stream = place()
+    with device, stream:
+        uploaded = [cupy.array(x, order="C") for x in tensors]
+        result = getattr(functions, function)(uploaded, *args, **options)
+        if "_async" in function:
+            return GroupHandle(result, tensors if function.endswith("_") else None)
+        got = [fetched(one) for one in result]
+    return [into(x, one) for x, one in zip(tensors, got, strict=True)] if function.endswith("_") else got
 
 
 def replace_functions(many):
@@ -89,5 +123,8 @@ def replace_functions(many):
             original = getattr(ringdp, name, None)
             if original is not None:
                 setattr(ringdp, name, functools.partial(call, name, original))
+            group = getattr(ringdp, f"grouped_{name}", None)
+            if group is not None:
+                setattr(ringdp, f"grouped_{name}", functools.partial(call_group, f"grouped_{name}", group))
     ringdp.synchronize = lambda handle: handle.wait()
     ringdp.poll = lambda handle: handle.poll()
