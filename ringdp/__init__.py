@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from ringdp.joined import join
     from ringdp.lateness import Stragglers, stragglers
+    from ringdp.mapreduce import map_reduce, shard
     from ringdp.metrics import average_metrics
     from ringdp.numpy.grouped import (
         grouped_allgather,
@@ -149,6 +150,7 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "map_reduce",
     "on_preempt",
     "patience",
     "poll",
@@ -157,6 +159,7 @@ __all__ = [
     "reducescatter_async",
     "remove_process_set",
     "request_stop",
+    "shard",
     "should_stop",
     "shutdown",
     "size",
@@ -181,6 +184,7 @@ _MODULES = (
     "joined",
     "state",
     "metrics",
+    "mapreduce",
     "lateness",
     "timeline",
     "preempt",

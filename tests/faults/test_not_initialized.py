@@ -24,6 +24,7 @@ grouped_allgather([x]) | grouped_allgather_async([x]) | grouped_allreduce([x]) |
 grouped_allreduce_async([x]) | grouped_allreduce_async_([x]) | grouped_reducescatter([x])
 grouped_reducescatter_async([x])
 allgather_object(1) | broadcast_object(1) | average_metrics({"loss": 1.0}) | empty(3)
+shard([1, 2]) | map_reduce(sum, [1, 2])
 join() | should_stop() | stop() | stragglers() | start_timeline(path) | stop_timeline()
 rank() | size() | local_rank() | local_size() | cross_rank() | cross_size() | is_homogeneous()
 """
