@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,23 @@ class Leaves:
     structure: (
         Any  # of the result, with the kind of each leaf in its place: "number", "scalar" (NumPy's) or "array"
     )
-    looks: str  # the structure with dtypes and shapes, for comparison
+
+    @property
+    def looks(self) -> str:
+        """The structure with dtypes and shapes."""
+        arrays = iter(self.arrays)
+
+        def look(kind: str) -> str:
+            array = next(arrays)
+            return array.dtype.name if kind == "number" else f"{array.dtype.name}{list(array.shape)}"
+
+        return str(_map(self.structure, look)).replace("'", "")
+
+    def is_like(self, other: Leaves) -> bool:
+        """They have the same structure, dtypes and shapes."""
+        return self.structure == other.structure and all(
+            a.dtype == b.dtype and a.shape == b.shape for a, b in zip(self.arrays, other.arrays, strict=True)
+        )
 
     def combine(self, other: Leaves, function: Callable[[Any, Any], Any]) -> Leaves:
         """Leaf by leaf.
@@ -38,7 +54,7 @@ class Leaves:
         Raises:
             UsageError: they do not look alike.
         """
-        if self.looks != other.looks:
+        if not self.is_like(other):
             raise UsageError(
                 f"the function gave {self.looks} for one part of the data, {other.looks} for another"
             )
@@ -50,11 +66,11 @@ class Leaves:
 
     def with_arrays(self, arrays: Sequence[Any]) -> Leaves:
         """The same with other leaves."""
-        return replace(self, arrays=[np.asarray(array) for array in arrays])
+        return Leaves([np.asarray(array) for array in arrays], self.structure)
 
     def without_elements(self) -> Leaves:
         """The same without its elements."""
-        return replace(self, arrays=[Hollow(array.shape, array.dtype) for array in self.arrays])
+        return Leaves([Hollow(array.shape, array.dtype) for array in self.arrays], self.structure)
 
     def put_together(self) -> Any:
         """The result."""
@@ -89,13 +105,7 @@ def take_apart(result: Any, adds: bool) -> Leaves:
         return "number" if type(found) in NUMBERS else "scalar" if isinstance(found, np.generic) else "array"
 
     structure = _map(result, leaf)
-    kinds = iter(arrays)
-
-    def look(kind: str) -> str:
-        array = next(kinds)
-        return array.dtype.name if kind == "number" else f"{array.dtype.name}{list(array.shape)}"
-
-    return Leaves(arrays, structure, str(_map(structure, look)).replace("'", ""))
+    return Leaves(arrays, structure)
 
 
 def _map(node: Any, leaf: Callable[[Any], Any]) -> Any:

@@ -2,13 +2,14 @@
 
 import time
 
-import ml_dtypes
 import numpy as np
 import pytest
 from ranks.inputs import DTYPES, expected, values
 
 import ringdp
 from ringdp import flat, flat_layout, world
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 pytestmark = pytest.mark.host_only
 
