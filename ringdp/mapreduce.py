@@ -275,7 +275,7 @@ def _check(everybody: Sequence[_Said], sharded: bool, process_set: ProcessSet) -
         raise PeerError(
             f"{me}: {ranks_in_words([ranks[i] for i in missing])} joined, and their data are missing"
         )
-    differ = {
+    differ: dict[str, dict[int, Any]] = {
         "other options": {ranks[said.rank]: said.options for said in everybody},
         "data of different lengths": {} if sharded else {ranks[said.rank]: said.items for said in everybody},
         "results that do not look alike": {

@@ -75,7 +75,7 @@ def test_scalars_and_nothing(dtype):
     assert ringdp.allreduce_(copy, op=ringdp.Max) is copy and copy == np.array(1, kind(dtype))
     none = np.zeros((0, 3), kind(dtype))
     for got in (
-        ringdp.allreduce(none),
+        ringdp.allreduce(none, op=ringdp.Sum),
         ringdp.broadcast(none, 0),
         ringdp.allgather(none),
         ringdp.alltoall(none),
