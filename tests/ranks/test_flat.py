@@ -268,3 +268,28 @@ def test_a_digest_says_all():
     b = flat_layout.lay_out([entry], "options", 100, None)
     c = flat_layout.lay_out([flat_layout.Entry("w", flat.Dtype.float32, (4, 3))], "options", 100, None)
     assert a.digest == b.digest != c.digest and 0 <= a.digest <= flat.ALL_ONES
+
+
+@pytest.mark.min_ranks(2)
+def test_a_rank_that_has_joined_adds_nothing():
+    exchange, rank, size = flat.FlatExchange(op=ringdp.Sum, looks=True), ringdp.rank(), ringdp.size()
+    same(exchange(gradients(rank)), wanted(ringdp.Sum))
+    if rank < size - 1:
+        (a, b) = exchange([np.full(3, 2.0), np.arange(40_000)])
+        assert (a == 2 * (size - 1)).all() and (b == np.arange(40_000) * (size - 1)).all()
+        assert exchange.is_finite
+        with pytest.raises(ringdp.PeerError, match=f"rank {size - 1} joined, and their data are missing"):
+            ringdp.map_reduce(np.sum, np.ones(5))
+    ringdp.join()
+    same(exchange(gradients(rank)), wanted(ringdp.Sum))
+
+
+@pytest.mark.processes_only
+def test_a_new_job_has_new_memory():
+    exchange = flat.FlatExchange(op=ringdp.Sum)
+    same(exchange(gradients(ringdp.rank())), wanted(ringdp.Sum))
+    old = exchange._layout
+    ringdp.shutdown()
+    ringdp.init()
+    same(exchange(gradients(ringdp.rank())), wanted(ringdp.Sum))
+    assert exchange._layout is not old
