@@ -67,7 +67,7 @@ def pytest_configure(config):
             standin.use(devices=max(1, config.getoption("--local-ranks")))
             if config.getoption("--gpu") == "mpi":
                 standin.let_mpi_in()
-        on_gpu.replace_functions(many=config.getoption("--local-ranks") > 0)
+        on_gpu.replace_functions(config.getoption("--local-ranks") > 0, config.getoption("--gpu-real"))
         config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
     if config.getoption("--local-ranks"):
         # Every test begins and ends a world, and waits until idle engines have noticed.

@@ -13,7 +13,7 @@ import numpy as np
 import ringdp
 
 BLOCKING = "allreduce", "allgather", "broadcast", "alltoall", "reducescatter"
-KINDS = "biufc"  # of dtypes that CuPy has
+KINDS = "biufc"  # of dtypes that CuPy has; the stand-in has those of ml_dtypes, too
 MANY = False  # ranks are threads of one process, and each has a device; else processes take them in turn
 _places = {}
 
@@ -114,10 +114,10 @@ def call_group(function, original, tensors, /, *args, **options):
     return [into(x, one) for x, one in zip(tensors, got, strict=True)] if function.endswith("_") else got
 
 
-def replace_functions(many):
+def replace_functions(many, real):
     """From now on, in this process."""
-    global MANY
-    MANY = many
+    global MANY, KINDS
+    MANY, KINDS = many, KINDS if real else KINDS + "V"
     for base in BLOCKING:
         for name in (base, base + "_", base + "_async", base + "_async_"):
             original = getattr(ringdp, name, None)
