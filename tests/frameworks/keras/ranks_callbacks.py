@@ -41,11 +41,15 @@ class Recorder(keras.callbacks.Callback):
 @pytest.mark.shows("broadcast of the initial state", *ALL)
 def test_all_begin_with_the_root_s_state():
     root = ringdp.size() - 1
-    alone = compile(network(root), keras.optimizers.Adam(0.02), run_eagerly=BACKEND == "tensorflow")
+    alone = compile(
+        network(root), keras.optimizers.Adam(0.02, epsilon=1e-3), run_eagerly=BACKEND == "tensorflow"
+    )
     size = ringdp.size()
     x, y = data(3, size)
     fit(alone, x, y, rows=ROWS * size)
-    optimizer = hvd.DistributedOptimizer(keras.optimizers.Adam(0.02 * (1 + root - ringdp.rank())))
+    optimizer = hvd.DistributedOptimizer(
+        keras.optimizers.Adam(0.02 * (1 + root - ringdp.rank()), epsilon=1e-3)
+    )
     model = compile(network(ringdp.rank()), optimizer)
     fit(model, mine(x), mine(y), callbacks=[callbacks.BroadcastGlobalVariablesCallback(root)])
     assert_near(weights(model), weights(alone))

@@ -20,10 +20,13 @@ from frameworks.keras.helpers import (
 import ringdp
 import ringdp.keras as hvd
 
+# Adam's epsilon is so large that it does not turn the rounding of a gradient near 0 into a step of another size.
 OPTIMIZERS = {
     "sgd": lambda **k: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **k),
-    "adam": lambda **k: keras.optimizers.Adam(0.02, **k),
-    "adamw, clipped": lambda **k: keras.optimizers.AdamW(0.02, weight_decay=0.1, global_clipnorm=0.3, **k),
+    "adam": lambda **k: keras.optimizers.Adam(0.02, epsilon=1e-3, **k),
+    "adamw, clipped": lambda **k: keras.optimizers.AdamW(
+        0.02, epsilon=1e-3, weight_decay=0.1, global_clipnorm=0.3, **k
+    ),
     "rmsprop": lambda **k: keras.optimizers.RMSprop(0.01, momentum=0.5, **k),
     "schedule": lambda **k: keras.optimizers.SGD(
         keras.optimizers.schedules.ExponentialDecay(0.2, 2, 0.5), **k
@@ -118,10 +121,12 @@ def test_several_passes_in_a_step(how):
 
 def test_adam_counts_steps_and_not_passes():
     optimizer = hvd.DistributedOptimizer(
-        keras.optimizers.Adam(0.02), backward_passes_per_step=2, average_aggregated_gradients=True
+        keras.optimizers.Adam(0.02, epsilon=1e-3),
+        backward_passes_per_step=2,
+        average_aggregated_gradients=True,
     )
     model = ours(optimizer, 3, rows=ROWS // 2)
-    assert_near(weights(model), weights(joined(keras.optimizers.Adam(0.02), 3)))
+    assert_near(weights(model), weights(joined(keras.optimizers.Adam(0.02, epsilon=1e-3), 3)))
 
 
 def test_a_window_that_an_epoch_leaves_open_goes_on():
@@ -254,7 +259,7 @@ def test_ranks_with_different_gradients_raise_and_go_on():
 
 def test_several_optimizers_in_one():
     def both():
-        chosen = [keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.02)]
+        chosen = [keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.02, epsilon=1e-3)]
         return keras.optimizers.MultiOptimizer(lambda v: chosen[v.shape[-1] == 3])
 
     single = joined(both(), 2)
