@@ -51,7 +51,7 @@ def main(given=None):
     args = arguments(given)
     hvd.init()
     train, test = digits(args.seed)
-    x, y = hvd.shard(*train)  # this rank's part
+    x, y = hvd.shard_equally(*train)  # this rank's part
     keras.utils.set_random_seed(args.seed + hvd.rank())  # ranks shuffle differently; weights are rank 0's
 
     model = network()

@@ -20,7 +20,7 @@ from ringdp.errors import (
 )
 from ringdp.keras import callbacks
 from ringdp.keras.compression import Compression
-from ringdp.keras.data import shard
+from ringdp.keras.data import shard_equally
 from ringdp.keras.ops import allgather, allreduce, broadcast, reducescatter
 from ringdp.keras.optimizer import DistributedOptimizer, PartialDistributedOptimizer
 from ringdp.keras.saving import load_model
@@ -97,7 +97,7 @@ __all__ = [
     "rank",
     "reducescatter",
     "remove_process_set",
-    "shard",
+    "shard_equally",
     "shutdown",
     "size",
     "start_timeline",

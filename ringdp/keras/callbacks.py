@@ -85,7 +85,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             table = ", ".join(f"{theirs} on rank {rank}" for rank, theirs in found[:8])
             raise MismatchError(
                 f"fit: the ranks have different numbers of batches in an epoch: {table}. Give all ranks as many: "
-                "by ringdp.keras.shard, or steps_per_epoch"
+                "by ringdp.keras.shard_equally, or steps_per_epoch"
             )
 
 

@@ -8,10 +8,10 @@ from ringdp import world
 from ringdp.errors import UsageError
 
 
-def shard(*arrays: Any) -> Any:
+def shard_equally(*arrays: Any) -> Any:
     """Every size-th row of each array, beginning at this rank's: as many rows on all ranks, so as many batches.
 
-    The last rows, fewer than there are ranks, are left out.
+    The last rows, fewer than there are ranks, are left out. (`ringdp.shard` gives every row to some rank.)
 
     Args:
         arrays: what has a length and slices (NumPy arrays, tensors), of one length.
@@ -25,9 +25,9 @@ def shard(*arrays: Any) -> Any:
     size, rank = world.size(), world.rank()
     rows = {len(array) for array in arrays}
     if len(rows) != 1:
-        raise UsageError(f"shard needs arrays of one length, not of {sorted(rows)}")
+        raise UsageError(f"shard_equally needs arrays of one length, not of {sorted(rows)}")
     each = rows.pop() // size
     if not each:
-        raise UsageError(f"shard: fewer rows than the {size} ranks")
+        raise UsageError(f"shard_equally: fewer rows than the {size} ranks")
     parts = tuple(array[rank : each * size : size] for array in arrays)
     return parts[0] if len(parts) == 1 else parts

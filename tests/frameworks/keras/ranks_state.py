@@ -142,11 +142,11 @@ def test_numbers():
 
 def test_shard():
     rows = np.arange(2 * ringdp.size() + 1)
-    part = hvd.shard(rows)
+    part = hvd.shard_equally(rows)
     assert part.tolist() == [ringdp.rank(), ringdp.rank() + ringdp.size()]
-    x, y = hvd.shard(rows, rows * 10)
+    x, y = hvd.shard_equally(rows, rows * 10)
     assert (y == 10 * x).all()
     with pytest.raises(ringdp.UsageError, match="one length"):
-        hvd.shard(rows, rows[:-1])
+        hvd.shard_equally(rows, rows[:-1])
     with pytest.raises(ringdp.UsageError, match="fewer rows"):
-        hvd.shard(rows[: ringdp.size() - 1])
+        hvd.shard_equally(rows[: ringdp.size() - 1])
