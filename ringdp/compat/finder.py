@@ -22,6 +22,8 @@ MODULES = {
     "horovod.common.util": "ringdp.compat.util",
     "horovod.keras": "ringdp.keras",
     "horovod.keras.callbacks": "ringdp.keras.callbacks",
+    "horovod.tensorflow.keras": "ringdp.keras",
+    "horovod.tensorflow.keras.callbacks": "ringdp.keras.callbacks",
     "horovod.torch": "ringdp.torch",
     "horovod.torch.compression": "ringdp.torch.compression",
     "horovod.torch.elastic": "ringdp.torch.elastic",

@@ -128,3 +128,14 @@ except hvd.NotInitializedError:
         [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=200
     )
     assert done.stdout == "True\n", done.stderr
+
+
+def test_other_names():
+    """Those that Horovod's users know."""
+    import ringdp.tensorflow.keras as other
+    import ringdp.tensorflow.keras.callbacks as others
+    from ringdp.tensorflow.keras.callbacks import MetricAverageCallback
+
+    assert other is hvd and others is hvd.callbacks
+    assert MetricAverageCallback is hvd.callbacks.MetricAverageCallback
+    assert set(hvd.__all__) <= set(dir(hvd))
