@@ -56,7 +56,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs = None) -> None:
         self._compare_steps()
-        if keras.backend.backend() == "tensorflow" and self.model.jit_compile:
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        if on_tensorflow and self.model.jit_compile and self.process_set.size() > 1:
             warnings.warn(
                 "XLA cannot compile the exchange of gradients: the training step is not compiled by it. "
                 "model.compile(jit_compile=False) says the same and avoids this warning",
