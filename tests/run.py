@@ -65,7 +65,7 @@ def run_command(command: Command, limit: float, may_be_empty: bool) -> Results:
         results = Results()
         results.fail(f"{command.label} did not run: the time for all tests is used up")
         return results
-    env, files = environment(), shared_files()
+    env, files = environment() | command.variables, shared_files()
     log = LOGS / f"{command.label.replace(' ', '-')}.log"
     with tempfile.TemporaryDirectory(prefix="ringdp-tests-") as folder:
         outcome = run_limited(with_results(command, folder), env, command.cwd, log, limit)

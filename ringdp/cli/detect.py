@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from ringdp import launch, mpi, profile
 from ringdp.cli import main as cli
 from ringdp.cli import mpirun as mpiruns
 
-# Each framework's distributions: the first one installed is shown.
+# Each framework's distributions: the first one installed is shown. Ours for it is ringdp.NAME.
 FRAMEWORKS = {
     "torch": ("torch",),
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tf-nightly"),
@@ -82,6 +83,11 @@ def installed(distributions: Iterable[str]) -> str | None:
         except metadata.PackageNotFoundError:
             pass
     return None
+
+
+def integrations() -> dict[str, bool]:
+    """Whether this ringdp has a package for each framework; none is imported."""
+    return {name: importlib.util.find_spec(f"ringdp.{name}") is not None for name in FRAMEWORKS}
 
 
 def verdict(used: Mapping[str, Any], built: Mapping[str, str]) -> str:
@@ -164,6 +170,7 @@ def collect(environ: Mapping[str, str]) -> dict[str, Any]:
         "cuda_kernels": cuda_kernels(_record_of_kernels()),
         "packages": {name: installed([name]) for name in ("numpy", "mpi4py")},
         "frameworks": {name: installed(names) for name, names in FRAMEWORKS.items()},
+        "integrations": integrations(),
     }
     found["missing"] = missing(found)
     return found

@@ -95,6 +95,17 @@ def _shm_line(shm: Mapping[str, Any]) -> str:
     return f"/dev/shm {size:.0f} MiB, {free:.0f} MiB free; {memfd}"
 
 
+def _framework_lines(versions: Mapping[str, str | None], ours: Mapping[str, bool]) -> list[tuple[str, str]]:
+    lines = []
+    for name, version in versions.items():
+        if version is None:
+            lines.append((name, f"not installed; ringdp.{name} is for it" if ours[name] else "not installed"))
+        else:
+            by = f"by ringdp.{name}" if ours[name] else f"but this ringdp has no ringdp.{name}"
+            lines.append((name, f"{version}, {by}"))
+    return lines
+
+
 def render(found: Mapping[str, Any]) -> str:
     """The report for people: one fact a line."""
     core, launcher = found["core"], found["launcher"]
@@ -111,7 +122,7 @@ def render(found: Mapping[str, Any]) -> str:
         ("shared memory", _shm_line(found["shared_memory"])),
         *_gpu_lines(found),
         *((name, version or "not installed") for name, version in found["packages"].items()),
-        *((name, version or "not installed") for name, version in found["frameworks"].items()),
+        *_framework_lines(found["frameworks"], found["integrations"]),
     ]
     text = "\n".join(f"{name:<14} {value}" for name, value in lines)
     if not found["missing"]:

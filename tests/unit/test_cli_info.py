@@ -43,7 +43,8 @@ FOUND = {
     "nccl": {"missing": "no libnccl.so.2"},
     "cuda_kernels": "not built: there was no nvcc",
     "packages": {"numpy": "2.4.6", "mpi4py": "4.1.2"},
-    "frameworks": {"torch": "2.13.0", "jax": None},
+    "frameworks": {"torch": "2.13.0", "jax": None, "keras": "3.15.1", "cupy": None},
+    "integrations": {"torch": True, "jax": True, "keras": False, "cupy": False},
 }
 
 
@@ -66,7 +67,9 @@ def test_the_report_states_each_fact():
     assert lines["threads"] == "2 (OMP_NUM_THREADS is not set)"
     assert lines["shared"] == "memory  /dev/shm 64 MiB, 60 MiB free; memfd available"
     assert "\nCUDA           none: no driver: libcuda.so.1: not found\n" in text
-    assert lines["torch"] == "2.13.0" and lines["jax"] == "not installed"
+    assert lines["torch"] == "2.13.0, by ringdp.torch"
+    assert lines["keras"] == "3.15.1, but this ringdp has no ringdp.keras"
+    assert lines["jax"] == "not installed; ringdp.jax is for it" and lines["cupy"] == "not installed"
     assert text.endswith("Nothing that is needed is missing.")
 
 
@@ -231,6 +234,7 @@ def test_the_real_thing(tmp_path):
         assert os.path.exists(used["path"]) and "libmpi" in os.path.basename(used["path"])
         assert used["thread_level"].startswith("MPI_THREAD_")
     assert "kernels" in found["core"], found["core"]
+    assert found["integrations"]["torch"] and set(found["integrations"]) == set(found["frameworks"])
     assert not list(tmp_path.iterdir())
 
 
