@@ -125,3 +125,61 @@ def marks(file: Path) -> Iterator[tuple[int, list]]:
             except ValueError:
                 message = "shows: its arguments are read, not run: they must be literals"
                 raise ValueError(f"{file}:{node.lineno}: {message}") from None
+
+
+# ---- The table -------------------------------------------------------------------------------------------------------
+
+PAGE = TESTS.parent / "docs" / "frameworks.md"
+BEGIN, END = "<!-- written by tests/frameworks/shown.py -->", "<!-- end -->"
+HEADINGS = {
+    ("numpy", "eager"): "NumPy",
+    ("cupy", "eager"): "CuPy",
+    ("torch", "eager"): "PyTorch",
+    ("torch", "compiled"): "compiled",
+    ("tensorflow", "eager"): "TensorFlow",
+    ("tensorflow", "compiled"): "`tf.function`",
+    ("jax", "eager"): "JAX",
+    ("jax", "compiled"): "`jit`",
+    ("keras", "tensorflow"): "Keras, TensorFlow",
+    ("keras", "jax"): "Keras, JAX",
+    ("keras", "torch"): "Keras, PyTorch",
+}
+COLUMNS = [(framework, way) for framework, ways in WAYS.items() for way in ways]
+
+
+def table(filled: set[Cell]) -> str:
+    """The tables of the page, one for each part of OPERATIONS."""
+    lines = []
+    for part, rows in OPERATIONS.items():
+        lines += ["", f"| {part} | {' | '.join(HEADINGS[column] for column in COLUMNS)} |"]
+        lines.append("|---" * (1 + len(COLUMNS)) + "|")
+        for row in rows:
+            said = ["yes" if Cell(row, *column) in filled else "–" for column in COLUMNS]
+            lines.append(f"| {row} | {' | '.join(said)} |")
+    return "\n".join([*lines, ""])
+
+
+def read(text: str) -> set[Cell]:
+    """The cells in which the page says "yes"; ValueError for a line that is not of its tables."""
+    names = {heading: column for column, heading in HEADINGS.items()}
+    yes, columns = set(), []
+    for line in text.partition(BEGIN)[2].partition(END)[0].strip().splitlines():
+        first, *others = (word.strip() for word in line.strip("| ").split("|"))
+        if first in OPERATIONS:
+            columns = [names[heading] for heading in others]
+        elif first in ROWS and len(others) == len(columns) and set(others) <= {"yes", "–"}:
+            said = zip(others, columns, strict=True)
+            yes |= {Cell(first, *column) for word, column in said if word == "yes"}
+        elif line and set(line) != {"|", "-"}:
+            raise ValueError(f"{PAGE.name}: not a row of the table: {line}")
+    return yes
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    PAGE.write_text(f"{head}{BEGIN}\n{table(set(shown()))}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,8 @@ import ringdp
 OPS = [ringdp.Average, ringdp.Sum, ringdp.Min, ringdp.Max, ringdp.Product]
 
 
+@pytest.mark.shows(["allreduce", "in place", "every dtype"], "numpy", "eager")
+@pytest.mark.shows("allreduce", "cupy", "eager")
 @pytest.mark.parametrize("in_place", [False, True], ids=["new", "in_place"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS, ids=[op.name for op in OPS])

@@ -4,11 +4,14 @@ import random
 import threading
 
 import numpy as np
+import pytest
 
 import ringdp
 from ringdp import world
 
 
+@pytest.mark.shows("handles", "numpy", "eager")
+@pytest.mark.shows("handles", "cupy", "eager")
 def test_named_operations_meet_whatever_the_order():
     rank, size = ringdp.rank(), ringdp.size()
     for step in range(3):

@@ -10,6 +10,8 @@ import ringdp
 from ringdp.numpy.ops import operations
 
 
+@pytest.mark.shows("allgather", "numpy", "eager")
+@pytest.mark.shows("allgather", "cupy", "eager")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_allgather_with_different_first_dimensions(dtype):
     rank, size = ringdp.rank(), ringdp.size()
@@ -52,6 +54,8 @@ def test_allgather_large():
     assert (got == np.concatenate([np.arange(300_001 + r) * (r + 1) for r in range(size)])).all()
 
 
+@pytest.mark.shows(["broadcast", "no elements"], "numpy", "eager")
+@pytest.mark.shows(["broadcast", "no elements"], "cupy", "eager")
 @pytest.mark.parametrize("count", [0, 1, 7, 400_003])
 def test_broadcast_from_every_root(count):
     rank, size = ringdp.rank(), ringdp.size()
@@ -69,6 +73,8 @@ def test_alltoall_with_equal_parts():
     assert (got == np.concatenate([[2 * rank + 100 * r, 2 * rank + 1 + 100 * r] for r in range(size)])).all()
 
 
+@pytest.mark.shows("alltoall", "numpy", "eager")
+@pytest.mark.shows("alltoall", "cupy", "eager")
 def test_alltoall_with_splits():
     rank, size = ringdp.rank(), ringdp.size()
 
@@ -99,6 +105,8 @@ def test_alltoall_of_very_uneven_large_parts():
         assert (got[ends[r] - received[r] : ends[r]] == rank + 16 * r).all()
 
 
+@pytest.mark.shows("reducescatter", "numpy", "eager")
+@pytest.mark.shows("reducescatter", "cupy", "eager")
 @pytest.mark.parametrize("rows", [0, 1, 5, 12, 100_003])
 @pytest.mark.parametrize("op", [ringdp.Sum, ringdp.Average, ringdp.Max], ids=["Sum", "Average", "Max"])
 def test_reducescatter_with_uneven_rows(op, rows):
@@ -115,6 +123,7 @@ def test_reducescatter_with_uneven_rows(op, rows):
     assert got.shape == want.shape and (got == want).all() and (x == tensor(rank)).all()
 
 
+@pytest.mark.shows("barrier", "numpy", "eager")
 def test_barrier_holds_everybody_back():
     for late in range(ringdp.size()):
         ringdp.barrier()
@@ -126,6 +135,7 @@ def test_barrier_holds_everybody_back():
         assert went >= ringdp.allreduce(np.array([came]), op=ringdp.Max)[0]
 
 
+@pytest.mark.shows(["broadcast_object", "allgather_object"], "numpy", "eager")
 def test_objects():
     rank, size = ringdp.rank(), ringdp.size()
     thing = {"rank": rank, "list": list(range(rank * 1000))}

@@ -23,6 +23,8 @@ DIFFERENCES = {
 }
 
 
+@pytest.mark.shows("mismatch: an error on every rank", "numpy", "eager")
+@pytest.mark.shows("mismatch: an error on every rank", "cupy", "eager")
 @pytest.mark.min_ranks(2)
 @pytest.mark.parametrize("what", DIFFERENCES)
 def test_allreduce_differs_between_ranks(what):

@@ -17,6 +17,7 @@ def group(rank):
     return [values(dtype, 6 * size, rank, size).reshape(2 * size, 3) for dtype in DTYPES] + [np.zeros((0, 2))]
 
 
+@pytest.mark.shows("grouped_allreduce", "numpy", "eager")
 @pytest.mark.parametrize("op", [ringdp.Sum, ringdp.Max, ringdp.Product])
 def test_allreduce(op):
     wanted = [
@@ -45,6 +46,7 @@ def test_factors_and_averages():
         assert (got == 2 * (mean + i)).all()
 
 
+@pytest.mark.shows("grouped_allgather", "numpy", "eager")
 def test_allgather():
     rank = ringdp.rank()
     arrays = [np.full((rank + 1, 2), rank, np.int32), np.full(rank, 0.5 + rank)]

@@ -21,6 +21,8 @@ def turns():
     return range(ringdp.rank() + 1)
 
 
+@pytest.mark.shows("join", "numpy", "eager")
+@pytest.mark.shows("join", "cupy", "eager")
 @pytest.mark.parametrize("count", [0, 1, 1000, 100_003])
 @pytest.mark.parametrize("name", [None, "x"])
 def test_sums_of_those_that_still_have_data(count, name):

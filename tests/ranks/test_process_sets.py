@@ -52,6 +52,8 @@ def test_a_set_knows_its_ranks():
         ringdp.allreduce(np.ones(2), process_set=some)
 
 
+@pytest.mark.shows("process sets", "numpy", "eager")
+@pytest.mark.shows("process sets", "cupy", "eager")
 @pytest.mark.parametrize("count", [1, 5, 70_000])
 def test_every_operation_among_some_ranks(count):
     ranks = with_last(0)

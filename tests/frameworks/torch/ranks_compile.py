@@ -65,6 +65,7 @@ def same(function, *inputs, backend, calls=None, dynamic=None):
     return expected
 
 
+@pytest.mark.shows("allreduce", "torch", "compiled")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_allreduce_inside_a_full_graph_compile(backend):
     """Which Horovod does not support."""
@@ -109,11 +110,18 @@ class Halves:
         return tensor.to(context) * 2
 
 
+@pytest.mark.shows(
+    ["allgather", "broadcast", "alltoall", "reducescatter", "compression"], "torch", "compiled"
+)
 @pytest.mark.parametrize("case", CASES)
 def test_results(case):
     same(lambda x: CASES[case](x * 2) + 1, values((5, 2)), backend="aot_eager")
 
 
+@pytest.mark.shows(
+    ["gradient of allreduce", "gradient of allgather", "gradient of broadcast"], "torch", "compiled"
+)
+@pytest.mark.shows(["gradient of alltoall", "gradient of reducescatter"], "torch", "compiled")
 @pytest.mark.parametrize("case", [case for case in CASES if case != "max"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients(case, backend):
@@ -143,6 +151,7 @@ def test_ranks_with_different_numbers_of_rows(case, backend, differentiable, dyn
     same(lambda x: flat(ROWS[case](x * 2)), x, backend=backend, dynamic=dynamic)
 
 
+@pytest.mark.shows("in place", "torch", "compiled")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_in_place(backend):
     def act(x, leaf):
@@ -167,6 +176,8 @@ GROUPS = {
 }
 
 
+@pytest.mark.shows(["grouped_allreduce", "grouped_allgather", "grouped_reducescatter"], "torch", "compiled")
+@pytest.mark.shows("gradient of grouped_allreduce", "torch", "compiled")
 @pytest.mark.parametrize(("backend", "differentiable", "_"), HOW[:3])
 @pytest.mark.parametrize("case", GROUPS)
 def test_groups(case, backend, differentiable, _):
@@ -272,6 +283,7 @@ def test_after_init_with_other_ranks_the_graph_is_another():
     assert torch.equal(alone, x) and torch.equal(compiled(x), act(x))
 
 
+@pytest.mark.shows("process sets", "torch", "compiled")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_process_sets(backend):
     sets = [hvd.add_process_set([r]) for r in range(hvd.size())]

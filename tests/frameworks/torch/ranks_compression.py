@@ -61,6 +61,7 @@ def noise(*shape):
 # --- operations -----------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("compression", "torch", "eager")
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_operations_come_back_in_their_own_dtype(kind, dtype):
     size, total = hvd.size(), sum(range(1, hvd.size() + 1))

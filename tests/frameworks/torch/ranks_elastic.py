@@ -67,6 +67,7 @@ def half_a_step(state):
     hvd.allreduce_async(torch.ones(3), name="nobody comes")
 
 
+@pytest.mark.shows("elastic", "torch", "eager")
 @pytest.mark.parametrize(("at", "ranks"), [(0, [1]), (3, None), (5, [0])], ids=["rank_1", "all", "rank_0"])
 def test_ranks_go_back_to_the_last_commit_and_end_with_the_same_bits(ranks, at, capfd):
     expected = trained()

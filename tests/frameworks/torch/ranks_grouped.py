@@ -55,6 +55,7 @@ def test_with_gradients_too_all_of_a_group_fails_or_nothing(kind):
     grouped([torch.ones(4, requires_grad=True)], name="differs")  # nothing is left in flight
 
 
+@pytest.mark.shows("gradient of grouped_allreduce", "torch", "eager")
 def test_gradients_of_groups():
     size, rank = hvd.size(), hvd.rank()
 

@@ -51,6 +51,7 @@ def sgd(params):
     return torch.optim.SGD(params, lr=0.05, momentum=0.9)
 
 
+@pytest.mark.shows("join", "torch", "eager")
 @pytest.mark.parametrize("bucket_bytes", [64, 1 << 20])
 @pytest.mark.parametrize("divide_by", ["all", "active"])
 def test_training_on_uneven_data(divide_by, bucket_bytes):

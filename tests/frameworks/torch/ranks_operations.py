@@ -32,6 +32,7 @@ def total(shape, dtype):
     return sum(values(shape, torch.int64, rank) for rank in range(hvd.size())).to(dtype)
 
 
+@pytest.mark.shows(["allreduce", "in place", "handles", "bfloat16", "no elements"], "torch", "eager")
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7, 3), (2, 0, 3)], ids=str)
 def test_sums(dtype, shape):
@@ -139,6 +140,7 @@ def test_in_place_on_a_leaf_that_requires_grad(contiguous):
         square.backward()
 
 
+@pytest.mark.shows(["broadcast", "every dtype"], "torch", "eager")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_broadcast(dtype):
     for root in range(hvd.size()):
@@ -151,6 +153,7 @@ def test_broadcast(dtype):
     assert hvd.broadcast(scalar, 1).item() == 3
 
 
+@pytest.mark.shows("allgather", "torch", "eager")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_allgather(dtype):
     x = values((hvd.rank() + 1, 2), dtype)
@@ -160,6 +163,7 @@ def test_allgather(dtype):
     assert hvd.allgather(torch.zeros(0, 3)).shape == (0, 3)
 
 
+@pytest.mark.shows("alltoall", "torch", "eager")
 def test_alltoall():
     size, rank = hvd.size(), hvd.rank()
     x = torch.arange(size) + 10 * rank
@@ -172,6 +176,7 @@ def test_alltoall():
     assert torch.equal(got, torch.cat(expected))
 
 
+@pytest.mark.shows("reducescatter", "torch", "eager")
 def test_reducescatter():
     rows = 2 * hvd.size() + 1
     got = hvd.reducescatter(values((rows, 3), torch.float32), op=hvd.Sum)
@@ -181,6 +186,7 @@ def test_reducescatter():
     assert torch.equal(mean, total((hvd.size(),), torch.float32)[hvd.rank()].reshape(1))
 
 
+@pytest.mark.shows(["grouped_allreduce", "grouped_allgather", "grouped_reducescatter"], "torch", "eager")
 def test_groups():
     tensors = [values((n,), torch.float32) for n in (1, 5, 0)]
     expected = [total((n,), torch.float32) for n in (1, 5, 0)]
@@ -208,6 +214,7 @@ def all_weights(n):
     return sum(weights(n, rank) for rank in range(hvd.size()))
 
 
+@pytest.mark.shows("gradient of allreduce", "torch", "eager")
 @pytest.mark.parametrize("op", [hvd.Sum, hvd.Average], ids=["sum", "average"])
 def test_gradients_through_allreduce(op):
     x = torch.ones(4, requires_grad=True)
@@ -217,6 +224,7 @@ def test_gradients_through_allreduce(op):
     assert torch.equal(x.grad, all_weights(4) * (hvd.size() if op == hvd.Sum else 1))
 
 
+@pytest.mark.shows("gradient of allgather", "torch", "eager")
 def test_gradients_through_allgather():
     n = hvd.rank() + 1
     x = torch.ones(n, requires_grad=True)
@@ -226,18 +234,21 @@ def test_gradients_through_allgather():
     assert torch.equal(x.grad, all_weights(len(y))[before : before + n])
 
 
+@pytest.mark.shows("gradient of broadcast", "torch", "eager")
 def test_gradients_through_broadcast():
     x = torch.ones(3, requires_grad=True)
     (hvd.broadcast(x, 1) * weights(3) * hvd.size()).sum().backward()
     assert torch.equal(x.grad, all_weights(3) if hvd.rank() == 1 else torch.zeros(3))
 
 
+@pytest.mark.shows("gradient of alltoall", "torch", "eager")
 def test_gradients_through_alltoall():
     x = torch.ones(hvd.size(), requires_grad=True)
     (hvd.alltoall(x) * weights(hvd.size())).sum().backward()
     assert torch.equal(x.grad, torch.stack([weights(hvd.size(), r)[hvd.rank()] for r in range(hvd.size())]))
 
 
+@pytest.mark.shows("gradient of reducescatter", "torch", "eager")
 @pytest.mark.parametrize("op", [hvd.Sum, hvd.Average], ids=["sum", "average"])
 def test_gradients_through_reducescatter(op):
     x = torch.ones(hvd.size(), requires_grad=True)
@@ -277,6 +288,7 @@ def test_numpy_side_refuses_torch_tensors():
         ringdp.allreduce(torch.zeros(2))
 
 
+@pytest.mark.shows("mismatch: an error on every rank", "torch", "eager")
 @pytest.mark.parametrize("in_place", [True, False])
 def test_shapes_that_differ(in_place):
     x = torch.full((3 + hvd.rank(),), 7.0)

@@ -92,6 +92,7 @@ def test_with_options(options):
     assert same(whole, sharded) and same_on_all_ranks(sharded.parameters())
 
 
+@pytest.mark.shows("sharded optimizer", "torch", "eager")
 def test_equal_to_one_process_on_the_joined_batch():
     alone, sharded = network(), network()
     train(alone, make(torch.optim.Adam, alone.parameters()), joined=True)

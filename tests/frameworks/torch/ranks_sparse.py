@@ -17,6 +17,7 @@ def mine(rank, dtype=torch.float32, sparse_dim=1):
     return torch.sparse_coo_tensor([rows, [0, 1, 1]], torch.tensor([rank + 1, 2, 3], dtype=dtype), (7, 2))
 
 
+@pytest.mark.shows("sparse_allreduce", "torch", "eager")
 @pytest.mark.parametrize("sparse_dim", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64], ids=str)
 def test_sums(dtype, sparse_dim):
@@ -71,6 +72,7 @@ class Model(torch.nn.Module):
         return self.linear(self.table(rows)).sum()
 
 
+@pytest.mark.shows("sparse gradients", "torch", "eager")
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("op", ["Sum", "Average"])
 def test_sparse_gradients_train_as_dense_ones(op, passes):

@@ -11,6 +11,7 @@ def on_root(model, root):
     return [torch.equal(p, q) for p, q in zip(model.parameters(), network(root).parameters(), strict=True)]
 
 
+@pytest.mark.shows("broadcast of the initial state", "torch", "eager")
 @pytest.mark.parametrize(
     "collection",
     [
@@ -113,6 +114,7 @@ def flat(value):
     return value
 
 
+@pytest.mark.shows("broadcast of the initial state", "torch", "eager")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("root", [0, 1])
 @pytest.mark.parametrize("others", ["fresh", "with_state"])
@@ -172,6 +174,7 @@ def test_optimizers_over_other_parameters():
 # --- objects --------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows(["broadcast_object", "allgather_object"], "torch", "eager")
 def test_objects():
     mine = {"rank": hvd.rank(), "weights": torch.full((3,), float(hvd.rank()))}
     for root in range(hvd.size()):

@@ -67,6 +67,7 @@ FLOAT64 = {"rtol": 1e-12, "atol": 1e-12}
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
 
 
+@pytest.mark.shows("SyncBatchNormalization", "torch", "eager")
 @pytest.mark.parametrize("dimensions", [2, 3, 4, 5])
 @pytest.mark.parametrize(
     "options",

@@ -162,6 +162,7 @@ def test_muon_takes_matrices_alone_and_another_the_rest():
     assert same_on_all_ranks(model.parameters())
 
 
+@pytest.mark.shows(["DistributedOptimizer", "equals one process on the joined batch"], "torch", "compiled")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model(backend):
     model, alone = Net(), Net()

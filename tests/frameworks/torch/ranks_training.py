@@ -38,6 +38,7 @@ def train(model, optimizer, steps, mine=True, wire=None):
         optimizer.step()
 
 
+@pytest.mark.shows(["DistributedOptimizer", "equals one process on the joined batch"], "torch", "eager")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("bytes_", [2048, 25 << 20])
 def test_training_equals_one_process_on_the_joined_batch(kind, bytes_):
@@ -82,6 +83,7 @@ WAYS = {
 }
 
 
+@pytest.mark.shows("process sets", "torch", "eager")
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_equals_one_process(way):
     """(torch.distributed's DDP and FSDP2 over ringdp: ranks_c10d_ddp.py, ranks_c10d_sharded.py.)"""

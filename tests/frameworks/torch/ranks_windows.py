@@ -99,6 +99,7 @@ def test_a_step_without_zero_grad_accumulates_as_in_one_process():
     assert same_on_all_ranks(params)
 
 
+@pytest.mark.shows("backward_passes_per_step", "torch", "eager")
 @pytest.mark.parametrize("passes", [2, 3])
 def test_a_window_of_several_passes_sums(passes):
     params = parameters()
