@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,6 +13,9 @@ from typing import Any
 
 PAGE = Path(__file__).with_name("api.md")
 MODULES = ("ringdp.torch", "ringdp.torch.data", "ringdp.torch.elastic", "ringdp", "ringdp.compat")
+# Those with frameworks that are not in every environment, as far as they are there: where one's framework is missing,
+# its section stays as it is.
+MORE_MODULES = {"ringdp.tensorflow": "tensorflow", "ringdp.jax": "jax", "ringdp.keras": "keras"}
 HEAD = """# API reference
 
 Written from the docstrings by `python docs/make_api.py`; do not edit. A name that several modules have stands at the
@@ -22,18 +25,40 @@ first.
 
 def page() -> str:
     """The whole page."""
-    parts, seen = [HEAD], {}
-    for name in MODULES:
-        module = importlib.import_module(name)
-        parts.append(f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```\n")
-        for public in public_names(module):
-            thing = getattr(module, public)
-            known = public, id(inspect.unwrap(thing))
-            if known in seen:
-                continue
-            seen[known] = name
-            parts.append("\n".join(entry(public, thing)))
+    parts, seen = [HEAD], set[tuple[str, int]]()
+    for name in modules():
+        parts += section(name, seen) if can_be_imported(name) else [section_there_is(name)]
     return "\n".join(parts)
+
+
+def modules() -> tuple[str, ...]:
+    """Those that the page has sections of, in their order."""
+    return MODULES + tuple(name for name in MORE_MODULES if importlib.util.find_spec(name))
+
+
+def can_be_imported(name: str) -> bool:
+    return name not in MORE_MODULES or importlib.util.find_spec(MORE_MODULES[name]) is not None
+
+
+def section(name: str, seen: set[tuple[str, int]]) -> Iterator[str]:
+    """Of one module; `seen`: the names that have been shown."""
+    module = importlib.import_module(name)
+    yield f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```\n"
+    for public in public_names(module):
+        thing = getattr(module, public)
+        known = public, id(inspect.unwrap(thing))
+        if known not in seen:
+            seen.add(known)
+            yield "\n".join(entry(public, thing))
+
+
+def section_there_is(name: str) -> str:
+    """As the page shows it."""
+    found = re.search(rf"^## {re.escape(name)}\n.*?(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    if not found:
+        return ""
+    last = found.end() == len(found.string)
+    return found[0] if last else found[0].removesuffix("\n")  # as parts of the page are joined by one
 
 
 def public_names(module: ModuleType) -> list[str]:

@@ -230,14 +230,18 @@ def more_frameworks(selection: Selection) -> list[Command]:
     commands = []
     for name in MORE_FRAMEWORKS:
         for backend in KERAS_BACKENDS if name == "keras" else ("",):
-            label = f"{name} on {backend}" if backend else name
-            for command in one_framework(label, name, selection):
-                words = [str(python) if word == sys.executable else word for word in command.words]
-                if command.ranks > 1:
-                    words[0] = mpirun(python.parent)
-                variables = {"KERAS_BACKEND": backend} if backend else {}
-                commands.append(replace(command, words=words, variables=variables))
-    return commands
+            variables = {"KERAS_BACKEND": backend} if backend else {}
+            for command in one_framework(f"{name} on {backend}" if backend else name, name, selection):
+                commands.append(replace(command, variables=variables))
+    if not selection.ranks:  # with the sections of packages whose frameworks no other phase has
+        commands.append(plain("api page", "unit/test_api_page.py", selection, 120))
+    return [by_python(python, command) for command in commands]
+
+
+def by_python(python: Path, command: Command) -> Command:
+    """The same by another Python than this one, and the mpirun of its environment."""
+    words = [str(python) if word == sys.executable else word for word in command.words]
+    return replace(command, words=[mpirun(python.parent), *words[1:]] if command.ranks > 1 else words)
 
 
 def python_with_frameworks() -> Path:
