@@ -9,10 +9,11 @@ A test that shows that an operation works says so, and docs/frameworks.md has a 
     @pytest.mark.shows("allreduce", "tensorflow", "eager", "compiled")  # an operation, a framework, in which ways
     @pytest.mark.shows(["callbacks", "load_model"], "keras", "jax", "torch")  # several operations; Keras: its backends
 
-The names of operations, frameworks and ways are those of tests/frameworks/shown.py, where rows are added; they must be
-literals. Mark the test that would fail if the operation were wrong, not each one that uses it; the mark may stand more
-than once above a test, and in `marks=` of pytest.param. Such a test must run wherever its framework's tests do: when it
-is skipped, it fails. After a change of marks, `python tests/frameworks/shown.py` writes the table anew.
+The names of operations, frameworks and ways are those of tests/frameworks/shown.py, where rows are added; they are read
+from the source, so they are literals or stand for literals of the file. Mark the test that would fail if the operation
+were wrong, not each one that uses it; the mark may stand more than once above a test, and in `marks=` of pytest.param.
+Such a test must run wherever its framework's tests do: when it is skipped, it fails. After a change of marks,
+`python tests/frameworks/shown.py` writes the table anew.
 """
 
 import os

@@ -118,13 +118,29 @@ def shown() -> dict[Cell, list[str]]:
 
 def marks(file: Path) -> Iterator[tuple[int, list]]:
     """The line and the arguments of each `pytest.mark.shows(…)` in the file."""
-    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+    tree = ast.parse(file.read_text(), str(file))
+    constants = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            constants[node.targets[0].id] = node.value
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.shows":
             try:
-                yield node.lineno, [ast.literal_eval(argument) for argument in node.args]
+                yield node.lineno, arguments(node, constants)
             except ValueError:
-                message = "shows: its arguments are read, not run: they must be literals"
+                message = "shows: its arguments are read, not run: literals, or names of the file that stand for some"
                 raise ValueError(f"{file}:{node.lineno}: {message}") from None
+
+
+def arguments(call: ast.Call, constants: dict[str, ast.expr]) -> list:
+    """ValueError for what only running it would tell."""
+    values = []
+    for argument in call.args:
+        starred = isinstance(argument, ast.Starred)
+        node = argument.value if starred else argument
+        value = ast.literal_eval(constants.get(node.id, node) if isinstance(node, ast.Name) else node)
+        values += value if starred else [value]
+    return values
 
 
 # ---- The table -------------------------------------------------------------------------------------------------------

@@ -87,7 +87,9 @@ def test_marks_are_found_wherever_pytest_finds_them(tmp_path: Path) -> None:
         (5, ["join", "torch", "eager"]),
     ]
     file.write_text(
-        "import pytest\nWAY = 'eager'\n@pytest.mark.shows('join', 'torch', WAY)\ndef test(): ...\n"
+        "import pytest\nALL = 'jax', 'eager'\n@pytest.mark.shows('join', *ALL)\ndef test(): ...\nWAY = ALL[1]\n"
     )
-    with pytest.raises(ValueError, match="ranks_some.py:3: shows: its arguments are read, not run"):
+    assert list(shown.marks(file)) == [(3, ["join", "jax", "eager"])]
+    file.write_text(file.read_text() + "@pytest.mark.shows('join', 'torch', WAY)\ndef test(): ...\n")
+    with pytest.raises(ValueError, match="ranks_some.py:6: shows: its arguments are read, not run"):
         list(shown.marks(file))
