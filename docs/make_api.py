@@ -33,7 +33,9 @@ def page() -> str:
 
 def modules() -> tuple[str, ...]:
     """Those that the page has sections of, in their order."""
-    return MODULES + tuple(name for name in MORE_MODULES if importlib.util.find_spec(name))
+    return MODULES + tuple(
+        name for name in MORE_MODULES if (s := importlib.util.find_spec(name)) and s.origin
+    )
 
 
 def can_be_imported(name: str) -> bool:

@@ -87,7 +87,8 @@ def installed(distributions: Iterable[str]) -> str | None:
 
 def integrations() -> dict[str, bool]:
     """Whether this ringdp has a package for each framework; none is imported."""
-    return {name: importlib.util.find_spec(f"ringdp.{name}") is not None for name in FRAMEWORKS}
+    specs = {name: importlib.util.find_spec(f"ringdp.{name}") for name in FRAMEWORKS}
+    return {name: spec is not None and spec.origin is not None for name, spec in specs.items()}
 
 
 def verdict(used: Mapping[str, Any], built: Mapping[str, str]) -> str:
