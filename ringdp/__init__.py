@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ringdp.joined import join
     from ringdp.lateness import Stragglers, stragglers
     from ringdp.mapreduce import map_reduce, shard
+    from ringdp.meshes import Mesh, mesh
     from ringdp.metrics import average_metrics
     from ringdp.numpy.grouped import (
         grouped_allgather,
@@ -98,6 +99,7 @@ __all__ = [
     "InitError",
     "InjectedError",
     "Max",
+    "Mesh",
     "Min",
     "MismatchError",
     "MissingGradientError",
@@ -151,6 +153,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "map_reduce",
+    "mesh",
     "on_preempt",
     "patience",
     "poll",
@@ -177,6 +180,7 @@ _MODULES = (
     "version",
     "world",
     "process_sets",
+    "meshes",
     "ops",
     "numpy.ops",
     "numpy.grouped",

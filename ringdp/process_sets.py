@@ -35,10 +35,11 @@ class ProcessSet:
         self.process_set_id = None
         self.place: int | None = None  # in the list that init() was given
         self.is_of_a_group = False  # of torch.distributed: made by its members, and gone with it
+        self.is_of_a_mesh = (
+            False  # each rank of the job names its own, and all are one axis: ringdp/meshes.py
+        )
         self._comm = ranks_or_comm if hasattr(ranks_or_comm, "Get_group") else None
-        self._made_with: list[
-            int
-        ] = []  # the numbers of all sets that the same call has made, on whatever ranks
+        self._made_with = range(0)  # the numbers of all sets that the same call has made, on whatever ranks
         self.ranks = None if self._comm is not None else _ranks_from(ranks_or_comm)
 
     def rank(self) -> int | None:
@@ -54,6 +55,18 @@ class ProcessSet:
         """True if this rank is one of the set."""
         return world.rank() in self._members()
 
+    def is_apart(self) -> bool:
+        """Other ranks have other sets in its place: the axis of a mesh, communicators of different groups."""
+        return self.is_of_a_mesh or len(self._made_with) > 1
+
+    def how_to_add(self) -> str:
+        """What makes it usable."""
+        return (
+            "call its mesh's add() on all ranks"
+            if self.is_of_a_mesh
+            else "give it to init() or to add_process_set()"
+        )
+
     def moved(self, numbers: Mapping[int, int]) -> list[int]:
         """The ranks of the job have other numbers, by those of before, and lost ones none: so it is made of the new
         ones, to be added again. The lost ones among its own; where there are any, it stays as it was.
@@ -66,7 +79,7 @@ class ProcessSet:
 
     def _members(self) -> Sequence[int]:
         if self.process_set_id is None or self.ranks is None:
-            raise NotInitializedError(f"{self!r} cannot be used: give it to init() or to add_process_set()")
+            raise NotInitializedError(f"{self!r} cannot be used: {self.how_to_add()}")
         return self.ranks
 
     def __repr__(self) -> str:
@@ -196,6 +209,26 @@ def register(process_sets: Any) -> None:
     _add_all(sets)
 
 
+def add_axes(sets: Sequence[tuple[ProcessSet, Sequence[Sequence[int]]]], axes: str, problem: str) -> None:
+    """Make the sets of a mesh usable, with one agreement for all. Collective over the job.
+
+    Args:
+        sets: this rank's, each beside the groups of the job's ranks of which it is one: each rank makes its own.
+        axes: what the groups come from; the same on all ranks.
+        problem: why this rank has no sets.
+
+    Raises:
+        UsageError: some rank has a problem. On every rank; nothing was added.
+        MismatchError: axes differ. The same.
+    """
+    here = world.current()
+    if any(one.process_set_id is not None for one, _ in sets):
+        problem = problem or "this mesh was added before"
+    _agree("mesh", axes, [], problem)
+    for one, groups in sets:
+        _put(one, groups, here)
+
+
 def _add_all(sets: Sequence[ProcessSet]) -> None:
     here = world.current()
     claims, problem = [], ""
@@ -204,41 +237,60 @@ def _add_all(sets: Sequence[ProcessSet]) -> None:
             claims.append(_claim(one, here))
         except UsageError as error:  # on this rank alone, maybe: all must hear of it
             problem = problem or str(error)
-    answers = _ask_all("add_process_set", (claims, problem))
-    for rank, (_, theirs) in enumerate(answers):
-        if theirs:
-            raise UsageError(f"add_process_set, rank {rank}: {theirs}")
-    if len({len(theirs) for theirs, _ in answers}) > 1:
-        raise MismatchError(
-            f"the ranks give different numbers of process sets: {_by_rank([len(c) for c, _ in answers])}"
-        )
+    of_ranks = _agree("add_process_set", "", claims, problem)
     for place, one in enumerate(sets):
-        _add(one, [theirs[place] for theirs, _ in answers], here)
+        _add(one, [theirs[place] for theirs in of_ranks], here)
 
 
-def _add(one: ProcessSet, claims: Sequence[tuple[bool, tuple[int, ...]]], here: world.World) -> None:
-    """`claims`, by rank of the job: whether it is made of a communicator, and the ranks that it names."""
+Claim = tuple[bool, tuple[int, ...]]  # whether each rank may name its own, and the ranks that are named
+
+
+def _agree(call: str, axes: str, claims: Sequence[Claim], problem: str) -> list[Sequence[Claim]]:
+    """The claims of all ranks, which add as many sets by the same call. `axes`: of a mesh."""
+    answers = _ask_all("add_process_set", (axes, claims, problem))
+    for rank, (_, _, theirs) in enumerate(answers):
+        if theirs:
+            raise UsageError(f"{call}, rank {rank}: {theirs}")
+    if len({theirs for theirs, _, _ in answers}) > 1:
+        raise MismatchError(
+            f"mesh: the ranks give different axes: {_by_rank([theirs or 'no mesh' for theirs, _, _ in answers])}"
+        )
+    if len({len(theirs) for _, theirs, _ in answers}) > 1:
+        raise MismatchError(
+            f"the ranks give different numbers of process sets: {_by_rank([len(c) for _, c, _ in answers])}"
+        )
+    return [theirs for _, theirs, _ in answers]
+
+
+def _add(one: ProcessSet, claims: Sequence[Claim], here: world.World) -> None:
+    """`claims`: by rank of the job."""
     groups = list(dict.fromkeys(ranks for _, ranks in claims if ranks))
     apart = any(
-        not by_comm or any(claims[rank][1] != ranks for rank in ranks) for by_comm, ranks in claims if ranks
+        not may_differ or any(claims[rank][1] != ranks for rank in ranks)
+        for may_differ, ranks in claims
+        if ranks
     )
     if len(groups) != 1 and (apart or not groups):
         raise MismatchError(
             f"add_process_set: the ranks name different process sets: {_by_rank([list(r) for _, r in claims])}"
         )
-    one._made_with = [here.sets_made + 1 + i for i in range(len(groups))]
-    for group in groups:
-        here.sets_made += 1
-        number = here.sets_made
-        is_mine = group == claims[here.place.rank][1]
-        if here.place.rank in group:
+    _put(one, groups, here)
+
+
+def _put(one: ProcessSet, groups: Sequence[Sequence[int]], here: world.World) -> None:
+    """All ranks agree: each of the groups becomes a set, and `one` is this rank's, or the only one."""
+    one._made_with = range(here.sets_made + 1, here.sets_made + 1 + len(groups))
+    here.sets_made += len(groups)
+    for number, group in zip(one._made_with, groups, strict=True):
+        is_mine = here.place.rank in group
+        if is_mine:
             here.job.add_set(here.engine, number, group)
         if is_mine or len(groups) == 1:
             one.process_set_id, one.ranks = number, list(group)
             here.process_sets[number] = one
 
 
-def _claim(one: ProcessSet, here: world.World) -> tuple[bool, tuple[int, ...]]:
+def _claim(one: ProcessSet, here: world.World) -> Claim:
     if one.process_set_id is not None:
         raise UsageError(f"{one!r} was added before")
     if one._comm is not None:
@@ -250,7 +302,7 @@ def _claim(one: ProcessSet, here: world.World) -> tuple[bool, tuple[int, ...]]:
         raise UsageError(
             f"the job has ranks 0 to {here.place.size - 1}, and the process set names {list(ranks)}"
         )
-    return False, ranks
+    return one.is_of_a_mesh, ranks
 
 
 def _ranks_from(given: Any) -> list[int]:

@@ -409,6 +409,11 @@ def _put_process_sets(before: World, numbers: Mapping[int, int]) -> None:
         one: ProcessSet = before.process_sets[number]
         if one.is_of_a_group or one.process_set_id is not None:
             continue
+        if one.is_apart():  # those of some ranks may have lost members, and those of others not
+            if world.rank() == 0:
+                what = "of a mesh" if one.is_of_a_mesh else "of several made together"
+                spares.say(f"process set {number}, {what}, is gone, on all ranks: {one.how_to_add()} again")
+            continue
         gone = one.moved(numbers)
         if not gone:
             again.append(one)

@@ -336,9 +336,7 @@ def usable(process_set: ProcessSet) -> int:
     """
     number = process_set.process_set_id
     if number is None:
-        raise NotInitializedError(
-            f"{process_set!r} cannot be used: give it to init() or to add_process_set()"
-        )
+        raise NotInitializedError(f"{process_set!r} cannot be used: {process_set.how_to_add()}")
     return number
 
 

@@ -28,12 +28,13 @@ from ringdp.errors import (
 )
 from ringdp.joined import join
 from ringdp.lateness import Stragglers, stragglers
+from ringdp.meshes import Mesh, mesh
 from ringdp.metrics import average_metrics
 from ringdp.ops import Handle
 from ringdp.preempt import on_preempt, request_stop, should_stop, stop
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from ringdp.timeline import start_timeline, stop_timeline
-from ringdp.torch import comm_hooks, data, elastic
+from ringdp.torch import comm_hooks, data, elastic, parallel
 from ringdp.torch.built import (
     ccl_built,
     cuda_built,
@@ -122,6 +123,7 @@ __all__ = [
     "HostsUpdatedInterrupt",
     "InitError",
     "Max",
+    "Mesh",
     "Min",
     "MismatchError",
     "MissingGradientError",
@@ -187,11 +189,13 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "mesh",
     "mpi_built",
     "mpi_enabled",
     "mpi_threads_supported",
     "nccl_built",
     "on_preempt",
+    "parallel",
     "patience",
     "poll",
     "rank",

@@ -60,6 +60,10 @@ class Recorder:
     ) -> torch.Tensor:
         return operators.allgather(tensor, name, usable(process_set))  # type: ignore[no-any-return]
 
+    def allgather_of(self, tensor: torch.Tensor, rows: int, process_set: ProcessSet) -> torch.Tensor:
+        """Of parts that have so many rows together."""
+        return operators.allgather_of(tensor, rows, None, usable(process_set))  # type: ignore[no-any-return]
+
     def broadcast(
         self,
         tensor: torch.Tensor,

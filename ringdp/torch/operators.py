@@ -55,6 +55,10 @@ def _allgather(x: torch.Tensor, name: str | None, members: int) -> torch.Tensor:
     return operations.allgather(x, name, numbered(members))
 
 
+def _allgather_of(x: torch.Tensor, rows: int, name: str | None, members: int) -> torch.Tensor:
+    return operations.allgather(x, name, numbered(members))
+
+
 def _broadcast(x: torch.Tensor, root: int, name: str | None, members: int) -> torch.Tensor:
     return operations.broadcast(x, root, name, numbered(members))
 
@@ -78,6 +82,11 @@ HOW = "int op, float before, float after, int members"  # members: the number of
 allreduce = _define(f"allreduce(Tensor x, str? name, {HOW}) -> Tensor", _allreduce, lambda x, *_: _like(x))
 allgather = _define(
     "allgather(Tensor x, str? name, int members) -> Tensor", _allgather, lambda x, *_: _rows_unknown(x)
+)
+allgather_of = _define(  # rows: of all ranks together, which the caller knows
+    "allgather_of(Tensor x, SymInt rows, str? name, int members) -> Tensor",
+    _allgather_of,
+    lambda x, rows, *_: x.new_empty((rows, *x.shape[1:])),
 )
 broadcast = _define(
     "broadcast(Tensor x, int root, str? name, int members) -> Tensor",

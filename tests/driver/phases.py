@@ -28,6 +28,7 @@ NO_FRAMEWORKS = (
     f"{VENV_FRAMEWORKS.name}, with TensorFlow, JAX and Keras, is not there: run `make test-frameworks`, or to have the "
     "environment alone `python3 tests/environment.py frameworks`"
 )
+MESH_RANKS, OF_MESHES = 4, ("mesh", "parallel")  # where a mesh has two axes: the files about these alone
 ALGORITHM_LOCAL_RANKS, ALGORITHM_MPI_RANKS = (3, 4), (3,)
 MORE_ALGORITHM_LOCAL_RANKS, MORE_ALGORITHM_MPI_RANKS = (7,), (2, 4)  # with --all
 
@@ -217,6 +218,11 @@ def frameworks(selection: Selection) -> list[Command]:
         all_files = selection.everything or selection.ranks or n == min(FRAMEWORK_RANKS)
         chosen = [str(p.relative_to(TESTS)) for p in files if all_files or "compile" not in p.stem]
         commands.append(under_mpirun(f"frameworks -n {n}", n, chosen, selection, 420))
+    of_meshes = [str(p.relative_to(TESTS)) for p in files if p.stem.removeprefix("ranks_") in OF_MESHES]
+    if of_meshes and not selection.ranks:
+        commands.append(
+            under_mpirun(f"frameworks of meshes -n {MESH_RANKS}", MESH_RANKS, of_meshes, selection, 300)
+        )
     return commands
 
 

@@ -23,7 +23,7 @@ broadcast_async_(x, 0) | reducescatter(x) | reducescatter_async(x)
 grouped_allgather([x]) | grouped_allgather_async([x]) | grouped_allreduce([x]) | grouped_allreduce_([x])
 grouped_allreduce_async([x]) | grouped_allreduce_async_([x]) | grouped_reducescatter([x])
 grouped_reducescatter_async([x])
-allgather_object(1) | broadcast_object(1) | average_metrics({"loss": 1.0}) | empty(3)
+mesh(data=1) | allgather_object(1) | broadcast_object(1) | average_metrics({"loss": 1.0}) | empty(3)
 join() | should_stop() | stop() | stragglers() | start_timeline(path) | stop_timeline()
 rank() | size() | local_rank() | local_size() | cross_rank() | cross_size() | is_homogeneous()
 """
@@ -48,7 +48,8 @@ nccl_built() | rocm_built() | convert_sync_batchnorm(net) | SyncBatchNorm(2)
 # That no call gives a handle for, before `init()`; classes and constants; what has a test of its own.
 ELSEWHERE = {"init", "poll", "synchronize", "Handle", "SparseHandle", "GradBucket", "Compression", "ReduceOp"}
 ELSEWHERE |= {"Adasum", "Average", "Max", "Min", "Product", "Sum", "global_process_set", "__version__"}
-ELSEWHERE |= {"comm_hooks", "data", "elastic", "mpi_threads_supported", "patience", "Stragglers"}
+ELSEWHERE |= {"comm_hooks", "data", "elastic", "mpi_threads_supported", "parallel", "patience"}
+ELSEWHERE |= {"Mesh", "Stragglers"}
 
 
 def calls(text):
