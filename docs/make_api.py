@@ -16,6 +16,14 @@ MODULES = ("ringdp.torch", "ringdp.torch.data", "ringdp.torch.elastic", "ringdp"
 # Those with frameworks that are not in every environment, as far as they are there: where one's framework is missing,
 # its section stays as it is.
 MORE_MODULES = {"ringdp.tensorflow": "tensorflow", "ringdp.jax": "jax", "ringdp.keras": "keras"}
+MODULES = (
+    "ringdp.torch",
+    "ringdp.torch.data",
+    "ringdp.torch.elastic",
+    "ringdp.torch.parallel",
+    "ringdp",
+    "ringdp.compat",
+)
 HEAD = """# API reference
 
 Written from the docstrings by `python docs/make_api.py`; do not edit. A name that several modules have stands at the

@@ -277,7 +277,7 @@ def cluster(selection: Selection) -> list[Command]:
 
 
 def examples(selection: Selection) -> list[Command]:
-    return [plain("examples", "examples", selection, 400)]
+    return [plain("examples", "examples", selection, 600)]
 
 
 PHASES = {

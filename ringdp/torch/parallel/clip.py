@@ -64,9 +64,8 @@ def clip_grad_norm_(
 
 def _shards(optimizer: Any) -> Any:
     """Of a sharded optimizer that has parts of gradients; else None."""
-    exchange = getattr(optimizer, "_exchange", None)
-    by_elements = isinstance(optimizer, Sharded) and exchange is not None
-    return exchange if by_elements and exchange.options.shard == ELEMENTS else None
+    exchange = optimizer._exchange if isinstance(optimizer, Sharded) else None
+    return exchange if exchange is not None and exchange.options.shard == ELEMENTS else None
 
 
 def _gradients(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:

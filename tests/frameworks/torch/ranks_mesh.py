@@ -70,7 +70,7 @@ def check(model, one, mesh):
     assert all(torch.allclose(whole[name], expected[name], atol=2e-5) for name in expected)
     assert not torch.allclose(whole["up.weight"], Net().up.weight, atol=1e-3)  # it has learned something
     parallel.check_replicated(model, mesh.model)
-    mine = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    mine = b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())
     assert len(set(hvd.allgather_object(mine, process_set=mesh.data))) == 1
     assert same_on_all_ranks(parallel.replicated(model).values())
 
