@@ -44,10 +44,10 @@ class Mesh:
     def add(self) -> None:
         """Make the mesh usable again: after `shutdown()` and `init()`, or when `elastic.run` goes on without lost
         ranks. Collective over the job. Its process sets stay the objects they were, with the ranks of now; an axis of
-        -1 is as long as it must be.
+        -1 is as long as it must be. Does nothing where it is usable.
 
         Raises:
-            UsageError, MismatchError: as `mesh()`; and if it is usable.
+            UsageError, MismatchError: as `mesh()`; or it is usable on some ranks alone.
         """
         sizes, problem = _resolved(self._asked, world.size())
         sets: list[tuple[ProcessSet, list[list[int]]]] = []

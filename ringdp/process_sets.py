@@ -210,7 +210,7 @@ def register(process_sets: Any) -> None:
 
 
 def add_axes(sets: Sequence[tuple[ProcessSet, Sequence[Sequence[int]]]], axes: str, problem: str) -> None:
-    """Make the sets of a mesh usable, with one agreement for all. Collective over the job.
+    """Make the sets of a mesh usable, with one agreement for all, unless they are. Collective over the job.
 
     Args:
         sets: this rank's, each beside the groups of the job's ranks of which it is one: each rank makes its own.
@@ -222,10 +222,11 @@ def add_axes(sets: Sequence[tuple[ProcessSet, Sequence[Sequence[int]]]], axes: s
         MismatchError: axes differ. The same.
     """
     here = world.current()
-    if any(one.process_set_id is not None for one, _ in sets):
-        problem = problem or "this mesh was added before"
-    _agree("mesh", axes, [], problem)
-    for one, groups in sets:
+    usable = {one.process_set_id is not None for one, _ in sets}
+    if len(usable) > 1:
+        problem = problem or "not all process sets of this mesh were removed: call remove() again"
+    _agree("mesh", axes + " (there already)" * (True in usable), [], problem)
+    for one, groups in [] if True in usable else sets:
         _put(one, groups, here)
 
 

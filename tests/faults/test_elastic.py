@@ -31,13 +31,19 @@ pytestmark = pytest.mark.skipif(mpi.build().MPI_FAMILY != "openmpi", reason="onl
 
 class Job:
     def __init__(
-        self, folder: Path, *words: str, ranks: int = 3, options: tuple[str, ...] = (), **environ: str
+        self,
+        folder: Path,
+        *words: str,
+        ranks: int = 3,
+        options: tuple[str, ...] = (),
+        script: str = "elastic_job.py",
+        **environ: str,
     ):
         self.folder, self.env = folder, environment() | environ
         command = [sys.executable, "-m", "ringdp", "run", "--elastic", "-n", str(ranks), *options]
         self.output = folder / "output"
         self.process = subprocess.Popen(
-            [*command, str(HERE / "elastic_job.py"), "--steps", str(STEPS), *words], cwd=folder, env=self.env,
+            [*command, str(HERE / script), "--steps", str(STEPS), *words], cwd=folder, env=self.env,
             stdin=subprocess.DEVNULL, stdout=self.output.open("w"), stderr=subprocess.STDOUT,
             preexec_fn=default_signals,
         )  # fmt: skip
@@ -95,6 +101,23 @@ def test_a_rank_is_killed_in_mid_exchange(tmp_path):
     assert all(one["pair"] == [0, 1] and one["together"] == [2.0] for one in ends), ends
     assert "process set 2 is gone with its rank 1" in text
     assert job.lost() == [[1]]
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_mesh_is_made_again_with_the_ranks_that_are_left(tmp_path, spares):
+    ranks = 4 - spares * 2
+    options = ("--spares", "1") if spares else ()
+    job = Job(tmp_path, ranks=ranks, options=options, script="mesh_job.py")
+    code, text = job.end()
+    assert code == LOST, text
+    assert "process set 1, of a mesh, is gone, on all ranks: call its mesh's add() on all ranks again" in text
+    ends = job.ends()
+    if not spares:  # three ranks are no rows of two
+        assert "no_mesh" in {one["axes"] for one in ends} and len(ends) == 3, text
+        return
+    assert [one["axes"] for one in ends] == ["data=1, model=2"] * 2, text
+    assert sorted(one["rank"] for one in ends) == [0, 1]
+    assert all(one["groups"] == [[one["rank"]], [0, 1]] for one in ends), ends
 
 
 def test_a_stopped_rank_is_fenced_before_the_others_go_on(tmp_path):

@@ -105,14 +105,14 @@ def test_an_open_axis_and_what_is_shown():
         mesh.rank()
     with pytest.raises(AttributeError, match="no attribute 'pipe'; mesh"):
         mesh.pipe  # noqa: B018
-    with pytest.raises(ringdp.UsageError, match="was added before"):
-        mesh.add()
+    kept, number = mesh.model, mesh.model.process_set_id
+    mesh.add()  # it is there
+    assert mesh.model is kept and kept.process_set_id == number
     mesh.remove()
     with pytest.raises(ringdp.NotInitializedError, match=r"call its add\(\) on all ranks"):
         mesh.coordinates  # noqa: B018
     with pytest.raises(ringdp.NotInitializedError, match=r"call its mesh's add\(\) on all ranks"):
         ringdp.allreduce(np.ones(2), process_set=mesh.model)
-    kept = mesh.model
     mesh.add()
     assert mesh.model is kept and mesh.coordinates == {"data": ringdp.rank(), "model": 0}
     mesh.remove()
@@ -153,6 +153,13 @@ def test_ranks_that_differ_all_hear_of_it():
     with pytest.raises(ringdp.UsageError, match="mesh, rank 1: mesh.data=7000. is of 7000 ranks"):
         ringdp.mesh(data=7000 if rank == 1 else n)
     mesh = ringdp.mesh(data=n, model=1)
+    with pytest.raises(
+        ringdp.MismatchError, match=rf"rank 0: data={n}, model=1 \(there already\); rank 1: data={n}, model=1"
+    ):
+        if rank == 0:
+            mesh.add()
+        else:
+            ringdp.mesh(data=n, model=1)
     assert (ringdp.allreduce(coded(rank), op=ringdp.Max, process_set=mesh.data) == coded(n - 1)).all()
     mesh.remove()
 
