@@ -4,7 +4,7 @@
     mpirun -n 2 --bind-to none python examples/hybrid/dtensor.py
     python examples/hybrid/dtensor.py               alone
 
-Nothing here but `init_process_group("ringdp")` is ringdp's: `parallelize_module` splits the linear layers over the
+Nothing here but `init_process_group("ringdp", …)` is ringdp's: `parallelize_module` splits the linear layers over the
 mesh's dimension "model", and `fully_shard` shares parameters, gradients and optimizer state out over
 the dimension "data".
 """
@@ -46,13 +46,17 @@ def split(model: nn.Sequential, mesh: DeviceMesh) -> None:
 
 def main() -> int:
     args = parse_arguments()
-    dist.init_process_group("ringdp")
+    dist.init_process_group("ringdp", init_method="ringdp://")  # alone, too, where nobody has set MASTER_ADDR
     ranks = dist.get_world_size()
     columns = min(2, ranks)
     mesh = init_device_mesh("cpu", (ranks // columns, columns), mesh_dim_names=("data", "model"))
     torch.manual_seed(args.seed)  # the same weights on all ranks, of which each keeps its part
     model = network()
     split(model, mesh)
+    mine = [(p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters()]
+    if dist.get_rank() == 0:
+        whole = sum(p.numel() for p in model.parameters())
+        print(f"rank 0 has {sum(mine):,} of {whole:,} parameters", flush=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     training, held_out = digits.load()
     losses = []
@@ -65,9 +69,7 @@ def main() -> int:
                 flush=True,
             )
     accuracy = evaluate(model, held_out.tensors, mesh)
-    of_whole = [(p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters()]
     if dist.get_rank() == 0:
-        print(f"rank 0 has {sum(of_whole):,} of {sum(p.numel() for p in model.parameters()):,} parameters")
         print(f"held-out accuracy {accuracy:.4f}")
         if args.json:
             result = {"mesh": list(mesh.shape), "accuracy": accuracy, "losses": losses}

@@ -46,7 +46,7 @@ GPU_TWO_LEVEL_FILES = [
 ]
 # Of PyTorch's tests: what the stand-in does not carry, or has nothing to do with GPUs; and what runs without --all (by
 # MPI only with it).
-NOT_OF_GPUS = ("c10d_compile", "c10d_sharded", "data", "random", "timeline")
+NOT_OF_GPUS = ("c10d_compile", "c10d_sharded", "data", "mesh", "parallel", "random", "timeline")
 GPU_TORCH_FEW = (
     "c10d_collectives",
     "c10d_gpu",
