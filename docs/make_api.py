@@ -12,10 +12,6 @@ from types import ModuleType
 from typing import Any
 
 PAGE = Path(__file__).with_name("api.md")
-MODULES = ("ringdp.torch", "ringdp.torch.data", "ringdp.torch.elastic", "ringdp", "ringdp.compat")
-# Those with frameworks that are not in every environment, as far as they are there: where one's framework is missing,
-# its section stays as it is.
-MORE_MODULES = {"ringdp.tensorflow": "tensorflow", "ringdp.jax": "jax", "ringdp.keras": "keras"}
 MODULES = (
     "ringdp.torch",
     "ringdp.torch.data",
@@ -24,6 +20,9 @@ MODULES = (
     "ringdp",
     "ringdp.compat",
 )
+# Those with frameworks that are not in every environment, as far as they are there: where one's framework is missing,
+# its section stays as it is.
+MORE_MODULES = {"ringdp.tensorflow": "tensorflow", "ringdp.jax": "jax", "ringdp.keras": "keras"}
 HEAD = """# API reference
 
 Written from the docstrings by `python docs/make_api.py`; do not edit. A name that several modules have stands at the
