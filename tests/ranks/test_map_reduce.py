@@ -38,8 +38,7 @@ def test_shards_follow_each_other(count):
     assert [x for part in weighed for x in part] == whole
 
 
-@pytest.mark.parametrize("blocks", [None, 1, 5, 64])
-@pytest.mark.parametrize("count", [1, 2, 5, 100])
+@pytest.mark.parametrize(("blocks", "count"), [(None, 1), (None, 2), (None, 100), (5, 2), (64, 100), (1, 5)])
 def test_structures_of_numbers_and_arrays(count, blocks):
     x = np.arange(float(count))
 
@@ -61,8 +60,7 @@ def test_structures_of_numbers_and_arrays(count, blocks):
     assert got["none"].shape == (0, 2) and got["none"].dtype == np.float32
 
 
-@pytest.mark.parametrize("blocks", [None, 7])
-@pytest.mark.parametrize("count", [1, 3, 50])
+@pytest.mark.parametrize(("blocks", "count"), [(None, 1), (None, 50), (7, 3)])
 def test_each_reduction(count, blocks):
     x = (np.arange(count) * 7 % 11 - 5).astype(np.int32)
     for reduce, function, want in (
@@ -84,8 +82,7 @@ def test_each_reduction(count, blocks):
     assert ringdp.map_reduce(sum, halves, lambda a, b: a + b, blocks=blocks) == sum(halves)
 
 
-@pytest.mark.parametrize("count", [1, 2, 40])
-@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "float16"])
+@pytest.mark.parametrize(("count", "dtype"), [(1, "float32"), (2, "int64"), (40, "bool"), (1, "float16")])
 def test_large_results_are_all_reduced(count, dtype):
     n = 50_000
     x = np.arange(count) % 2 + 1

@@ -5,7 +5,7 @@ import pytest
 
 import ringdp
 
-SIZES = [0, 1, 40, 60_003]  # elements: what goes along with its name, and what does not
+SIZES = [0, 40, 60_003]  # elements: what goes along with its name, and what does not
 
 
 def still_works():
@@ -30,7 +30,7 @@ def check(function, out, want, *args, **options):
 
 
 @pytest.mark.parametrize("count", SIZES)
-@pytest.mark.parametrize("dtype", ["float32", "int64", "float16", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "bool"])
 def test_allreduce(count, dtype):
     rank, size = ringdp.rank(), ringdp.size()
     x = ((np.arange(2 * count) % 5 + rank).reshape(2, count)).astype(dtype)
