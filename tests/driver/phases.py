@@ -24,6 +24,8 @@ FRAMEWORK_RANKS = (2, 3)
 # Beside PyTorch, each in processes of its own: Keras has one backend in a process. `mixed` is of several at once.
 MORE_FRAMEWORKS = ("tensorflow", "jax", "keras", "mixed")
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
+# Without --all, on more than two ranks: where sums of three, or a root between others, could come out differently.
+ON_MORE_RANKS = ("ranks_operations", "ranks_training", "ranks_fit", "ranks_mixed")
 NO_FRAMEWORKS = (
     f"{VENV_FRAMEWORKS.name}, with TensorFlow, JAX and Keras, is not there: run `make test-frameworks`, or to have the "
     "environment alone `python3 tests/environment.py frameworks`"
@@ -262,8 +264,12 @@ def one_framework(label: str, name: str, selection: Selection) -> list[Command]:
     if any(folder.glob("test_*.py")) and not selection.ranks:
         commands.append(plain(label, f"frameworks/{name}", selection, 300))
     files = [str(p.relative_to(TESTS)) for p in sorted(folder.glob("ranks_*.py"))]
-    for n in (selection.ranks or FRAMEWORK_RANKS) if files else ():
-        commands.append(under_mpirun(f"{label} -n {n}", n, files, selection, 420))
+    for n in selection.ranks or FRAMEWORK_RANKS:
+        all_files = selection.everything or selection.ranks or n == min(FRAMEWORK_RANKS)
+        few = [] if label in ("keras on jax", "keras on torch") else ON_MORE_RANKS
+        chosen = [file for file in files if all_files or any(word in file for word in few)]
+        if chosen:
+            commands.append(under_mpirun(f"{label} -n {n}", n, chosen, selection, 420))
     return commands
 
 
