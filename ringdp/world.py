@@ -211,6 +211,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
     here = current()
     if recovery.bars(here):
         here.engine = spares.Barred(here.engine)
+        _core_finds(None)
 
 
 def open_bar() -> None:
@@ -220,6 +221,7 @@ def open_bar() -> None:
     if _world is not None and isinstance(_world.engine, spares.Barred):
         _world.engine = _world.engine.engine
         _world = replace(_world, plans={}, exchanges={})
+        _core_finds(_world.engine)
 
 
 def join_again(comm: Any, alive: spares.Living, arguments: tuple[Any, Any]) -> None:
@@ -273,6 +275,7 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: spares.Living | None = N
     lender = sharing.Lender(job.neighbours, place.rank)
     _world = World(engine, place, job, _generation, arguments=arguments, alive=alive, lender=lender)
     _left = None
+    _core_finds(engine)
     places.tell_children(place)
     _install_hooks()
     if first:
@@ -284,6 +287,13 @@ def _join(comm: Any, arguments: tuple[Any, Any], alive: spares.Living | None = N
     if is_ours:
         with watch.guarded("MPI_Comm_free in init()"):
             base.Free()
+
+
+def _core_finds(engine: Any) -> None:
+    """What was compiled once, and holds no engine (ringdp/jax), uses this one from now on; None: no one."""
+    from ringdp import _core
+
+    _core.set_current(engine)
 
 
 def _base(MPI: Any, comm: Any) -> Any:
@@ -327,6 +337,7 @@ def leave() -> bool:
     if world is None or world.pid != os.getpid():
         return True
     _world = None
+    _core_finds(None)
     places.tell_children_nothing()
     for process_set in world.process_sets.values():
         process_set.process_set_id = None
@@ -362,6 +373,7 @@ def abandon() -> None:
     if world is None:
         return
     _left = world
+    _core_finds(None)
     places.tell_children_nothing()
     for process_set in world.process_sets.values():
         process_set.process_set_id = None

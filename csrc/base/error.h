@@ -22,6 +22,35 @@ enum class ErrorKind {
   internal,   // a bug in ringdp: RingdpError
 };
 
+// The class of ringdp.errors that it becomes.
+constexpr const char* python_class(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::usage:
+      return "UsageError";
+    case ErrorKind::mismatch:
+      return "MismatchError";
+    case ErrorKind::duplicate:
+      return "DuplicateNameError";
+    case ErrorKind::deadline:
+      return "DeadlineError";
+    case ErrorKind::peer:
+      return "PeerError";
+    case ErrorKind::transport:
+      return "TransportError";
+    case ErrorKind::checksum:
+      return "ChecksumError";
+    case ErrorKind::gpu:
+      return "GpuError";
+    case ErrorKind::closed:
+      return "NotInitializedError";
+    case ErrorKind::injected:
+      return "InjectedError";
+    case ErrorKind::internal:
+      break;
+  }
+  return "RingdpError";
+}
+
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& what) : std::runtime_error(what), kind_(kind) {}

@@ -27,6 +27,7 @@
 #include "bindings/local.h"
 #include "bindings/schedules.h"
 #include "bindings/tensor.h"
+#include "bindings/xla.h"
 #include "bucket/plan.h"
 #include "engine/engine.h"
 #include "transport/mpi.h"
@@ -36,34 +37,6 @@ using namespace nb::literals;
 using namespace ringdp;
 
 namespace {
-
-const char* python_class(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::usage:
-      return "UsageError";
-    case ErrorKind::mismatch:
-      return "MismatchError";
-    case ErrorKind::duplicate:
-      return "DuplicateNameError";
-    case ErrorKind::deadline:
-      return "DeadlineError";
-    case ErrorKind::peer:
-      return "PeerError";
-    case ErrorKind::transport:
-      return "TransportError";
-    case ErrorKind::checksum:
-      return "ChecksumError";
-    case ErrorKind::gpu:
-      return "GpuError";
-    case ErrorKind::closed:
-      return "NotInitializedError";
-    case ErrorKind::injected:
-      return "InjectedError";
-    case ErrorKind::internal:
-      break;
-  }
-  return "RingdpError";
-}
 
 // The one place where a core error becomes a Python exception.
 void translate(const std::exception_ptr& pointer, void*) {
@@ -509,4 +482,5 @@ NB_MODULE(_core, m) {
   bind_kernels(m);
   bind_gpu(m);
   bind_agreement(m);
+  bind_xla(m);
 }

@@ -104,11 +104,12 @@ void Engine::wait_until_captured(Handle& handle) {
 }
 
 // All are taken or none.
-std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission> submissions) {
+std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission> submissions,
+                                                          const std::string& layout) {
   std::vector<std::shared_ptr<Handle>> handles;
   for (Submission& submission : submissions) note_stream(submission), inject(Stage::submit, submission);
   const bool in_graph = !submissions.empty() && submissions[0].in_graph;
-  const auto group = group_of(submissions);
+  const auto group = group_of(submissions, layout);
   {
     std::lock_guard lock(mutex_);
     size_t admitted = 0;
@@ -160,11 +161,20 @@ void Engine::add_process_set(int id, Membership membership) {
     if (known_.count(id) > 0) fail(ErrorKind::usage, "process set ", id, " is there already");
     const Chooser& chooser =
         known_.emplace(id, make_chooser(placement_of(membership), options_.algorithm, options_.profile)).first->second;
+    const auto& ranks = membership.ranks;
+    number_in_[id] = static_cast<int>(std::find(ranks.begin(), ranks.end(), rank_) - ranks.begin());
     arrivals_.push_back({});
     arrivals_.back().new_sets = new_sets(id, std::move(membership), chooser);
     has_arrivals_ = true;
   }
   wake();
+}
+
+Engine::Place Engine::place_in(int process_set) {
+  std::lock_guard lock(mutex_);
+  check_open();
+  const int ranks = known(process_set).placement.ranks;
+  return {number_in_.at(process_set), ranks};
 }
 
 Chunk Engine::own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gpu) {

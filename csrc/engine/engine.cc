@@ -42,6 +42,7 @@ Engine::Engine(Options options, uint32_t generation, Membership everybody, std::
   watch_->flight().head().generation = generation;
   watch_->flight().head().standing.store(Standing::running);
   known_.emplace(0, chooser_);
+  number_in_.emplace(0, rank_);
   keep(new_sets(0, std::move(everybody), chooser_));
   thread_ = std::thread([this] { main(); });
 }

@@ -66,8 +66,9 @@ class Engine {
   void before_look(const Submission& submission);
 
   // Several of one process set that complete together or not at all: where ranks differ in one of them, all fail. What is
-  // wrong with one on this rank alone is thrown, and none is taken.
-  std::vector<std::shared_ptr<Handle>> submit_group(std::vector<Submission> submissions);
+  // wrong with one on this rank alone is thrown, and none is taken. `layout`: see Group.
+  std::vector<std::shared_ptr<Handle>> submit_group(std::vector<Submission> submissions,
+                                                    const std::string& layout = "");
 
   // submit() and the beginning of wait(), for a Caller (below) who waits for this alone. Where nothing else is under way
   // and the operation ends with its meeting, it takes the operation itself, and turns for as long as spinning pays: mostly it is done then. No lock is waited for that anybody holds for long, so one may keep Python's.
@@ -101,6 +102,12 @@ class Engine {
   // done with it. Its communicators are the caller's again.
   bool remove_process_set(int id);
   bool is_idle(int process_set);  // nothing is under way in it
+
+  // This rank's number in a process set, and how many ranks it has. Throws ErrorKind::usage where it is none of them.
+  struct Place {
+    int number, ranks;
+  };
+  Place place_in(int process_set);
 
   // Of a bucket that is reduced by halves: the elements that are this rank's own between them.
   Chunk own_chunk(int process_set, uint64_t count, Dtype dtype, bool on_gpu);
@@ -302,6 +309,7 @@ class Engine {
   std::vector<Arrival> arrivals_;
   NamesInFlight in_flight_;        // given by callers; those of unnamed calls are the process set's
   std::map<int, Chooser> known_;   // of the process sets that submissions may name
+  std::map<int, int> number_in_;   // of this rank, in those
   std::map<int, int> gpu_of_set_;  // where tensors of theirs lie on one
   std::optional<Error> broken_;    // nothing more is accepted
   bool leaving_ = false;

@@ -162,6 +162,7 @@ Submission Submission::decoded(const std::string& text) {
 std::string Submission::description() const {
   std::ostringstream out;
   if (kind == OpKind::open_plan) return text;
+  if (group && !group->layout.empty()) out << group->layout << "\n";
   out << name_of(kind);
   if (kind == OpKind::barrier || kind == OpKind::join) return out.str();
   out << " of " << name_of(wide ? wide.dtype : dtype) << "[";
@@ -182,10 +183,12 @@ std::string Submission::description() const {
   return out.str();
 }
 
-std::shared_ptr<const Group> group_of(const std::vector<Submission>& submissions) {
+std::shared_ptr<const Group> group_of(const std::vector<Submission>& submissions, const std::string& layout) {
   auto group = std::make_shared<Group>();
   group->members = submissions;
+  group->layout = layout;
   Digest digest;
+  if (!layout.empty()) digest.add(layout);
   for (const Submission& member : submissions) digest.add(member.signature());
   group->signature = digest.value();
   return group;

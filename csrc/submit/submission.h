@@ -109,8 +109,9 @@ struct Submission {
 struct Group {
   uint64_t signature = 0;
   std::vector<Submission> members;  // for what is said of them
+  std::string layout;               // of what lies in them: a line for each of the caller's tensors, said first
 };
-std::shared_ptr<const Group> group_of(const std::vector<Submission>& submissions);
+std::shared_ptr<const Group> group_of(const std::vector<Submission>& submissions, const std::string& layout = "");
 
 // Throws ErrorKind::usage for what can be seen without asking other ranks.
 void validate(const Submission& submission, int rank, int size);

@@ -1,0 +1,5 @@
+"""JAX on the CPU, one device, whatever else there is."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
