@@ -1,14 +1,9 @@
-"""What the training shows while it runs: one line an epoch, and on a terminal a line that moves with every step.
-
-And the clock for one of its figures, the time spent in exchange.
-"""
+"""What the training shows while it runs: one line an epoch, and on a terminal a line that moves with every step."""
 
 import os
 import sys
 import time
 from statistics import fmean
-
-from torch import nn
 
 BAR = 20  # characters
 CLEAR = "\r\x1b[K"  # back to the beginning of the line, and nothing on it
@@ -61,26 +56,6 @@ class Progress:
             f"{steps * self._batch_size / seconds:7,.0f} samples/s  "
             f"exchange {1000 * exchange / steps:6.2f} ms/step ({100 * exchange / seconds:2.0f} %)"
         )
-
-
-class ExchangeClock:
-    """How long this rank has waited for the others: from its last gradient to the return of `backward()`.
-
-    What is exchanged while `backward()` still computes costs no time, and is not counted.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.seconds = 0.0
-        self._last_gradient = 0.0
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(self._gradient_arrived)
-
-    def backward_returned(self) -> None:
-        """To be called after each `backward()`."""
-        self.seconds += time.perf_counter() - self._last_gradient
-
-    def _gradient_arrived(self, _: object) -> None:
-        self._last_gradient = time.perf_counter()
 
 
 def on_terminal() -> bool:

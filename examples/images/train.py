@@ -7,7 +7,6 @@
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -21,10 +20,13 @@ from torch.utils.data.distributed import DistributedSampler
 
 import ringdp.torch as hvd
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH, where set, leaves it out
 
 import digits
-from progress import ExchangeClock, Progress
+import phases
+import replicas
+from progress import Progress
 
 from ringdp.torch import comm_hooks
 
@@ -51,27 +53,27 @@ def main() -> int:
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 
-    clock = ExchangeClock(model)
+    clock = phases.Phases(model)
     progress = Progress(args.epochs, len(loader), loader.batch_size * hvd.size(), shown=hvd.rank() == 0)
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)  # another shuffle each epoch, the same on all ranks
         train_epoch(model, optimizer, loader, clock, progress)
 
-    accuracy = evaluate(model, held_out)
-    identical, digest = compare_parameters(model)
+    with clock("evaluation"):
+        accuracy = evaluate(model, held_out)
     result = {
         "ranks": hvd.size(),
         "threads_per_rank": torch.get_num_threads(),
         "accuracy": accuracy,
-        "parameters_identical": identical,
-        "parameters_sha256": digest,
+        "seconds": clock.averages(),
+        **replicas.compare(model),
         **progress.result(),
     }
     if hvd.rank() == 0:
         report(result, len(held_out))
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if identical else 1
+    return 0 if result["parameters_identical"] else 1
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -111,19 +113,25 @@ def shard(training: TensorDataset, args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def train_epoch(
-    model: torch.nn.Module, optimizer: Any, loader: DataLoader[Any], clock: ExchangeClock, progress: Progress
+    model: torch.nn.Module,
+    optimizer: Any,
+    loader: DataLoader[Any],
+    clock: phases.Phases,
+    progress: Progress,
 ) -> None:
-    began, waited, losses = time.perf_counter(), clock.seconds, 0.0
-    for step, (images, labels) in enumerate(loader, start=1):
-        optimizer.zero_grad()
-        loss = cross_entropy(model(images), labels)
-        loss.backward()  # when it returns, the gradients are those of all ranks
-        clock.backward_returned()
-        optimizer.step()
-        losses += loss.item()
-        elapsed = time.perf_counter() - began
-        progress.step(step, losses / step, elapsed, clock.seconds - waited)
-    mine = torch.tensor([losses / step, elapsed, clock.seconds - waited], dtype=torch.float64)
+    began, waited, losses = time.perf_counter(), clock.seconds["exchange"], 0.0
+    with clock("reading"):
+        for step, (images, labels) in enumerate(loader, start=1):
+            with clock("forward and backward"):
+                optimizer.zero_grad()
+                loss = cross_entropy(model(images), labels)
+                clock.backward(loss)  # when it returns, the gradients are those of all ranks
+            with clock("step"):
+                optimizer.step()
+            losses += loss.item()
+            elapsed, exchange = time.perf_counter() - began, clock.seconds["exchange"] - waited
+            progress.step(step, losses / step, elapsed, exchange)
+    mine = torch.tensor([losses / step, elapsed, exchange], dtype=torch.float64)
     progress.epoch(*hvd.allreduce(mine, op=hvd.Average, name="epoch").tolist())
 
 
@@ -135,21 +143,11 @@ def evaluate(model: torch.nn.Module, held_out: TensorDataset) -> float:
     return int(hvd.allreduce(right, op=hvd.Sum, name="right")) / len(held_out)
 
 
-def compare_parameters(model: torch.nn.Module) -> tuple[bool, str]:
-    """(whether all ranks have the same parameters, bit for bit; the SHA-256 of this rank's)."""
-    content = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
-    digest = hashlib.sha256(content).digest()
-    of_ranks = hvd.allgather(torch.tensor([list(digest)], dtype=torch.uint8), name="digest")
-    return bool((of_ranks == of_ranks[0]).all()), digest.hex()
-
-
 def report(result: dict[str, Any], images: int) -> None:
-    right, ranks = round(result["accuracy"] * images), f"{hvd.size()} rank{'s' * (hvd.size() > 1)}"
+    right = round(result["accuracy"] * images)
+    print(phases.line(result["seconds"]))
     print(f"held-out accuracy {result['accuracy']:.4f} ({right} of {images} images)")
-    if result["parameters_identical"]:
-        print(f"parameters identical on {ranks} (SHA-256 {result['parameters_sha256'][:16]}…)")
-    else:
-        print(f"PARAMETERS DIFFER between the {ranks}", file=sys.stderr)
+    replicas.report(result)
 
 
 if __name__ == "__main__":

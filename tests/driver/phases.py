@@ -283,7 +283,8 @@ def cluster(selection: Selection) -> list[Command]:
 
 
 def examples(selection: Selection) -> list[Command]:
-    return [plain("examples", "examples", selection, 600)]
+    # With --all each training runs in full, on three seeds.
+    return [plain("examples", "examples", selection, 2400 if selection.everything else 600)]
 
 
 PHASES = {

@@ -1,8 +1,10 @@
 """Running an example as its user does, within a limit of time."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driver.environ import environment
@@ -29,3 +31,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return outcome.code, log.read_text(errors="replace")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def result_of(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """`result_of(ranks, script, *options)`: what a training that went well wrote into its JSON file, and its output."""
+
+    def result_of(ranks: int, script: Path, *options: object, **how: Any) -> dict[str, Any]:
+        file = tmp_path_factory.mktemp("result") / "result.json"
+        code, output = run(ranks, script, "--json", file, *options, **how)
+        assert code == 0, output
+        result = {"output": output, **json.loads(file.read_text())}
+        assert result["ranks"] == max(1, ranks)
+        assert result["parameters_identical"]
+        return result
+
+    return result_of

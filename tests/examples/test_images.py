@@ -20,19 +20,9 @@ Run = Callable[..., tuple[int | None, str]]
 
 
 @pytest.fixture(scope="module")
-def train(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """`train(ranks, *options)`: what a training that went well wrote into its JSON file, and its output."""
-
-    def train(ranks: int, *options: object, limit: float = 120) -> dict[str, Any]:
-        file = tmp_path_factory.mktemp("result") / "result.json"
-        code, output = run(ranks, TRAIN, "--json", file, *options, limit=limit)
-        assert code == 0, output
-        result = {"output": output, **json.loads(file.read_text())}
-        assert result["ranks"] == max(1, ranks)
-        assert result["parameters_identical"]
-        return result
-
-    return train
+def train(result_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`train(ranks, *options)`: the result of a training that went well."""
+    return lambda ranks, *options: result_of(ranks, TRAIN, *options)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +45,12 @@ def test_two_ranks_learn_what_one_learns(train: Callable[..., dict[str, Any]]) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_other_seeds(train: Callable[..., dict[str, Any]], seed: int) -> None:
+    assert train(2, "--seed", seed)["accuracy"] >= 0.97
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["int8", "powersgd"])
 def test_compressed_gradients_reach_the_accuracy_of_float32(
     train: Callable[..., dict[str, Any]], hook: str
@@ -67,6 +63,10 @@ def test_compressed_gradients_reach_the_accuracy_of_float32(
 def test_time_in_exchange_is_shown(two_epochs: dict[str, Any]) -> None:
     assert two_epochs["exchange_ms_per_step"] > 0
     assert 0 < two_epochs["exchange_share"] < 1
+    phases = {"reading", "forward and backward", "exchange", "step", "evaluation"}
+    assert two_epochs["seconds"].keys() == phases
+    assert all(seconds > 0 for seconds in two_epochs["seconds"].values())
+    assert "seconds by phase: " in two_epochs["output"]
     lines = [line for line in two_epochs["output"].splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
     assert all("samples/s" in line and "ms/step" in line for line in lines)
