@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import keras
 import numpy as np
-from jax.experimental import io_callback
 
+from ringdp.constants import Adasum
 from ringdp.errors import UsageError
-from ringdp.keras import on_numpy
+from ringdp.jax.compression import Compression
+from ringdp.jax.exchange import allreduce_gradients
+from ringdp.jax.ops import allreduce
 from ringdp.keras.exchange import Options
 
 
@@ -22,10 +24,16 @@ def dense(grad: Any, options: Options) -> Any:
 
 def exchange(grads: Sequence[Any], options: Options, compression: str) -> list[Any]:
     """See `ringdp.keras.exchange.exchange`; no None among them. `compression`: none, fp16 or bf16."""
-    shapes = [jax.ShapeDtypeStruct(grad.shape, grad.dtype) for grad in grads]
+    how = {"compression": getattr(Compression, compression), "process_set": options.process_set}
+    if options.op is Adasum:  # looks at each tensor by itself
+        return [allreduce(grad, op=Adasum, name=f"{options.name}.{i}", **how) for i, grad in enumerate(grads)]
     return list(
-        io_callback(
-            lambda *arrays: on_numpy.exchange(arrays, options, compression), shapes, *grads, ordered=True
+        allreduce_gradients(
+            list(grads),
+            options.op,
+            name=options.name,
+            gradient_predivide_factor=options.predivide,
+            **how,
         )
     )
 
