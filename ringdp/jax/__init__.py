@@ -37,6 +37,7 @@ from ringdp.jax.optimizer import distributed
 from ringdp.jax.state import allgather_object, broadcast_object, broadcast_parameters
 from ringdp.joined import join
 from ringdp.lateness import Stragglers, stragglers
+from ringdp.meshes import Mesh, mesh
 from ringdp.metrics import average_metrics
 from ringdp.preempt import on_preempt, request_stop, should_stop, stop
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
@@ -67,6 +68,7 @@ __all__ = [
     "HostsUpdatedInterrupt",
     "InitError",
     "Max",
+    "Mesh",
     "Min",
     "MismatchError",
     "NotInitializedError",
@@ -104,6 +106,7 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "mesh",
     "on_preempt",
     "own_error",
     "own_errors",

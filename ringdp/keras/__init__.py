@@ -31,6 +31,7 @@ from ringdp.keras.state import (
     broadcast_object,
     broadcast_variables,
 )
+from ringdp.meshes import Mesh, mesh
 from ringdp.metrics import average_metrics
 from ringdp.numpy.ops import barrier
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
@@ -60,6 +61,7 @@ __all__ = [
     "HorovodInternalError",
     "InitError",
     "Max",
+    "Mesh",
     "Min",
     "MismatchError",
     "NotInitializedError",
@@ -94,6 +96,7 @@ __all__ = [
     "load_model",
     "local_rank",
     "local_size",
+    "mesh",
     "rank",
     "reducescatter",
     "remove_process_set",
