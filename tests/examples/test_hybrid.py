@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 FOLDER = ROOT / "examples" / "hybrid"
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 Run = Callable[..., tuple[int | None, str]]
 
 
@@ -34,7 +35,7 @@ def same_losses(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["losses"] == pytest.approx(other["losses"], rel=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [4, 2])
+@pytest.mark.parametrize("ranks", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_program_of_the_page(run: Run, tmp_path: Path, ranks: int) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "parallel.md").read_text(), re.DOTALL)
     script = tmp_path / "script.py"
@@ -45,7 +46,7 @@ def test_the_program_of_the_page(run: Run, tmp_path: Path, ranks: int) -> None:
     assert len(losses) == ranks and all(float(loss) < 0.5 for loss in losses), output
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_transformer_on_a_mesh(result: Callable[..., dict[str, Any]], seed: int) -> None:
     """On other ranks with each seed: the steps are the same."""
     ranks = (4, 2, 0)[seed]
@@ -70,12 +71,13 @@ def test_the_transformer_takes_the_same_steps_on_every_mesh(result: Callable[...
     assert "mesh(data=2, model=2): 9,626 of 15,882 parameters on each rank" in grid["output"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_pipeline_of_two_stages(result: Callable[..., dict[str, Any]], seed: int) -> None:
     found = result("pipeline.py", (4, 2, 0)[seed], "--seed", seed)
     assert found["accuracy"] >= 0.93, found["output"]
 
 
+@pytest.mark.slow
 def test_pipelines_take_the_steps_of_one_process(result: Callable[..., dict[str, Any]]) -> None:
     alone = result("pipeline.py", 0, "--epochs", 1)
     for ranks, micro_batches in ((2, 1), (4, 4), (2, 8)):
@@ -87,13 +89,14 @@ def test_pipelines_take_the_steps_of_one_process(result: Callable[..., dict[str,
     assert alone["idle"] == [0.0]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_pytorch_s_own_mesh_over_ringdp(result: Callable[..., dict[str, Any]], seed: int) -> None:
     found = result("dtensor.py", (4, 2, 0)[seed], "--seed", seed)
     assert found["accuracy"] >= 0.9, found["output"]
     assert found["mesh"] == ([2, 2], [1, 2], [1, 1])[seed]
 
 
+@pytest.mark.slow
 def test_that_mesh_takes_the_steps_of_one_process(result: Callable[..., dict[str, Any]]) -> None:
     alone, grid = (result("dtensor.py", ranks, "--epochs", 1) for ranks in (0, 4))
     same_losses(alone, grid)

@@ -43,7 +43,7 @@ def reference() -> float:
     return float(KMeans(10, n_init=STARTS, random_state=0).fit(load_digits().data).inertia_)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_any_number_of_ranks_finds_the_same(
     seed: int, cluster: Callable[..., dict[str, Any]], reference: float
 ) -> None:
