@@ -6,8 +6,9 @@ pickles; whoever can start a rank can run code anyway.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringdp import world
-from ringdp.errors import PeerError, UsageError
+from ringdp.constants import Min
+from ringdp.errors import MismatchError, PeerError, UsageError
 from ringdp.numpy.ops import operations
 from ringdp.process_sets import ProcessSet, global_process_set
 
@@ -79,6 +81,24 @@ def allgather_object(
         if failed:
             raise _not_pickled(part, rank, "allgather_object")
     return [_loads(part, rank, "allgather_object") for part, (_, _, rank) in zip(parts, headers, strict=True)]
+
+
+def agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
+    """Raise MismatchError on every rank, with the first difference, unless all ranks have the same lines."""
+    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=7).digest()
+    number = int.from_bytes(digest, "little")
+    lowest, highest = operations.allreduce(
+        np.array([number, -number]), name=f"{what}.digest", op=Min, process_set=process_set
+    ).tolist()
+    if lowest == -highest:
+        return
+    of_ranks = allgather_object((world.rank(), list(lines)), f"{what}.lines", process_set)
+    longest = max(len(theirs) for _, theirs in of_ranks)
+    padded = [(rank, theirs + ["(nothing more)"] * (longest - len(theirs))) for rank, theirs in of_ranks]
+    differs = next(i for i in range(longest) if len({theirs[i] for _, theirs in padded}) > 1)
+    table = "".join(f"\n  rank {rank}: {theirs[differs]}" for rank, theirs in padded[:8])
+    more = f"\n  and {len(padded) - 8} ranks more" if len(padded) > 8 else ""
+    raise MismatchError(f"{what}: the ranks differ; nothing was done:{table}{more}")
 
 
 class _Packed:

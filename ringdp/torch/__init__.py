@@ -6,6 +6,18 @@ ringdp known to torch.distributed (`ringdp.torch.distributed`).
 
 import torch.distributed as _c10d
 
+from ringdp.built import (
+    ccl_built,
+    cuda_built,
+    ddl_built,
+    gloo_built,
+    gloo_enabled,
+    mpi_built,
+    mpi_enabled,
+    mpi_threads_supported,
+    nccl_built,
+    rocm_built,
+)
 from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
     ChecksumError,
@@ -35,18 +47,6 @@ from ringdp.preempt import on_preempt, request_stop, should_stop, stop
 from ringdp.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from ringdp.timeline import start_timeline, stop_timeline
 from ringdp.torch import comm_hooks, data, elastic, parallel
-from ringdp.torch.built import (
-    ccl_built,
-    cuda_built,
-    ddl_built,
-    gloo_built,
-    gloo_enabled,
-    mpi_built,
-    mpi_enabled,
-    mpi_threads_supported,
-    nccl_built,
-    rocm_built,
-)
 from ringdp.torch.comm_hook import GradBucket
 from ringdp.torch.compression import Compression
 from ringdp.torch.device import use_local_device

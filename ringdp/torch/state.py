@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 
 from ringdp import state as objects
 from ringdp import world
-from ringdp.constants import Min
-from ringdp.errors import MismatchError, PeerError, UsageError
+from ringdp.errors import PeerError, UsageError
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.state import agree
 from ringdp.torch import device
 from ringdp.torch.adapter import refuse_unsupported
 from ringdp.torch.ops import operations
@@ -77,24 +76,6 @@ def _look(tensor: Any) -> str:
     layout = "" if tensor.layout is torch.strided else f" {tensor.layout}"
     where = " on a GPU" if device.is_on_gpu(tensor) else "" if tensor.is_cpu else f" on {tensor.device.type}"
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{layout}{where}"
-
-
-def agree(lines: Sequence[str], what: str, process_set: ProcessSet) -> None:
-    """Raise MismatchError on every rank, with the first difference, unless all ranks have the same lines."""
-    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=7).digest()
-    number = int.from_bytes(digest, "little")
-    lowest, highest = operations.allreduce(
-        torch.tensor([number, -number]), name=f"{what}.digest", op=Min, process_set=process_set
-    ).tolist()
-    if lowest == -highest:
-        return
-    of_ranks = allgather_object((world.rank(), list(lines)), f"{what}.lines", process_set)
-    longest = max(len(theirs) for _, theirs in of_ranks)
-    padded = [(rank, theirs + ["(nothing more)"] * (longest - len(theirs))) for rank, theirs in of_ranks]
-    differs = next(i for i in range(longest) if len({theirs[i] for _, theirs in padded}) > 1)
-    table = "".join(f"\n  rank {rank}: {theirs[differs]}" for rank, theirs in padded[:8])
-    more = f"\n  and {len(padded) - 8} ranks more" if len(padded) > 8 else ""
-    raise MismatchError(f"{what}: the ranks differ; nothing was done:{table}{more}")
 
 
 # --- optimizers -----------------------------------------------------------------------------------

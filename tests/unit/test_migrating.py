@@ -127,9 +127,10 @@ def test_arguments_are_horovods(name: str) -> None:
     assert all(p.default is not p.empty for p in ours[wanted:])
 
 
-def test_the_tests_of_keras_are_there() -> None:
-    text = (ROOT / "docs" / "migrating.md").read_text().split("\n## Keras")[1].split("\n## ")[0]
-    shown = re.findall(r"`(tests/frameworks/keras/\S+)::(\w+)`", text)
+@pytest.mark.parametrize("framework", ["TensorFlow", "Keras"])
+def test_the_tests_of_other_frameworks_are_there(framework: str) -> None:
+    text = (ROOT / "docs" / "migrating.md").read_text().split(f"\n## {framework}")[1].split("\n## ")[0]
+    shown = re.findall(rf"`(tests/frameworks/{framework.lower()}/\S+)::(\w+)`", text)
     assert len(shown) == sum(line.startswith("| `") for line in text.splitlines())
     for path, name in shown:
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), name

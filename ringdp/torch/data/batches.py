@@ -14,8 +14,8 @@ from ringdp.balance import Limits, Step, check_costs, plan_steps
 from ringdp.errors import UsageError
 from ringdp.imbalance import Imbalance, imbalance
 from ringdp.process_sets import ProcessSet, global_process_set
+from ringdp.state import agree
 from ringdp.torch.data.sampler import Place
-from ringdp.torch.state import agree
 
 
 class BalancedBatchSampler(torch.utils.data.Sampler):
