@@ -37,7 +37,7 @@ _CALLS = {
     "Case",
     "StatelessCase",
 }
-_COUNT, _TURN = "_ringdp_operations", "_ringdp_turn"  # of a function's graph
+_COUNT, _TURN, _LAST = "_ringdp_operations", "_ringdp_turn", "_ringdp_last"  # attributes of graphs
 # Of operations in graphs: TensorFlow makes errors of its own of them, which hold no more than their text.
 _failures: collections.deque[RingdpError] = collections.deque(maxlen=16)
 
@@ -64,7 +64,10 @@ def run(
             raise
 
     turn = current_turn() if turn is None else turn
-    with tf.control_dependencies([_take(turn)]):
+    # TensorFlow keeps no order at all in the gradient of a function: there each node of ours waits for the one before.
+    here = tf.compat.v1.get_default_graph()
+    before = getattr(here, _LAST, [])
+    with tf.control_dependencies(before), tf.control_dependencies([_take(turn)]):
         results = tf.numpy_function(
             call,
             list(tensors),
@@ -72,7 +75,7 @@ def run(
             name=f"ringdp_{what}",
         )
     with tf.control_dependencies(results):
-        _take(turn)
+        setattr(here, _LAST, [_take(turn)])
     return [tf.ensure_shape(r, spec.shape) for r, spec in zip(results, outputs, strict=True)]
 
 
@@ -116,11 +119,11 @@ def _look_through_calls() -> None:
 
     @register_acd_resource_resolver
     def ringdp_turn(op: Any, reads: Any, writes: Any) -> bool:
-        found = [tensor for tensor in writes if tensor.op.type in _CALLS]
+        found = [tensor for tensor in writes if _is_turn(tensor)]
         if not found:
             return False
         if not hasattr(op.graph, _TURN):
-            setattr(op.graph, _TURN, _known_turn(op.graph) or found[0].ref())
+            setattr(op.graph, _TURN, found[0].ref())  # the one that all others stand for
         turn = getattr(op.graph, _TURN).deref()
         if turn in writes:
             return False
@@ -128,12 +131,15 @@ def _look_through_calls() -> None:
         return True
 
 
-def _known_turn(graph: Any) -> Any:
-    """A reference to the variable's handle in this graph, if it has it; None if not."""
-    assert _turn is not None
-    outer = _known_turn(graph.outer_graph) if _is_part_of_a_function(graph) else _turn.handle.ref()
-    found = [inner for of_outer, inner in graph.captures if outer is not None and of_outer is outer.deref()]
-    return found[0].ref() if found else None
+def _is_turn(handle: Any) -> bool:
+    """Whether this is the variable's handle, or may be: what a call gave."""
+    if _turn is not None and handle is _turn.handle:
+        return True
+    op = getattr(handle, "op", None)  # an eager tensor has none
+    if op is None or op.type != "Placeholder":
+        return op is not None and op.type in _CALLS
+    outer = next((of_outer for of_outer, inner in op.graph.captures if inner is handle), None)
+    return outer is not None and _is_turn(outer)
 
 
 def _is_of_a_function(graph: Any) -> bool:

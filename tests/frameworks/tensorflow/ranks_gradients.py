@@ -145,3 +145,49 @@ def test_through_a_function_a_branch_and_a_loop():
         tape.watch(x)
         loss = tf.reduce_sum(inner(x) * 2.0)
     assert same(tape.gradient(loss, x), tf.fill([2], 2.0 * size))
+
+
+def test_gradients_of_functions_that_are_called_more_than_once():
+    """Each call's gradient is a function of the same name, and its operations have the same names: in which order they
+    run must be the same on all ranks. Each call's weight is distinct, so one that meets another is seen."""
+    rank, size = hvd.rank(), hvd.size()
+
+    @tf.function
+    def inner(x):
+        return hvd.allreduce(x, op=hvd.Sum)
+
+    def weighted(x):
+        direct = sum(tf.reduce_sum(inner(x[i])) * float((rank + 1) * 10**i) for i in range(4))
+        branch = tf.cond(x[4] > 0, lambda: inner(x[4]) * 7.0, lambda: x[4])
+        return direct + branch + tf.reduce_sum(hvd.allreduce(x[5:], op=hvd.Sum))
+
+    middle = tf.function(weighted)
+    ranks = float(sum(range(1, size + 1)))
+    wanted = tf.constant([*(ranks * 10**i for i in range(4)), 7.0 * size, float(size)])
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = middle(x)
+        return tape.gradient(loss, x)
+
+    function = tf.function(gradient)
+    for _ in range(5):
+        assert same(function(tf.ones([6])), wanted)
+
+
+def test_the_gradient_of_a_function_by_a_tape_outside_of_it():
+    size = hvd.size()
+
+    @tf.function
+    def function(x):
+        parts = [hvd.allreduce(x[i], op=hvd.Sum) * float((hvd.rank() + 1) * 10**i) for i in range(6)]
+        return sum(parts) + tf.cond(x[6] > 0, lambda: hvd.allreduce(x[6], op=hvd.Sum), lambda: x[6])
+
+    ranks = float(sum(range(1, size + 1)))
+    for _ in range(5):
+        with tf.GradientTape() as tape:
+            x = tf.ones([7])
+            tape.watch(x)
+            loss = function(x)
+        assert same(tape.gradient(loss, x), tf.constant([*(ranks * 10**i for i in range(6)), float(size)]))
