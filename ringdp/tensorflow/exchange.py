@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ringdp import world
 from ringdp.constants import ReduceOp
 from ringdp.flat import FlatExchange
 from ringdp.process_sets import ProcessSet
@@ -25,7 +26,7 @@ from ringdp.tensorflow.sparse import gathered, parts_of
 
 # Those that the exchange does itself while it packs.
 _CASTS = {NoneCompressor: "none", FP16Compressor: "fp16", BF16Compressor: "bf16"}
-_KEPT = 8
+KEPT = 16  # exchanges
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,14 @@ class _Body:
     def __init__(self, options: Options, name: str, dense: Sequence[int], sparse: int) -> None:
         self._options, self._name, self._sparse = options, name, sparse
         self._names = [str(place) for place in dense]
-        self._exchange: _Exchange | None = None  # of a graph: it lives as long as the graph does
 
     def __call__(self, arrays: list[NDArray[Any]], traced: str | None) -> Sequence[NDArray[Any]]:
-        count = len(self._names)
-        if self._exchange is None:
-            self._exchange = _exchange_for(traced or self._name, self._options, arrays[:count])
-        results = self._exchange(arrays[:count], self._names)
+        count, name = len(self._names), traced or self._name
+        exchange = world.current().service(_Exchanges).find(name, self._options, arrays[:count])
+        results = exchange(arrays[:count], self._names)
         if self._sparse:
             how = self._options.op, (1.0, 1.0), self._options.process_set
-            results += gathered(arrays[count:], f"{self._exchange.name}.slices", *how)
+            results += gathered(arrays[count:], f"{name}.slices", *how)
         return results
 
 
@@ -113,7 +112,6 @@ class _Exchange:
     """A flat exchange with its memory, for one call at a time."""
 
     def __init__(self, name: str, options: Options) -> None:
-        self.name = name
         self._flat, self._lock = options.flat(name), threading.Lock()
 
     def __call__(self, arrays: Sequence[NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
@@ -121,18 +119,25 @@ class _Exchange:
             return self._flat(arrays, names)
 
 
-_exchanges: collections.OrderedDict[Any, _Exchange] = collections.OrderedDict()
-_exchanges_lock = threading.Lock()
+class _Exchanges:
+    """The last few that were used in this world; traces of a function that differ in nothing else have one together.
+    (A graph that had its own would keep the memory for as long as TensorFlow keeps the graph.)"""
 
+    def __init__(self, here: world.World) -> None:
+        self._known: collections.OrderedDict[Any, _Exchange] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
-def _exchange_for(name: str, options: Options, arrays: Sequence[NDArray[Any]]) -> _Exchange:
-    """The one that was used for such gradients before, if it is one of the last few. Its name says nothing of the
-    gradients: ranks that have different ones must still meet, to learn of it.
-    """
-    key = name, options, tuple((a.shape, a.dtype.name) for a in arrays)
-    with _exchanges_lock:
-        found = _exchanges.pop(key, None) or _Exchange(name, options)
-        _exchanges[key] = found
-        if len(_exchanges) > _KEPT:
-            _exchanges.popitem(last=False)
-        return found
+    def find(self, name: str, options: Options, arrays: Sequence[NDArray[Any]]) -> _Exchange:
+        """That for such gradients. Its name says nothing of them: ranks that have different ones must still meet, to
+        learn of it."""
+        key = name, options, tuple((a.shape, a.dtype.name) for a in arrays)
+        with self._lock:
+            found = self._known.pop(key, None) or _Exchange(name, options)
+            self._known[key] = found
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+            return found
+
+    def close(self) -> None:
+        """All ranks have left."""
+        self._known.clear()

@@ -58,9 +58,8 @@ def run(
         try:
             return list(body(list(arrays), known))
         except RingdpError as failure:
-            _failures.append(
-                copy.copy(failure)
-            )  # without its traceback, which holds the memory of the exchange
+            # Without its traceback, which holds the memory of the exchange.
+            _failures.append(copy.copy(failure))
             raise
 
     turn = current_turn() if turn is None else turn
