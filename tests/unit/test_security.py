@@ -23,6 +23,7 @@ PACKAGE = sorted((ROOT / "ringdp").rglob("*.py"))
 UNPICKLES = {
     "ringdp/state.py": {"pickle.loads"},
     "ringdp/elastic.py": {"pickle.loads"},  # commits in a folder of the user's own
+    "ringdp/tensorflow/elastic.py": {"pickle.loads"},  # the same: variables and objects in one pickle
     "ringdp/torch/elastic/payload.py": {"pickle.loads", "torch.load"},  # torch.load(weights_only=True)
 }
 LIMIT = 120
