@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from ringdp.constants import Sum
 from ringdp.errors import UsageError
-from ringdp.process_sets import ProcessSet
+from ringdp.process_sets import ProcessSet, numbered
+from ringdp.requests import usable
 from ringdp.torch.ops import now
 from ringdp.torch.tracing import is_compiling
 
@@ -45,10 +46,16 @@ def own_part(length: int, process_set: ProcessSet) -> tuple[int, int]:
     Raises:
         UsageError: as `part_sizes`, and on a rank that is not in the set.
     """
-    sizes, rank = part_sizes(length, process_set), process_set.rank()
+    sizes, rank = part_sizes(length, process_set), _rank_in(usable(process_set))
     if rank is None:
         raise UsageError(f"this rank is not in {process_set!r}")
     return sum(sizes[:rank]), sizes[rank]
+
+
+# Which process this is, torch.compile cannot look at: to a graph it is a constant.
+@torch.compiler.assume_constant_result
+def _rank_in(process_set_id: int) -> int | None:
+    return numbered(process_set_id).rank()
 
 
 def copy_to(x: torch.Tensor, process_set: ProcessSet) -> torch.Tensor:
