@@ -34,7 +34,7 @@ def part_sizes(length: int, process_set: ProcessSet) -> list[int]:
         UsageError: there is less than one for each rank.
         NotInitializedError: the set cannot be used.
     """
-    ranks = process_set.size()
+    ranks = _size_of(usable(process_set))
     if length < ranks:
         raise UsageError(f"a dimension of {length} cannot be split over the {ranks} ranks of {process_set!r}")
     return [(length + ranks - 1 - rank) // ranks for rank in range(ranks)]
@@ -52,7 +52,12 @@ def own_part(length: int, process_set: ProcessSet) -> tuple[int, int]:
     return sum(sizes[:rank]), sizes[rank]
 
 
-# Which process this is, torch.compile cannot look at: to a graph it is a constant.
+# Which process this is, torch.compile cannot look at: to a graph these are constants.
+@torch.compiler.assume_constant_result
+def _size_of(process_set_id: int) -> int:
+    return numbered(process_set_id).size()
+
+
 @torch.compiler.assume_constant_result
 def _rank_in(process_set_id: int) -> int | None:
     return numbered(process_set_id).rank()
