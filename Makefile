@@ -33,7 +33,7 @@ demo:  ## train on the handwritten digits, on two ranks and on one, and compare
 	$(ENVIRONMENT) demo
 	@$(VENV) examples/images/demo.py
 
-test:  ## install from the sdist and run the tests (some forty minutes on two cores)
+test:  ## install from the sdist and run the tests (some fifty minutes on two cores)
 	$(ENVIRONMENT) test
 	$(FRAMEWORKS)
 	@$(VENV) tests/run.py $(ARGS)

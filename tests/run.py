@@ -26,7 +26,7 @@ LOGS = ROOT / "build" / "test-logs"
 def main() -> int:
     args = parse_arguments()
     selection = Selection(args.k, tuple(args.n or ()), args.all)
-    end = time.monotonic() + (args.budget or (9000 if args.all else 3600))
+    end = time.monotonic() + (args.budget or (9000 if args.all else 4500))
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     rows: list[tuple[str, Results, float]] = []
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--all", action="store_true", help="the tests marked slow too")
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="for everything (3600; with --all 9000)"
+        "--budget", type=float, metavar="SECONDS", help="for everything (4500; with --all 9000)"
     )
     args = parser.parse_args()
     unknown = [p for p in args.phases if p not in PHASES]
