@@ -246,11 +246,13 @@ bool Run::take_tokens() {
       for (size_t m = 0; m < shared_.mates.size() && all_there; ++m) {
         const Shared::Mate& mate = shared_.mates[m];
         if (m == shared_.me) continue;
-        if ((*mate.counts)[0].load(std::memory_order_acquire) & kStopped) {
+        // The mark first: a mate that has come so far may have ended, and given up a later operation with the same counts.
+        const bool has_stopped = (*mate.counts)[0].load(std::memory_order_acquire) & kStopped;
+        all_there = ((*mate.counts)[line].load(std::memory_order_acquire) & ~kStopped) >= mate.base[line] + wanted;
+        if (!all_there && has_stopped) {
           fail_with("rank " + std::to_string(transport_.name_of(mate.rank)) + " of this host gave up this operation");
           return true;
         }
-        all_there = (*mate.counts)[line].load(std::memory_order_acquire) >= mate.base[line] + wanted;
       }
       if (!all_there) break;
       ++awaits.next;
