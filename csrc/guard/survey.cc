@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <iomanip>
+#include <optional>
 #include <sstream>
 
 #include "submit/submission.h"
@@ -62,22 +63,17 @@ void for_each_newest_first(const FlightHead& head, const FlightRecord* records, 
   }
 }
 
+// Whether this record tells if its rank has come to what is asked about.
+bool is_about(const FlightRecord& r, const Question& q) {
+  if (r.process_set != q.process_set || r.lane != q.lane) return false;
+  if (q.lane == 0 && q.kind != FlightRecord::kVote) return r.key == q.key;
+  return (r.kind == FlightRecord::kVote) == (q.kind == FlightRecord::kVote);
+}
+
 // In a lane all ranks come to the same in the same order. Of a name, the latest is the one, if it has not ended: a rank
 // comes to the next of the same name when the one before has ended for all.
-bool has_come(const FlightHead& head, const FlightRecord* records, const Question& q) {
-  bool come = false;
-  for_each_newest_first(head, records, [&](const FlightRecord& r) {
-    if (r.process_set != q.process_set || r.lane != q.lane) return true;
-    if (q.lane > 0 || q.kind == FlightRecord::kVote) {
-      if ((r.kind == FlightRecord::kVote) != (q.kind == FlightRecord::kVote)) return true;
-      come = r.sequence >= q.sequence;
-      return false;
-    }
-    if (r.key != q.key) return true;
-    come = !has_ended(r);
-    return false;
-  });
-  return come;
+bool has_come(const FlightRecord& r, const Question& q, bool has_ended) {
+  return q.lane > 0 || q.kind == FlightRecord::kVote ? r.sequence >= q.sequence : !has_ended;
 }
 
 void say(Seen& seen, const std::string& text) { std::snprintf(seen.doing, sizeof seen.doing, "%s", text.c_str()); }
@@ -104,15 +100,19 @@ Seen look_at(const FlightHead& head, const FlightRecord* records, const Question
   std::snprintf(seen.host, sizeof seen.host, "%s", text_of(head.host).c_str());
   if (const int64_t until = head.patient_until.load(); until > now) seen.patience = float(seconds_between(now, until));
 
-  // The oldest that has not ended, and the last of all.
+  // The oldest that has not ended, the last of all, and the last that tells of what is asked about. The rank goes on
+  // meanwhile: each is looked at once, lest it seems to wait for something else than what has just ended.
   std::string open, last;
   int64_t open_since = 0, last_change = 0;
+  std::optional<bool> come;
   for_each_newest_first(head, records, [&](const FlightRecord& r) {
     if (last_change == 0) {
       last_change = r.changed.load(std::memory_order_relaxed);
       last = label(r) + " (" + stage_in_words(r.stage.load(std::memory_order_relaxed)) + ")";
     }
-    if (!has_ended(r)) {
+    const bool ended = has_ended(r);
+    if (!come && is_about(r, q)) come = has_come(r, q, ended);
+    if (!ended) {
       open = label(r) + " (" + stage_in_words(r.stage.load(std::memory_order_relaxed)) + ")";
       open_since = r.submitted;
       seen.waits_for = question_of(r);
@@ -147,7 +147,7 @@ Seen look_at(const FlightHead& head, const FlightRecord* records, const Question
     seen.kind = Seen::stuck;
   else if (standing == Standing::leaving)
     seen.kind = Seen::left;
-  else if (has_come(head, records, q))
+  else if (come.value_or(false))
     seen.kind = Seen::come;
   else
     seen.kind = open.empty() ? Seen::computing : Seen::waiting;

@@ -71,8 +71,11 @@ struct Job {
     Shared shared;
     const int first = rank / 2 * 2;  // of the host
     for (int r = first; r < first + 2; ++r)
-      shared.mates.push_back({r, reinterpret_cast<std::byte*>(ranks[r].output.data()),
-                              reinterpret_cast<std::byte*>(ranks[r].area.data()), &ranks[r].counts, {}});
+      shared.mates.push_back({r,
+                              reinterpret_cast<std::byte*>(ranks[r].output.data()),
+                              reinterpret_cast<std::byte*>(ranks[r].area.data()),
+                              &ranks[r].counts,
+                              {}});
     shared.me = static_cast<size_t>(rank - first);
     shared.ring = [] {};
     return shared;

@@ -638,7 +638,7 @@ def test_at_the_deadline_the_error_names_the_operation(monkeypatch: pytest.Monke
         assert all((p.result() == total(2, 3)).all() for p in named)
 
 
-ALIVE = r"rank {} \(host \S+, process \d+\) is alive \(state [RS]\) and has not come; .*"
+ALIVE = r"rank {} \(host \S+, process \d+\) is alive \(state [RSD]\) and has not come; .*"
 
 
 @pytest.mark.parametrize("hosts", [[], [0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])
