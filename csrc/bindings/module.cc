@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/options.h"
 #include "bindings/agreement.h"
 #include "bindings/choice.h"
@@ -446,6 +447,9 @@ void bind_engine(nb::module_& m) {
   m.def(
       "wants_two_levels", [] { return options_from_environment().gpu_transport == GpuTransport::two_level; },
       "Whether RINGDP_GPU_TRANSPORT asks for them.");
+  m.def(
+      "expect_writes", [](uintptr_t address, size_t bytes) { expect_writes(reinterpret_cast<void*>(address), bytes); },
+      "address"_a, "bytes"_a, "New memory is about to be written: fewer page faults, if it is large.");
   m.def("option_table", [] {
     nb::list rows;
     for (const OptionRow& row : option_table()) rows.append(nb::make_tuple(row.variable, row.fallback, row.help));

@@ -7,6 +7,7 @@
 
 #include "agree/digest.h"
 #include "base/check.h"
+#include "base/huge_pages.h"
 #include "collectives/halves.h"
 #include "collectives/ring.h"
 
@@ -217,6 +218,7 @@ void Operation::run_variable_data() {
   const bool fits = submission_.output != nullptr && !describes() && submission_.room == result_.output_bytes;
   void* staged = stages ? staged_->output_of(rows_of_all, result_.output_bytes) : nullptr;
   if (!fits && !stages) result_.output.reset(new (std::nothrow) std::byte[std::max<uint64_t>(1, result_.output_bytes)]);
+  if (result_.output) expect_writes(result_.output.get(), result_.output_bytes);
   void* output = stages ? staged : fits ? submission_.output : result_.output.get();
   const Memory memory{describes() ? description_.data() : submission_.input, output};
   // Without memory nothing is exchanged but that: moves for all of it would be as many as there is no memory for.

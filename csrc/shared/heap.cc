@@ -21,7 +21,7 @@ namespace {
 
 constexpr uint64_t kLine = 64, kPage = 64 << 10;  // no system has larger ones by default
 constexpr uint64_t kGrowth = 1 << 20;             // memory is reserved in steps of this
-constexpr uint64_t kIdleMost = 64 << 20;          // more memory than this in free blocks goes back to the system
+constexpr uint64_t kIdleMost = 128 << 20;         // more memory than this in free blocks goes back to the system
 constexpr uint64_t kHollowLeast = 1 << 20;        // blocks smaller than this keep theirs
 
 constexpr uint64_t kMostCapacity = uint64_t{1} << 46;  // of an address space

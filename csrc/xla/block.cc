@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "base/huge_pages.h"
 #include "kernels/copy.h"
 #include "shared/host.h"
 
@@ -22,6 +23,7 @@ Block::Block(const Engine& engine, size_t bytes) {
   if (data_ != nullptr) return;
   data_ = static_cast<std::byte*>(::operator new(std::max<size_t>(1, bytes), kAligned, std::nothrow));
   if (data_ == nullptr) fail(ErrorKind::internal, "no memory is left for ", bytes, " bytes that are to be exchanged");
+  expect_writes(data_, bytes);
 }
 
 Block::~Block() {
@@ -48,6 +50,11 @@ void wait_for(Engine& engine, const std::vector<std::shared_ptr<Handle>>& handle
   }
   if (std::any_of(handles.begin(), handles.end(), [](const auto& handle) { return handle->memory_in_use(); }))
     give_up();
+}
+
+void give(const Tensor& to, const std::byte* from) {
+  expect_writes(to.data, to.bytes());  // XLA has just allocated it
+  copy_bytes(to.data, from, to.bytes());
 }
 
 void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) {

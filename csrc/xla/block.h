@@ -37,6 +37,7 @@ void wait_for(Engine& engine, const std::vector<std::shared_ptr<Handle>>& handle
               const std::function<void()>& look);
 
 void copy_bytes(std::byte* to, const std::byte* from, size_t bytes);
+void give(const Tensor& output, const std::byte* from);
 inline void fill(const Block& block, const Tensor& from) { copy_bytes(block.data(), from.data, from.bytes()); }
 
 }  // namespace ringdp::xla

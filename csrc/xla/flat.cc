@@ -42,7 +42,7 @@ void unpack(const Packed& bucket, const std::vector<Tensor>& outputs) {
   const size_t item = size_of(bucket.layout.dtype);
   for (size_t i = 0; i < bucket.layout.tensors.size(); ++i) {
     const Tensor& output = outputs[bucket.layout.tensors[i]];
-    copy_bytes(output.data, bucket.block->data() + bucket.layout.offsets[i] * item, output.bytes());
+    give(output, bucket.block->data() + bucket.layout.offsets[i] * item);
   }
 }
 

@@ -145,7 +145,7 @@ void take(const Operation& operation, const Result& result, const std::vector<ui
          text_of(result.rows), " have come from the ranks, and the program was compiled for ", text_of(rows), ": ",
          remedy);
   RINGDP_CHECK(result.output_bytes == output.bytes());
-  copy_bytes(output.data, result.output.get(), output.bytes());
+  give(output, result.output.get());
 }
 
 // An operation whose results look as its inputs do: one tensor by itself, or many as one.
@@ -160,7 +160,7 @@ void in_place(const Operation& operation, const Call& call, Submission how) {
   how.dtype = input.dtype;
   how.shape = input.shape;
   operation.run(std::move(how), {&block});
-  copy_bytes(output.data, block.data(), output.bytes());
+  give(output, block.data());
 }
 
 }  // namespace
@@ -229,7 +229,7 @@ ErrorOfXla* reducescatter(Frame* frame) {
     Submission s = operation.on(input, from, to);
     set_reduction(s, call);
     operation.run(std::move(s), {&from, &to});
-    copy_bytes(output.data, to.data(), output.bytes());
+    give(output, to.data());
   });
 }
 

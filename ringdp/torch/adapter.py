@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from ringdp import dtypes
+from ringdp import _core, dtypes
 from ringdp.constants import Dtype
 from ringdp.torch import device
 
 DTYPES: dict[torch.dtype, Dtype] = {
     getattr(torch, name): dtype for name, dtype in dtypes.BY_NAME.items() if hasattr(torch, name)
 }
+LARGE = 4 << 20  # bytes; csrc/base/huge_pages.h
 TYPES = torch.Tensor, torch.nn.Parameter  # of which no subclass, which may keep its numbers elsewhere
 
 
@@ -82,6 +83,12 @@ def note_write(tensor: torch.Tensor) -> None:
             raise
 
 
+def _about_to_be_written(made: torch.Tensor) -> torch.Tensor:
+    if made.nbytes >= LARGE and made.is_cpu:
+        _core.expect_writes(made.data_ptr(), made.nbytes)
+    return made
+
+
 class TorchAdapter:
     """`ringdp.ops.Adapter` for `torch.Tensor`. Only addresses reach the core: autograd never sees the exchange."""
 
@@ -114,10 +121,10 @@ class TorchAdapter:
                 own.copy_(target)
 
     def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        return like.new_empty(tuple(shape))
+        return _about_to_be_written(like.new_empty(tuple(shape)))
 
     def empty_like(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(like)
+        return _about_to_be_written(torch.empty_like(like))
 
     def from_bytes(self, data: Any, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(data).view(like.dtype).reshape(tuple(shape))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from frameworks.jax.helpers import DTYPES, NUMBERS, WAYS, same, total, values, wide
+from memory_flags import flags_at, needs_huge_pages
 
 import ringdp.jax as hvd
 
@@ -207,3 +208,10 @@ def test_closed_over():
     assert "ringdp_allreduce" in before.as_text()
     same(program(), total((3,)))
     same(program(), total((3,)))
+
+
+@ways
+@needs_huge_pages
+def test_large_results_are_in_huge_pages(way):
+    result = WAYS[way](lambda x: hvd.allreduce(x, op=hvd.Sum))(jnp.zeros(1 << 21, jnp.float32))
+    assert "hg" in flags_at(result.unsafe_buffer_pointer() + (2 << 20))

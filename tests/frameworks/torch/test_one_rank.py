@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from frameworks.torch.helpers import loss, named, parameters, wrap
+from memory_flags import flags_at, needs_huge_pages
 
 import ringdp
 import ringdp.torch as hvd
@@ -189,6 +190,12 @@ def test_operations_on_one_rank():
     hvd.broadcast_parameters({"x": x})
     hvd.broadcast_optimizer_state(torch.optim.SGD([torch.nn.Parameter(x)], lr=0.1))
     assert hvd.allgather_object("me") == ["me"]
+
+
+@needs_huge_pages
+def test_large_results_are_in_huge_pages():
+    for result in hvd.allreduce(torch.zeros(1 << 21)), hvd.allgather(torch.zeros(2, 1 << 20)):
+        assert "hg" in flags_at(result.data_ptr() + (2 << 20))
 
 
 def test_importing_touches_no_mpi():
