@@ -41,19 +41,22 @@ class ProcessSet:
         self._comm = ranks_or_comm if hasattr(ranks_or_comm, "Get_group") else None
         self._made_with = range(0)  # the numbers of all sets that the same call has made, on whatever ranks
         self.ranks = None if self._comm is not None else _ranks_from(ranks_or_comm)
+        self._rank: int | None = None
+        self._size = 0
 
     def rank(self) -> int | None:
         """This rank's number in the set, 0 to size() - 1; None if it is not one of the set."""
-        ranks, mine = self._members(), world.rank()
-        return ranks.index(mine) if mine in ranks else None
+        self._check_usable()
+        return self._rank
 
     def size(self) -> int:
         """The number of ranks in the set."""
-        return len(self._members())
+        self._check_usable()
+        return self._size
 
     def included(self) -> bool:
         """True if this rank is one of the set."""
-        return world.rank() in self._members()
+        return self.rank() is not None
 
     def is_apart(self) -> bool:
         """Other ranks have other sets in its place: the axis of a mesh, communicators of different groups."""
@@ -77,10 +80,19 @@ class ProcessSet:
             self._comm, self.ranks = None, [numbers[rank] for rank in members]
         return lost
 
-    def _members(self) -> Sequence[int]:
-        if self.process_set_id is None or self.ranks is None:
+    def _becomes(self, number: int, ranks: Sequence[int], mine: int) -> None:
+        """It can be used: this rank is `mine` of the job, and maybe one of these ranks.
+
+        What `rank()` and `size()` give is found here, as numbers: a graph of torch.compile is traced anew when a number
+        that it has read is another one, but it does not notice that a list has other elements.
+        """
+        self.process_set_id, self.ranks = number, list(ranks)
+        self._rank = self.ranks.index(mine) if mine in self.ranks else None
+        self._size = len(self.ranks)
+
+    def _check_usable(self) -> None:
+        if self.process_set_id is None:
             raise NotInitializedError(f"{self!r} cannot be used: {self.how_to_add()}")
-        return self.ranks
 
     def __repr__(self) -> str:
         ranks = "a communicator's ranks" if self.ranks is None else self.ranks
@@ -107,9 +119,6 @@ class _Global(ProcessSet):
     def included(self) -> bool:
         world.current()
         return True
-
-    def _members(self) -> Sequence[int]:
-        return range(world.size())
 
     def __repr__(self) -> str:
         return "global_process_set"
@@ -287,7 +296,7 @@ def _put(one: ProcessSet, groups: Sequence[Sequence[int]], here: world.World) ->
         if is_mine:
             here.job.add_set(here.engine, number, group)
         if is_mine or len(groups) == 1:
-            one.process_set_id, one.ranks = number, list(group)
+            one._becomes(number, group, here.place.rank)
             here.process_sets[number] = one
 
 

@@ -167,8 +167,10 @@ def _refuse_children(what: str) -> None:
 
 
 def _place() -> Place:
-    if _world is not None and not _is_child and not _has_threads_of_their_own:
-        return _world.place  # nothing in this line stops torch.compile, which notes what it has read
+    # Nothing in these lines stops torch.compile, which notes what it has read.
+    world = getattr(_local, "world", None) or _world if _has_threads_of_their_own else _world
+    if world is not None and not _is_child:
+        return world.place
     parent = _parent()
     return parent[1] if parent is not None else current().place
 

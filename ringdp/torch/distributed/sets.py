@@ -91,7 +91,7 @@ class Places:
         messages = job.duplicate(comm)
         job.add_set_over(comm, self._here.engine, number, ranks)
         process_set = ProcessSet(ranks)
-        process_set.process_set_id = number
+        process_set._becomes(number, sorted(ranks), self._here.place.rank)
         process_set.is_of_a_group = True
         self._here.process_sets[number] = process_set
         return Place(ranks, process_set, messages)

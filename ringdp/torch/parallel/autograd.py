@@ -20,8 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ringdp.constants import Sum
 from ringdp.errors import UsageError
-from ringdp.process_sets import ProcessSet, numbered
-from ringdp.requests import usable
+from ringdp.process_sets import ProcessSet
 from ringdp.torch.ops import now
 from ringdp.torch.tracing import is_compiling
 
@@ -34,7 +33,7 @@ def part_sizes(length: int, process_set: ProcessSet) -> list[int]:
         UsageError: there is less than one for each rank.
         NotInitializedError: the set cannot be used.
     """
-    ranks = _size_of(usable(process_set))
+    ranks = process_set.size()
     if length < ranks:
         raise UsageError(f"a dimension of {length} cannot be split over the {ranks} ranks of {process_set!r}")
     return [(length + ranks - 1 - rank) // ranks for rank in range(ranks)]
@@ -46,21 +45,10 @@ def own_part(length: int, process_set: ProcessSet) -> tuple[int, int]:
     Raises:
         UsageError: as `part_sizes`, and on a rank that is not in the set.
     """
-    sizes, rank = part_sizes(length, process_set), _rank_in(usable(process_set))
+    sizes, rank = part_sizes(length, process_set), process_set.rank()
     if rank is None:
         raise UsageError(f"this rank is not in {process_set!r}")
     return sum(sizes[:rank]), sizes[rank]
-
-
-# Which process this is, torch.compile cannot look at: to a graph these are constants.
-@torch.compiler.assume_constant_result
-def _size_of(process_set_id: int) -> int:
-    return numbered(process_set_id).size()
-
-
-@torch.compiler.assume_constant_result
-def _rank_in(process_set_id: int) -> int | None:
-    return numbered(process_set_id).rank()
 
 
 def copy_to(x: torch.Tensor, process_set: ProcessSet) -> torch.Tensor:

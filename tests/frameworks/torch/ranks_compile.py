@@ -7,7 +7,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import ringdp.torch as hvd
 from ringdp import world
-from ringdp.torch import operators
+from ringdp.torch import operators, parallel
 
 BACKENDS = ["eager", "aot_eager"]  # "inductor" takes seconds for each graph, and so has one test
 
@@ -265,6 +265,59 @@ def test_a_rank_that_does_not_compile_meets_those_that_do(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_size_and_rank(backend):
     same(lambda x: x * hvd.size() + hvd.rank() + hvd.local_rank(), values((3,)), backend=backend)
+
+
+def numbered(x, process_set):
+    """Parts as the ranks of a set have them: what has a shape by its size, and an index by this rank's number in it."""
+    rank = process_set.rank()
+    if rank is None:
+        return x * process_set.size() - 1
+    parts = x.tensor_split(process_set.size())
+    return parts[rank] * process_set.size() + rank + process_set.included()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_size_and_rank_in_process_sets(backend):
+    """The same function with one set after the other, and with one that is removed, and added again of other ranks."""
+    last, every = hvd.size() - 1, range(hvd.size())
+    sets = [hvd.add_process_set(ranks) for ranks in ([last], [0], list(every))]
+    compiled = torch.compile(numbered, fullgraph=True, backend=backend)
+    x = values((7, 2))
+    for one in [*sets, hvd.global_process_set, *sets]:
+        assert torch.equal(compiled(x, one), numbered(x, one))
+    first = sets[1]
+    hvd.remove_process_set(first)
+    with pytest.raises(Exception, match="cannot be used"):
+        compiled(x, first)
+    first.ranks = [last]
+    hvd.add_process_set(first)
+    assert torch.equal(compiled(x, first), numbered(x, first))
+    for one in sets:
+        hvd.remove_process_set(one)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_size_and_rank_after_threads_have_stood_in_for_this_rank(backend):
+    """As join() has them, one for each optimizer but the first."""
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizers = [hvd.DistributedOptimizer(torch.optim.SGD([param], lr=1.0)) for param in params]
+    for param, optimizer in zip(params, optimizers, strict=True):
+        (param * values((2,))).sum().backward()
+        optimizer.step()
+    hvd.join()
+    pair = hvd.add_process_set([0, hvd.size() - 1])
+    for one in (pair, hvd.global_process_set):
+        same(lambda x, one=one: numbered(x, one), values((7, 2)), backend=backend)
+    test_size_and_rank(backend)
+    if pair.included():
+        up = parallel.ColumnLinear(3, 5, process_set=pair)
+        down = parallel.RowLinear(5, 3, process_set=pair)
+        gathering = parallel.ColumnLinear(3, 5, process_set=pair, gather_output=True)
+        scattering = parallel.RowLinear(5, 3, process_set=pair, input_is_split=False)
+        for first, second in ((up, down), (gathering, scattering)):
+            inputs = values((4, 3), 0).requires_grad_()
+            same(lambda x, first=first, second=second: second(first(x)), inputs, backend=backend)
+    hvd.remove_process_set(pair)
 
 
 def test_after_init_with_other_ranks_the_graph_is_another():

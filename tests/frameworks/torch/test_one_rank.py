@@ -13,6 +13,7 @@ from memory_flags import flags_at, needs_huge_pages
 import ringdp
 import ringdp.torch as hvd
 from ringdp import _core, world
+from ringdp import place as places
 from ringdp.torch.adapter import DTYPES
 
 
@@ -212,9 +213,26 @@ def test_importing_ringdp_alone_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_size_and_rank_inside_a_full_graph_compile(monkeypatch):
+    monkeypatch.setenv(places.PARENT_VARIABLE, "")  # so that it is gone afterwards
+    places.tell_children(world.current().place)  # as init() does
+    every = hvd.global_process_set
+    first = hvd.parallel.ColumnLinear(3, 5, process_set=every, gather_output=True)
+    second = hvd.parallel.RowLinear(5, 3, process_set=every, input_is_split=False)
+
+    def act(x):
+        return second(first(x)) * (
+            every.size() + 2 * every.rank() + every.included() + hvd.size() + hvd.rank()
+        )
+
+    x = torch.arange(6.0).view(2, 3)
+    assert torch.equal(torch.compile(act, fullgraph=True, backend="eager")(x), act(x))
+
+
 TRACED_FIRST = """
 import sys, torch, ringdp.torch as hvd
 from ringdp import _core, world
+from ringdp import place as places
 late = {"torch._dynamo", "ringdp.torch.compiled", "ringdp.torch.operators"}
 assert not late & set(sys.modules)
 (engine,) = _core.local_engines(1, 0)
