@@ -480,9 +480,11 @@ class Operations(Generic[T]):
         return self._handle_of(core, request, here)
 
     def submit_group(
-        self, requests: Sequence[Request[T]], name: str | None, process_set: ProcessSet
+        self, requests: Sequence[Request[T]], name: str | None, process_set: ProcessSet, layout: str = ""
     ) -> GroupHandle:
         """Start several operations that complete together or not at all; `name.0`, `name.1`, … are their names.
+
+        `layout`: lines that the ranks compare as well, and are told of where they differ.
 
         Raises:
             DuplicateNameError, UsageError: one of them cannot be; then none was started.
@@ -493,7 +495,8 @@ class Operations(Generic[T]):
             [
                 request.submission(f"{name}.{i}" if name else "", number, self._adapter)
                 for i, request in enumerate(requests)
-            ]
+            ],
+            layout,
         )
         return GroupHandle(
             [self._handle_of(core, request, here) for core, request in zip(cores, requests, strict=True)]

@@ -138,11 +138,12 @@ std::shared_ptr<Handle> submit(Engine& engine, Submission& s) {
   return engine.submit(std::move(s));
 }
 
-std::vector<std::shared_ptr<Handle>> submit_group(Engine& engine, const std::vector<Submission*>& submissions) {
+std::vector<std::shared_ptr<Handle>> submit_group(Engine& engine, const std::vector<Submission*>& submissions,
+                                                  const std::string& layout) {
   std::vector<Submission> all;
   for (Submission* submission : submissions) all.push_back(std::move(*submission));
   nb::gil_scoped_release release;
-  return engine.submit_group(std::move(all));
+  return engine.submit_group(std::move(all), layout);
 }
 
 // Where it fails, or is interrupted, while its memory is in use, the tensors are given to `world`, which holds them.
@@ -366,7 +367,9 @@ void bind_engine(nb::module_& m) {
           },
           "bytes"_a, "dtype"_a, "[(algorithm, predicted seconds), …] of all that can run among all ranks.")
       .def("submit", &submit, "submission"_a, "It cannot be submitted again.")
-      .def("submit_group", &submit_group, "submissions"_a, "All are taken, or none and what is wrong is raised.")
+      .def("submit_group", &submit_group, "submissions"_a, "layout"_a = "",
+           "All are taken, or none and what is wrong is raised. layout: lines that the ranks compare, and are told of "
+           "first.")
       .def("allreduce", &allreduce, "name"_a.none(), "process_set"_a, "source"_a, "output"_a, "op"_a, "prescale"_a,
            "postscale"_a, "world"_a)
       .def("allreduce_at", &allreduce_at, "name"_a.none(), "process_set"_a, "input"_a, "output"_a, "dtype"_a, "shape"_a,

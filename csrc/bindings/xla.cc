@@ -1,4 +1,4 @@
-// What compiled programs of XLA call (ringdp/jax/targets.py registers it), and the engine that they find.
+// What compiled programs of XLA call (ringdp/jax/primitives.py registers it), and the engine that they find.
 #include "bindings/xla.h"
 
 #include <nanobind/stl/shared_ptr.h>

@@ -131,6 +131,7 @@ std::vector<uint64_t> Call::integers(const char* name) const {
   const auto& array = *static_cast<const Array*>(attribute(name, kArray));
   RINGDP_CHECK(array.dtype == kS64, "attribute ", name);
   const auto* values = static_cast<const int64_t*>(array.data);
+  for (size_t i = 0; i < array.size; ++i) RINGDP_CHECK(values[i] >= 0, "attribute ", name);
   return {values, values + array.size};
 }
 

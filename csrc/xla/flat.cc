@@ -1,13 +1,13 @@
 #include "xla/flat.h"
 
 #include <algorithm>
-#include <iterator>
 #include <memory>
 #include <utility>
 
 #include "base/check.h"
 #include "bucket/plan.h"
 #include "xla/block.h"
+#include "xla/group.h"
 
 namespace ringdp::xla {
 
@@ -54,27 +54,15 @@ void exchange_flat(Engine& engine, const Submission& how, const std::vector<Tens
   for (size_t i = 0; i < inputs.size(); ++i)
     RINGDP_CHECK(inputs[i].dtype == outputs[i].dtype && inputs[i].shape == outputs[i].shape);
   const std::vector<Packed> buckets = packed(engine, inputs);
-  std::vector<Submission> submissions;
-  std::vector<Block*> blocks;
+  std::vector<Member> members;
   for (const Packed& bucket : buckets) {
     Submission s = how;
     s.input = s.output = bucket.block->data();
     s.dtype = bucket.layout.dtype;
     s.shape = {bucket.layout.count};
-    if (!s.name.empty()) s.name += "." + std::to_string(submissions.size());
-    submissions.push_back(std::move(s));
-    blocks.push_back(bucket.block.get());
+    members.push_back({std::move(s), {bucket.block.get()}});
   }
-  // The first alone: where the ranks differ in what they have, they may in the number of buckets as well, and of those that
-  // others lack none must be on its way.
-  const Engine::Caller caller(engine);
-  const auto exchange = [&](auto begin, auto end, const std::vector<Block*>& theirs) {
-    const auto handles = engine.submit_group({std::make_move_iterator(begin), std::make_move_iterator(end)}, layout);
-    wait_for(engine, handles, theirs, look);
-    for (const auto& handle : handles) (void)handle->result();
-  };
-  exchange(submissions.begin(), submissions.begin() + 1, {blocks[0]});
-  if (submissions.size() > 1) exchange(submissions.begin() + 1, submissions.end(), {blocks.begin() + 1, blocks.end()});
+  exchange_group(engine, std::move(members), layout, look);
   for (const Packed& bucket : buckets) unpack(bucket, outputs);
 }
 

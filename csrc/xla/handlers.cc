@@ -10,6 +10,7 @@
 #include "xla/block.h"
 #include "xla/call.h"
 #include "xla/flat.h"
+#include "xla/group.h"
 
 namespace ringdp::xla {
 
@@ -107,12 +108,21 @@ class Operation {
     return s;
   }
 
-  // Until it is done. The blocks are what it uses.
-  Result run(Submission s, const std::vector<Block*>& blocks) const {
+  // Until it is done.
+  Result run(Member one) const {
+    std::vector<Member> alone;
+    alone.push_back(std::move(one));
+    return std::move(run_all(std::move(alone), "")[0]->result());
+  }
+  // The same of several, or of one without a layout.
+  std::vector<std::shared_ptr<Handle>> run_all(std::vector<Member> members, const std::string& layout) const {
+    if (!layout.empty()) return exchange_group(*engine_, std::move(members), layout, nullptr);
+    RINGDP_CHECK(members.size() == 1);
     const Engine::Caller caller(*engine_);
-    const auto handle = engine_->call(std::move(s));
-    wait_for(*engine_, {handle}, blocks, nullptr);
-    return std::move(handle->result());
+    const auto handle = engine_->call(std::move(members[0].submission));
+    wait_for(*engine_, {handle}, members[0].blocks, nullptr);
+    (void)handle->result();
+    return {handle};
   }
 
  private:
@@ -159,7 +169,7 @@ void in_place(const Operation& operation, const Call& call, Submission how) {
   how.input = how.output = block.data();
   how.dtype = input.dtype;
   how.shape = input.shape;
-  operation.run(std::move(how), {&block});
+  operation.run({std::move(how), {&block}});
   give(output, block.data());
 }
 
@@ -177,12 +187,24 @@ ErrorOfXla* allreduce(Frame* frame) {
 ErrorOfXla* allgather(Frame* frame) {
   return handle(frame, [](const Call& call) {
     const Operation operation(OpKind::allgather, call);
-    Block block(operation.engine(), call.input().bytes());
-    fill(block, call.input());
-    Submission s = operation.on(call.input(), block, block);
-    s.output = nullptr;
-    take(operation, operation.run(std::move(s), {&block}), call.integers("rows"),
-         "give it rows=, those of each rank, where ranks have different numbers of them", call.output());
+    const std::vector<uint64_t> rows = call.integers("rows");
+    const auto ranks = static_cast<std::ptrdiff_t>(operation.place().ranks);
+    RINGDP_CHECK(call.inputs().size() == call.outputs().size());
+    RINGDP_CHECK(rows.size() == call.inputs().size() * static_cast<size_t>(ranks));
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<Member> members;
+    for (const Tensor& input : call.inputs()) {
+      Block& block = *blocks.emplace_back(std::make_unique<Block>(operation.engine(), input.bytes()));
+      fill(block, input);
+      members.push_back({operation.on(input, block, block), {&block}});
+      members.back().submission.output = nullptr;
+    }
+    const auto handles = operation.run_all(std::move(members), call.text("layout"));
+    for (size_t i = 0; i < handles.size(); ++i) {
+      const auto begin = rows.begin() + static_cast<std::ptrdiff_t>(i) * ranks;
+      take(operation, handles[i]->result(), {begin, begin + ranks},
+           "give it rows=, those of each rank, where ranks have different numbers of them", call.outputs()[i]);
+    }
   });
 }
 
@@ -207,7 +229,7 @@ ErrorOfXla* alltoall(Frame* frame) {
     const Tensor &output = call.outputs()[0], &rows = call.outputs()[1];
     const std::vector<uint64_t> received = call.integers("received");
     RINGDP_CHECK(rows.dtype == Dtype::int32 && rows.count() == received.size());
-    take(operation, operation.run(std::move(s), {&block}), received,
+    take(operation, operation.run({std::move(s), {&block}}), received,
          "give it received_splits=, the rows that come from each rank", output);
     auto* to = reinterpret_cast<int32_t*>(rows.data);
     for (const uint64_t n : received) *to++ = static_cast<int32_t>(n);
@@ -217,19 +239,25 @@ ErrorOfXla* alltoall(Frame* frame) {
 ErrorOfXla* reducescatter(Frame* frame) {
   return handle(frame, [](const Call& call) {
     const Operation operation(OpKind::reducescatter, call);
-    const Tensor &input = call.input(), &output = call.output();
     const Engine::Place place = operation.place();
-    RINGDP_CHECK(!input.shape.empty() && input.dtype == output.dtype);
-    const uint64_t rows = input.shape[0] / place.ranks + (uint64_t(place.number) < input.shape[0] % place.ranks);
-    std::vector<uint64_t> own = input.shape;
-    own[0] = rows;
-    RINGDP_CHECK(output.shape == own);
-    Block from(operation.engine(), input.bytes()), to(operation.engine(), output.bytes());
-    fill(from, input);
-    Submission s = operation.on(input, from, to);
-    set_reduction(s, call);
-    operation.run(std::move(s), {&from, &to});
-    give(output, to.data());
+    RINGDP_CHECK(call.inputs().size() == call.outputs().size());
+    std::vector<std::unique_ptr<Block>> from, to;
+    std::vector<Member> members;
+    for (size_t i = 0; i < call.inputs().size(); ++i) {
+      const Tensor &input = call.inputs()[i], &output = call.outputs()[i];
+      RINGDP_CHECK(!input.shape.empty() && input.dtype == output.dtype);
+      const uint64_t rows = input.shape[0] / place.ranks + (uint64_t(place.number) < input.shape[0] % place.ranks);
+      std::vector<uint64_t> own = input.shape;
+      own[0] = rows;
+      RINGDP_CHECK(output.shape == own);
+      from.push_back(std::make_unique<Block>(operation.engine(), input.bytes()));
+      to.push_back(std::make_unique<Block>(operation.engine(), output.bytes()));
+      fill(*from.back(), input);
+      members.push_back({operation.on(input, *from.back(), *to.back()), {from.back().get(), to.back().get()}});
+      set_reduction(members.back().submission, call);
+    }
+    operation.run_all(std::move(members), call.text("layout"));
+    for (size_t i = 0; i < to.size(); ++i) give(call.outputs()[i], to[i]->data());
   });
 }
 
@@ -238,7 +266,7 @@ ErrorOfXla* barrier(Frame* frame) {
     const Operation operation(OpKind::barrier, call);
     Submission s = operation.submission();
     s.dtype = Dtype::uint8;
-    operation.run(std::move(s), {});
+    operation.run({std::move(s), {}});
   });
 }
 

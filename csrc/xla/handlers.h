@@ -13,10 +13,10 @@ namespace ringdp::xla {
 
 // attributes of all: name (text), process_set, rank, ranks (integers: what the program was compiled for, or -1)
 Handler allreduce;      // op, prescale, postscale, layout (text: of many tensors, a line for each; "" for one alone)
-Handler allgather;      // rows (of each rank)
+Handler allgather;      // rows (of each rank, for one tensor after another), layout
 Handler broadcast;      // root (its number in the set), layout
 Handler alltoall;       // splits (rows for each rank), received (rows from each rank: the second result has them, too)
-Handler reducescatter;  // op, prescale, postscale
+Handler reducescatter;  // op, prescale, postscale, layout
 Handler barrier;
 
 struct Target {

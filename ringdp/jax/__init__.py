@@ -22,7 +22,7 @@ from ringdp.errors import (
 from ringdp.jax.compression import Compression
 from ringdp.jax.exchange import allreduce_gradients, value_and_grad
 from ringdp.jax.failures import own_error, own_errors
-from ringdp.jax.grouped import grouped_allreduce
+from ringdp.jax.grouped import grouped_allgather, grouped_allreduce, grouped_reducescatter
 from ringdp.jax.ops import (
     allgather,
     allreduce,
@@ -99,7 +99,9 @@ __all__ = [
     "cross_size",
     "distributed",
     "global_process_set",
+    "grouped_allgather",
     "grouped_allreduce",
+    "grouped_reducescatter",
     "init",
     "is_homogeneous",
     "is_initialized",

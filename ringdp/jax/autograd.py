@@ -54,85 +54,26 @@ def zero_tangent(value: Any) -> Any:
     return ad.Zero(jax.typeof(value).to_tangent_aval())
 
 
-# --- one array ------------------------------------------------------------------------------------
-
-
-def _linear(primitive: Primitive, transpose: Callable[..., Any]) -> None:
-    """Rules for a primitive of one array, which goes by its first dimension.
-
-    Args:
-        transpose: the gradient of the array, of that of the result, the array's aval and the parameters.
-    """
-
-    def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
-        results = primitive.bind(*primals, **params)
-        (tangent,) = tangents
-        if is_zero(tangent):
-            return results, [zero_tangent(result) for result in results]
-        _refuse_selection(params)
-        out, *_ = primitive.bind(tangent, **_for_gradient(params))
-        return results, [out, *(zero_tangent(result) for result in results[1:])]
-
-    def transposed(gradients: Sequence[Any], array: Any, **params: Any) -> Any:
-        if is_zero(gradients[0]):
-            return [ad.Zero(array.aval)]
-        return [transpose(gradients[0], array.aval, _for_gradient(params))]
-
-    def batched(arrays: Sequence[Any], axes: Sequence[Any], **params: Any) -> Any:
-        (array,), (axis,) = arrays, axes
-        out, *others = primitive.bind(jnp.moveaxis(array, axis, 1), **params)
-        return [out, *others], [1, *(None for _ in others)]
-
-    ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transposed
-    batching.primitive_batchers[primitive] = batched
-
-
-def _allgather_transpose(gradient: Any, aval: Any, params: dict[str, Any]) -> Any:
-    rows = rows_of_ranks(aval, params["rows"], params["ranks"], "allgather")
-    begin = sum(rows[: params["rank"]])
-    (mean,) = _average([gradient], params)
-    return lax.slice_in_dim(mean, begin, begin + aval.shape[0])
-
-
-def _alltoall_transpose(gradient: Any, aval: Any, params: dict[str, Any]) -> Any:
-    back = params | {"splits": params["received"], "received": params["splits"]}
-    return alltoall_p.bind(gradient, **back)[0]
-
-
-def _reducescatter_transpose(gradient: Any, aval: Any, params: dict[str, Any]) -> Any:
-    before, after = params["scale"]
-    factor = before * after / (params["ranks"] if ReduceOp(params["op"]) is Average else 1)
-    common = {key: params[key] for key in ("name", "process_set", "rank", "ranks")}
-    rows = scattered_rows(aval.shape[0], params["ranks"])
-    (whole,) = allgather_p.bind(gradient, rows=rows, **common)
-    return whole if factor == 1 else whole * jnp.asarray(factor, whole.dtype)
-
-
-_linear(allgather_p, _allgather_transpose)
-_linear(alltoall_p, _alltoall_transpose)
-_linear(reducescatter_p, _reducescatter_transpose)
-
-
 # --- any number of arrays -------------------------------------------------------------------------
 
 
-def _average(gradients: Sequence[Any], params: dict[str, Any], names: tuple[str, ...] = ()) -> list[Any]:
-    common = {key: params[key] for key in ("name", "process_set", "rank", "ranks")}
-    return allreduce_p.bind(*gradients, names=names, op=int(Average), scale=(1.0, 1.0), **common)  # type: ignore[no-any-return]
+def _average(gradients: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    common = {key: params[key] for key in ("name", "process_set", "rank", "ranks", "names")}
+    return allreduce_p.bind(*gradients, op=int(Average), scale=(1.0, 1.0), **common)  # type: ignore[no-any-return]
 
 
-def _linear_in_each(primitive: Primitive, transpose: Callable[..., Any]) -> None:
-    """Rules for a primitive of any number of arrays, whose results look as they do.
+def _linear_in_each(primitive: Primitive, transpose: Callable[..., Any], by_rows: bool = False) -> None:
+    """Rules for a primitive of any number of arrays, each of which has a result of its own.
 
     Args:
-        transpose: the gradients of the arrays, of those of the results and the parameters.
+        transpose: the gradients of the arrays, of those of the results, the arrays' avals and the parameters.
+        by_rows: it goes by the first dimension of each array; otherwise results look as arrays do.
     """
 
     def some(at: Sequence[int], params: dict[str, Any]) -> dict[str, Any]:
         """For those alone that have a gradient, or a tangent."""
-        names = tuple(params["names"][i] for i in at) if params["names"] else ()
-        return _for_gradient(params) | {"names": names}
+        of_each = {key: params[key] for key in ("names", "rows") if params.get(key)}
+        return _for_gradient(params) | {key: tuple(all_[i] for i in at) for key, all_ in of_each.items()}
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
         results = primitive.bind(*primals, **params)
@@ -149,26 +90,91 @@ def _linear_in_each(primitive: Primitive, transpose: Callable[..., Any]) -> None
         out = [ad.Zero(a.aval) if ad.is_undefined_primal(a) else None for a in arrays]
         at = [i for i, gradient in enumerate(gradients) if out[i] is not None and not is_zero(gradient)]
         if at:
-            for i, gradient in zip(at, transpose([gradients[i] for i in at], some(at, params)), strict=True):
+            avals = [arrays[i].aval for i in at]
+            back = transpose([gradients[i] for i in at], avals, some(at, params))
+            for i, gradient in zip(at, back, strict=True):
                 out[i] = gradient
         return out
 
     def batched(arrays: Sequence[Any], axes: Sequence[Any], **params: Any) -> Any:
-        return primitive.bind(*arrays, **params), axes
+        if not by_rows:
+            return primitive.bind(*arrays, **params), axes
+        seconds = [None if axis is None else 1 for axis in axes]  # the first has the rows
+        moved = [
+            array if axis is None else jnp.moveaxis(array, axis, 1)
+            for array, axis in zip(arrays, axes, strict=True)
+        ]
+        return primitive.bind(*moved, **params), seconds
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transposed
     batching.primitive_batchers[primitive] = batched
 
 
-def _broadcast_transpose(gradients: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+def _allreduce_transpose(gradients: Sequence[Any], avals: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    return allreduce_p.bind(*gradients, **params)  # type: ignore[no-any-return]
+
+
+def _allgather_transpose(gradients: Sequence[Any], avals: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    own = []
+    for mean, aval, given in zip(_average(gradients, params), avals, params["rows"], strict=True):
+        rows = rows_of_ranks(aval, given, params["ranks"], "allgather")
+        begin = sum(rows[: params["rank"]])
+        own.append(lax.slice_in_dim(mean, begin, begin + aval.shape[0]))
+    return own
+
+
+def _reducescatter_transpose(
+    gradients: Sequence[Any], avals: Sequence[Any], params: dict[str, Any]
+) -> list[Any]:
+    before, after = params["scale"]
+    factor = before * after / (params["ranks"] if ReduceOp(params["op"]) is Average else 1)
+    common = {key: params[key] for key in ("name", "process_set", "rank", "ranks", "names")}
+    rows = tuple(scattered_rows(aval.shape[0], params["ranks"]) for aval in avals)
+    whole = allgather_p.bind(*gradients, rows=rows, **common)
+    return [w if factor == 1 else w * jnp.asarray(factor, w.dtype) for w in whole]
+
+
+def _broadcast_transpose(gradients: Sequence[Any], avals: Sequence[Any], params: dict[str, Any]) -> list[Any]:
     """Whether this is the root is a part of the program, as the others have zeros."""
     members = numbered(params["process_set"])
     rank = members.rank() or 0
-    means = _average(gradients, params | {"rank": rank, "ranks": members.size()}, params["names"])
+    means = _average(gradients, params | {"rank": rank, "ranks": members.size()})
     return means if rank == params["root"] else [jnp.zeros_like(mean) for mean in means]
 
 
-_linear_in_each(allreduce_p, lambda gradients, params: allreduce_p.bind(*gradients, **params))
+_linear_in_each(allreduce_p, _allreduce_transpose)
 _linear_in_each(broadcast_p, _broadcast_transpose)
+_linear_in_each(allgather_p, _allgather_transpose, by_rows=True)
+_linear_in_each(reducescatter_p, _reducescatter_transpose, by_rows=True)
+
+
+# --- all-to-all: one array, and beside its rows their numbers --------------------------------------
+
+
+def _alltoall_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
+    results = alltoall_p.bind(*primals, **params)
+    moved = zero_tangent(results[0])
+    if not is_zero(tangents[0]):
+        moved, _ = alltoall_p.bind(*tangents, **_for_gradient(params))
+    return results, [moved, zero_tangent(results[1])]
+
+
+def _alltoall_transpose(gradients: Sequence[Any], array: Any, **params: Any) -> Any:
+    if is_zero(gradients[0]):
+        return [ad.Zero(array.aval)]
+    back = _for_gradient(params) | {"splits": params["received"], "received": params["splits"]}
+    return [alltoall_p.bind(gradients[0], **back)[0]]
+
+
+def _alltoall_batched(arrays: Sequence[Any], axes: Sequence[Any], **params: Any) -> Any:
+    return alltoall_p.bind(jnp.moveaxis(arrays[0], axes[0], 1), **params), [1, None]
+
+
+ad.primitive_jvps[alltoall_p] = _alltoall_jvp
+ad.primitive_transposes[alltoall_p] = _alltoall_transpose
+batching.primitive_batchers[alltoall_p] = _alltoall_batched
+
+# --- barrier --------------------------------------------------------------------------------------
+
 batching.primitive_batchers[barrier_p] = lambda _, axes, **params: (barrier_p.bind(**params), axes)

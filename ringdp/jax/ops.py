@@ -47,6 +47,11 @@ def placed(name: str | None, process_set: ProcessSet) -> dict[str, Any]:
     return options(name, process_set) | place
 
 
+def known_rows(rows: Sequence[int] | None) -> tuple[int, ...] | None:
+    """As a part of a program."""
+    return None if rows is None else tuple(int(n) for n in rows)
+
+
 def allreduce(
     tensor: Any,
     average: bool | None = None,
@@ -107,8 +112,7 @@ def allgather(
     """
     array = array_of(tensor)
     refuse_scalar("allgather", array)
-    known = None if rows is None else tuple(int(n) for n in rows)
-    (result,) = allgather_p.bind(array, rows=known, **placed(name, process_set))
+    (result,) = allgather_p.bind(array, rows=(known_rows(rows),), names=(), **placed(name, process_set))
     return result  # type: ignore[no-any-return]
 
 
@@ -155,8 +159,8 @@ def alltoall(
     refuse_scalar("alltoall", array)
     rows = tuple(splits_of(splits, array.shape[0], process_set.size()))
     received = rows if splits is None else received_splits
-    known = None if received is None else tuple(int(n) for n in received)
-    result, came = alltoall_p.bind(array, splits=rows, received=known, **placed(name, process_set))
+    common = placed(name, process_set)
+    result, came = alltoall_p.bind(array, splits=rows, received=known_rows(received), **common)
     return result if splits is None else (result, came)
 
 
@@ -183,7 +187,7 @@ def reducescatter(
     narrow, context = check(compression).compress(array_of(tensor))
     refuse_scalar("reducescatter", narrow)
     how = {"op": int(reduce_op(op, None)), "scale": (float(prescale_factor), float(postscale_factor))}
-    (result,) = reducescatter_p.bind(narrow, **how, **placed(name, process_set))
+    (result,) = reducescatter_p.bind(narrow, names=(), **how, **placed(name, process_set))
     return compression.decompress(result, context)  # type: ignore[no-any-return]
 
 

@@ -93,13 +93,18 @@ def refuse_scalar(what: str, aval: Any) -> None:
         raise UsageError(f"rank {world.rank()}: {what}: the tensor needs at least one dimension")
 
 
+def layout_of(avals: Sequence[Any], names: Sequence[str], what: str = "") -> str:
+    """What the ranks compare of a group: a line for each array. Empty for one that stands alone, without a name."""
+    lines = []
+    for name, aval in zip(names, avals, strict=bool(names)):
+        lengths = [str(n) for n in aval.shape]
+        if what == "allgather":
+            lengths[:1] = ["any"]
+        lines.append(f"{name}: {what and what + ' of '}{aval.dtype.name}[{', '.join(lengths)}]")
+    return "\n".join(lines)
+
+
 # --- all-reduce and broadcast: of one array, or of many as one -------------------------------------
-
-
-def layout_of(avals: Sequence[Any], names: Sequence[str]) -> str:
-    """What the ranks compare: a line for each array. Empty for one that stands alone, without a name."""
-    pairs = zip(names, avals, strict=bool(names))
-    return "\n".join(f"{name}: {aval.dtype.name}{list(aval.shape)}" for name, aval in pairs)
 
 
 def _same_shapes(*avals: Any, **_: Any) -> Any:
@@ -140,7 +145,7 @@ def _allreduce_now(
 def _allreduce_attributes(
     *avals: Any, op: int, scale: tuple[float, float], names: tuple[str, ...], **_: Any
 ) -> Any:
-    return {**reduction(op, scale), "layout": layout_of(avals, names) if names else ""}
+    return {**reduction(op, scale), "layout": layout_of(avals, names)}
 
 
 def _broadcast_now(
@@ -157,7 +162,7 @@ def _broadcast_now(
 
 
 def _broadcast_attributes(*avals: Any, root: int, names: tuple[str, ...], **_: Any) -> Any:
-    return {"root": np.int64(root), "layout": layout_of(avals, names) if names else ""}
+    return {"root": np.int64(root), "layout": layout_of(avals, names)}
 
 
 def reduction(op: int, scale: tuple[float, float]) -> dict[str, Any]:
@@ -165,10 +170,20 @@ def reduction(op: int, scale: tuple[float, float]) -> dict[str, Any]:
     return {"op": np.int64(op), "prescale": np.float64(before), "postscale": np.float64(after)}
 
 
-# --- all-gather -----------------------------------------------------------------------------------
+# --- all-gather and reduce-scatter: of one array, or of many by themselves in one call ------------
+
+Rows = tuple[int, ...] | None  # of one array on each rank; None: as many as here, or not known
 
 
-def rows_of_ranks(aval: Any, rows: tuple[int, ...] | None, ranks: int, what: str) -> tuple[int, ...]:
+def _group_now(requests: Sequence[Any], name: str, process_set: int, layout: str) -> list[Any]:
+    """The first alone, as csrc/xla/group.cc does it, and says why."""
+    how = own_name(name), numbered(process_set), layout
+    first, *others = requests
+    results = operations.submit_group([first], *how).wait()
+    return results + (operations.submit_group(others, *how).wait() if others else [])
+
+
+def rows_of_ranks(aval: Any, rows: Rows, ranks: int, what: str) -> tuple[int, ...]:
     """Those that the program is compiled for: as given, or as many on all ranks."""
     refuse_scalar(what, aval)
     if rows is None:
@@ -178,26 +193,80 @@ def rows_of_ranks(aval: Any, rows: tuple[int, ...] | None, ranks: int, what: str
     return rows
 
 
-def _allgather_shape(aval: Any, *, rows: tuple[int, ...] | None, ranks: int, rank: int, **_: Any) -> Any:
-    of_ranks = rows_of_ranks(aval, rows, ranks, "allgather")
-    if aval.shape[0] != of_ranks[rank]:
-        raise UsageError(
-            f"rank {world.rank()}: allgather: the tensor has {aval.shape[0]} rows, and rows says {of_ranks[rank]}"
-        )
-    return [with_first(aval, sum(of_ranks))]
+def _allgather_shape(*avals: Any, rows: tuple[Rows, ...], ranks: int, rank: int, **_: Any) -> Any:
+    shapes = []
+    for aval, given in zip(avals, rows, strict=True):
+        of_ranks = rows_of_ranks(aval, given, ranks, "allgather")
+        if aval.shape[0] != of_ranks[rank]:
+            raise UsageError(
+                f"rank {world.rank()}: allgather: the tensor has {aval.shape[0]} rows, and rows says {of_ranks[rank]}"
+            )
+        shapes.append(with_first(aval, sum(of_ranks)))
+    return shapes
 
 
-def _allgather_now(array: Any, *, name: str, process_set: int, rows: Any, ranks: int, **_: Any) -> list[Any]:
-    result = operations.allgather(array, own_name(name), numbered(process_set))
-    if rows is not None and len(result) != sum(rows):
-        raise MismatchError(
-            f"rank {world.rank()}: allgather: rows {list(rows)} were announced, and {len(result)} have come together"
-        )
-    return [to_jax(result, array)]
+def _allgather_now(
+    *arrays: Any, name: str, process_set: int, rows: tuple[Rows, ...], names: tuple[str, ...], **_: Any
+) -> list[Any]:
+    if names:
+        requests = [operations.requests.allgather(array) for array in arrays]
+        results = _group_now(requests, name, process_set, layout_of(arrays, names, "allgather"))
+    else:
+        results = [operations.allgather(arrays[0], own_name(name), numbered(process_set))]
+    for result, given in zip(results, rows, strict=True):
+        if given is not None and len(result) != sum(given):
+            raise MismatchError(
+                f"rank {world.rank()}: allgather: rows {list(given)} were announced, and {len(result)} have come "
+                "together"
+            )
+    return [to_jax(result, array) for result, array in zip(results, arrays, strict=True)]
 
 
-def _allgather_attributes(aval: Any, *, rows: Any, ranks: int, **_: Any) -> dict[str, Any]:
-    return {"rows": integers(rows_of_ranks(aval, rows, ranks, "allgather"))}
+def _allgather_attributes(
+    *avals: Any, rows: tuple[Rows, ...], ranks: int, names: tuple[str, ...], **_: Any
+) -> dict[str, Any]:
+    of_ranks = [
+        n
+        for aval, given in zip(avals, rows, strict=True)
+        for n in rows_of_ranks(aval, given, ranks, "allgather")
+    ]
+    return {"rows": integers(of_ranks), "layout": layout_of(avals, names, "allgather")}
+
+
+def scattered_rows(rows: int, ranks: int) -> tuple[int, ...]:
+    """Of each rank: the first have one more where they do not divide evenly."""
+    return tuple(rows // ranks + (rank < rows % ranks) for rank in range(ranks))
+
+
+def _reducescatter_shape(*avals: Any, ranks: int, rank: int, **_: Any) -> Any:
+    for aval in avals:
+        refuse_scalar("reducescatter", aval)
+    return [with_first(aval, scattered_rows(aval.shape[0], ranks)[rank]) for aval in avals]
+
+
+def _reducescatter_now(
+    *arrays: Any,
+    name: str,
+    process_set: int,
+    op: int,
+    scale: tuple[float, float],
+    names: tuple[str, ...],
+    **_: Any,
+) -> list[Any]:
+    members = numbered(process_set)
+    if names:
+        how = ReduceOp(op), scale, members
+        requests = [operations.requests.reducescatter(array, *how) for array in arrays]
+        results = _group_now(requests, name, process_set, layout_of(arrays, names, "reducescatter"))
+    else:
+        results = [operations.reducescatter(arrays[0], own_name(name), ReduceOp(op), members, *scale)]
+    return [to_jax(result, array) for result, array in zip(results, arrays, strict=True)]
+
+
+def _reducescatter_attributes(
+    *avals: Any, op: int, scale: tuple[float, float], names: tuple[str, ...], **_: Any
+) -> dict[str, Any]:
+    return {**reduction(op, scale), "layout": layout_of(avals, names, "reducescatter")}
 
 
 # --- all-to-all: the rows, and how many have come from each rank -----------------------------------
@@ -234,30 +303,6 @@ def _alltoall_now(
 
 def _alltoall_attributes(_: Any, *, splits: Any, received: Any, **__: Any) -> dict[str, Any]:
     return {"splits": integers(splits), "received": integers(received)}
-
-
-# --- reduce-scatter -------------------------------------------------------------------------------
-
-
-def scattered_rows(rows: int, ranks: int) -> tuple[int, ...]:
-    """Of each rank: the first have one more where they do not divide evenly."""
-    return tuple(rows // ranks + (rank < rows % ranks) for rank in range(ranks))
-
-
-def _reducescatter_shape(aval: Any, *, ranks: int, rank: int, **_: Any) -> Any:
-    refuse_scalar("reducescatter", aval)
-    return [with_first(aval, scattered_rows(aval.shape[0], ranks)[rank])]
-
-
-def _reducescatter_now(
-    array: Any, *, name: str, process_set: int, op: int, scale: tuple[float, float], **_: Any
-) -> list[Any]:
-    result = operations.reducescatter(array, own_name(name), ReduceOp(op), numbered(process_set), *scale)
-    return [to_jax(result, array)]
-
-
-def _reducescatter_attributes(_: Any, *, op: int, scale: tuple[float, float], **__: Any) -> dict[str, Any]:
-    return reduction(op, scale)
 
 
 # --- barrier --------------------------------------------------------------------------------------

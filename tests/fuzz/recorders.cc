@@ -80,7 +80,7 @@ FUZZ(recorders_of_others, recorders) {
     fail(ErrorKind::transport, reason);
   }
   const FlightHead& head = view->head();
-  for (const auto [lane, kind] : {std::pair(0, 0), std::pair(1, 0), std::pair(1, int{FlightRecord::kVote})}) {
+  for (const auto& [lane, kind] : {std::pair(0, 0), std::pair(1, 0), std::pair(1, int{FlightRecord::kVote})}) {
     Question question;
     question.key = 11, question.sequence = 1, question.lane = lane, question.kind = static_cast<uint8_t>(kind);
     const Seen seen = look_at(head, &view->record(1), question);

@@ -24,7 +24,7 @@ FLAGS = {
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    "TSAN_OPTIONS": "second_deadlock_stack=1",
+    "TSAN_OPTIONS": "second_deadlock_stack=1:allocator_may_return_null=1",
 }
 LIMIT = 400.0  # seconds for one test; sanitizers make it slower by a factor of ten or so
 

@@ -8,52 +8,15 @@
 
 #include "check.h"
 #include "engine/engine.h"
+#include "failing.h"
 #include "transport/local.h"
 
 using namespace ringdp;
+using namespace ringdp::tests;
 
 namespace {
 
 constexpr double kLong = 60;  // seconds that nothing here takes
-
-struct Faults {
-  std::atomic<bool> holds{false};  // nothing completes
-  std::atomic<bool> fails{false};  // each test throws, and MPI has the request back, and may have given it out again
-  std::atomic<int> tests_after{0};
-};
-
-class Failing final : public Transport {
- public:
-  Failing(std::unique_ptr<Transport> transport, Faults& faults) : transport_(std::move(transport)), faults_(faults) {}
-  int rank() const override { return transport_->rank(); }
-  int size() const override { return transport_->size(); }
-  int max_tag() const override { return transport_->max_tag(); }
-  Request send(int peer, int tag, const void* data, size_t bytes) override {
-    return transport_->send(peer, tag, data, bytes);
-  }
-  Request receive(int peer, int tag, void* data, size_t bytes) override {
-    return transport_->receive(peer, tag, data, bytes);
-  }
-  bool test(Request& request, size_t* received) override {
-    if (has_failed_) ++faults_.tests_after;
-    if (faults_.fails) {
-      has_failed_ = true;
-      fail(ErrorKind::peer, "another rank is lost");
-    }
-    return !faults_.holds && transport_->test(request, received);
-  }
-  int arrived(int tag, size_t* bytes) override { return transport_->arrived(tag, bytes); }
-  void cancel(Request& request) override { transport_->cancel(request); }
-  [[noreturn]] void abort(int code) override {
-    transport_->abort(code);
-    fail(ErrorKind::internal, "abort came back");
-  }
-
- private:
-  const std::unique_ptr<Transport> transport_;
-  Faults& faults_;
-  bool has_failed_ = false;
-};
 
 // Two ranks on two hosts; the transports of rank 0 can fail.
 struct Two {
@@ -78,7 +41,7 @@ struct Two {
     return engines[static_cast<size_t>(rank)]->submit(std::move(s));
   }
 
-  Faults of_data, of_control;
+  TransportFaults of_data, of_control;
   std::vector<float> tensors[2] = {std::vector<float>(1 << 16, 1), std::vector<float>(1 << 16, 2)};
   std::vector<std::unique_ptr<Engine>> engines;
 };

@@ -87,16 +87,29 @@ else:
 
 
 def test_before_init():
-    """Outside of jit, while a program is traced, and when one runs."""
+    """Each call that exchanges something, outside of jit and while a program is traced. What ringdp itself has as well
+    is in tests/faults/test_not_initialized.py.
+    """
     code = """
-import jax, jax.numpy as jnp
+import jax, jax.numpy as jnp, optax
+import ringdp
 import ringdp.jax as hvd
 x = jnp.ones(4)
-calls = [
-    hvd.allreduce, hvd.allgather, hvd.reducescatter, hvd.alltoall, lambda x: hvd.broadcast(x, 0),
-    lambda x: hvd.barrier(), lambda x: hvd.grouped_allreduce([x]), hvd.allreduce_gradients, hvd.broadcast_parameters,
-]
-for call in calls:
+calls = {
+    "allreduce": hvd.allreduce, "allgather": hvd.allgather, "reducescatter": hvd.reducescatter,
+    "alltoall": hvd.alltoall, "broadcast": lambda x: hvd.broadcast(x, 0), "barrier": lambda x: hvd.barrier(),
+    "grouped_allreduce": lambda x: hvd.grouped_allreduce([x]),
+    "grouped_allgather": lambda x: hvd.grouped_allgather([x]),
+    "grouped_reducescatter": lambda x: hvd.grouped_reducescatter([x]),
+    "allreduce_gradients": hvd.allreduce_gradients, "broadcast_parameters": hvd.broadcast_parameters,
+    "distributed": lambda x: hvd.distributed(optax.sgd(1.0)).update(x, optax.sgd(1.0).init(x)),
+    "value_and_grad": hvd.value_and_grad(jnp.sum),
+}
+# Refused always; what is told at any time.
+others = {"allreduce_", "broadcast_", "Compression", "own_error", "own_errors"}
+own = {name for name in hvd.__all__ if getattr(hvd, name) is not getattr(ringdp, name, None)}
+assert own == set(calls) | others, own ^ (set(calls) | others)
+for call in calls.values():
     for way in (call, jax.jit(call), jax.vmap(call)):
         try:
             way(jnp.ones((4, 4)))
