@@ -24,6 +24,8 @@ from perf.tables import NOTHING, figure, table
 PAGE = ROOT / "docs" / "frameworks.md"
 LOGS = ROOT / "build" / "perf"
 BEGIN, END = "<!-- written by tests/perf/frameworks.py -->", "<!-- end of figures -->"
+# What is needed for a rank's number, and what for a first array: modules come when something of them is asked for.
+IMPORTS = "import ringdp", "import ringdp; ringdp.allreduce"
 IMPORT_LIMIT = 0.3  # seconds
 BUSY = 0.5  # processes beside ours above which figures are doubtful
 SIZES = {4: "4 B, µs", 64 << 20: "64 MiB, ms"}
@@ -37,7 +39,7 @@ def main() -> int:
     load = machine.load()
     if load > BUSY:
         print(f"!! the machine is not idle: load {load:.1f}; figures will be doubtful", flush=True)
-    imports = import_seconds("import ringdp, ringdp.numpy")
+    imports = {statement: import_seconds(statement) for statement in IMPORTS}
     measured = measure(options.quick)
     text = section(measured, imports, machine.about(measured["mpi"], load))
     print(text, flush=True)
@@ -47,7 +49,7 @@ def main() -> int:
     wrong = [point for point in measured["points"] if point["wrong"]]
     for point in wrong:
         print(f"!! {point['entry']}: {point['wrong']} wrong elements of {point['bytes']} bytes", flush=True)
-    return 1 if wrong or imports > IMPORT_LIMIT else 0
+    return 1 if wrong or max(imports.values()) > IMPORT_LIMIT else 0
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def import_seconds(statement: str, repeats: int = 9) -> float:
     return median(seconds(statement) - seconds("pass") for _ in range(repeats))
 
 
-def section(measured: dict[str, Any], imports: float, about: dict[str, str]) -> str:
+def section(measured: dict[str, Any], imports: dict[str, float], about: dict[str, str]) -> str:
     points = {(point["entry"], point["bytes"]): median(point["us"]) for point in measured["points"]}
     rows = []
     for entry in dict.fromkeys(name for name, _ in points):
@@ -89,9 +91,9 @@ def section(measured: dict[str, Any], imports: float, about: dict[str, str]) -> 
     lines = [table(heading, rows)]
     for name, reason in measured["left_out"].items():
         lines.append(f"Left out: {name} ({reason}).")
-    verdict = "met" if imports <= IMPORT_LIMIT else "**missed**"
-    bound = f"at most {IMPORT_LIMIT} s: {verdict}"
-    lines.append(f"`import ringdp, ringdp.numpy`: {imports:.2f} s, NumPy's own import among it; {bound}.")
+    each = ", ".join(f"`{statement}` {seconds:.2f} s" for statement, seconds in imports.items())
+    verdict = "met" if max(imports.values()) <= IMPORT_LIMIT else "**missed**"
+    lines.append(f"{each} (with NumPy, which it imports then); at most {IMPORT_LIMIT} s: {verdict}.")
     busy = f"busy with others: {about['busy with others']}"
     lines.append(f"{about['date']}, {about['processor']}, {about['MPI']}; {busy}.")
     return "\n\n".join(lines)
