@@ -84,7 +84,7 @@ def note_write(tensor: torch.Tensor) -> None:
 
 
 def _about_to_be_written(made: torch.Tensor) -> torch.Tensor:
-    if made.nbytes >= LARGE and made.is_cpu:
+    if made.numel() >= LARGE // 8 and made.is_cpu and made.layout is torch.strided and made.nbytes >= LARGE:
         _core.expect_writes(made.data_ptr(), made.nbytes)
     return made
 
