@@ -1,7 +1,8 @@
 """Several tensors in one call, once for all frameworks.
 
 All are exchanged or none is: a name that is in flight already leaves nothing started, and where ranks differ in one
-tensor, no tensor is touched. Their names are `name.0`, `name.1`, …
+tensor, no tensor is touched. Their names are `name.0`, `name.1`, …; without a name the group counts as one unnamed
+call, however many tensors it has.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ void Engine::admit(Submission& s) {
   if (is_reserved(s.name))
     fail(ErrorKind::usage, "rank ", rank_, ": '", s.name, "': names that begin with '", kReservedPrefix,
          "' are those of unnamed calls; use another");
-  s.key = key_of(s.name);
+  const bool follows = s.member > 0;
+  s.key = key_of(s.name, follows ? in_flight_.times_differed(s.process_set, s.group->members[0].name) : 0);
   if (!in_flight_.add(s.process_set, s.key))
     fail(ErrorKind::duplicate, "rank ", rank_, ": ", name_of(s.kind), " '", s.name,
          "': an operation of this name is still in flight; wait for it first, or use another name");
@@ -110,6 +111,8 @@ std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission
   for (Submission& submission : submissions) note_stream(submission), inject(Stage::submit, submission);
   const bool in_graph = !submissions.empty() && submissions[0].in_graph;
   const auto group = group_of(submissions, layout);
+  for (size_t i = 0; i < submissions.size(); ++i)
+    submissions[i].group = group, submissions[i].member = static_cast<int>(i);
   {
     std::lock_guard lock(mutex_);
     size_t admitted = 0;
@@ -121,7 +124,6 @@ std::vector<std::shared_ptr<Handle>> Engine::submit_group(std::vector<Submission
       throw;
     }
     for (Submission& submission : submissions) {
-      submission.group = group;
       Counters::add(counters_.named);
       handles.push_back(submission.handle = std::make_shared<Handle>());
       arrivals_.push_back({});

@@ -132,7 +132,12 @@ void Engine::take_named(Submission&& s, ProcessSet& set) {
     s.era = s.awaits_joined ? 0 : set.meetings().era();
     ++set.since_join;
   }
-  if (s.name.empty()) {
+  if (s.name.empty() && s.member > 0) {  // it was taken right after the others of its group
+    Name name = unnamed_member(set.unnamed - 1, s.member);
+    s.name = std::move(name.text);
+    s.key = name.key;
+    s.slot = kUnnamedSlots;  // none
+  } else if (s.name.empty()) {
     s.slot = static_cast<int>(set.unnamed++ % kUnnamedSlots);
     s.name = unnamed(s.slot).text;
     s.key = unnamed(s.slot).key;
@@ -259,9 +264,17 @@ void Engine::finished(Operation& operation) {
   ProcessSet& set = process_set(operation.process_set());
   set.lanes[operation.lane()].started.erase(operation.sequence());
   if (operation.failed()) has_failed(set, operation.lane(), operation.sequence());
+  if (operation.failed() && operation.error().kind() == ErrorKind::mismatch) note_difference(operation.submission());
   ended(operation.submission(), set, operation.sequence());
   operation.deliver();
   if (operation.failed() && operation.submission().group) fail_group(operation.submission(), operation.error());
+}
+
+// Before its name is free. A rank that has joined does not know whether it was of a group.
+void Engine::note_difference(const Submission& s) {
+  if (s.lane >= 0 || s.slot >= 0 || s.member > 0 || !(s.group || s.absent)) return;
+  std::lock_guard lock(mutex_);
+  in_flight_.group_differed(s.process_set, s.key);
 }
 
 // The others of the group: they will fail as this one did, but for those that some rank has not submitted at all.
@@ -289,6 +302,7 @@ void Engine::release_name(const Submission& s) {
     in_flight_.remove(s.process_set, s.key);
     return;
   }
+  if (s.slot == kUnnamedSlots) return;
   ProcessSet& set = process_set(s.process_set);
   set.slots_taken.reset(s.slot);
   if (queued_.empty()) return;

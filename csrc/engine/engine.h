@@ -262,6 +262,7 @@ class Engine {
   bool advance_operations();
   bool start_waiting();
   void finished(Operation& operation);
+  void note_difference(const Submission& submission);
   void fail_group(const Submission& submission, const Error& error);
   void has_failed(ProcessSet& set, int lane_id, uint64_t sequence);
   void break_lanes();

@@ -26,4 +26,13 @@ const Name& unnamed(int slot) {
   return names[slot];
 }
 
+uint64_t key_of(std::string_view name, uint64_t times) {
+  return times == 0 ? key_of(name) : Digest().add(name).add(times).value();
+}
+
+Name unnamed_member(uint64_t call, int member) {
+  const std::string& first = unnamed(static_cast<int>(call % kUnnamedSlots)).text;
+  return {first + "." + std::to_string(member), Digest().add(kReservedPrefix).add(call).add(uint64_t(member)).value()};
+}
+
 }  // namespace ringdp

@@ -46,10 +46,11 @@ struct OnGpu {
 
 struct Submission {
   OpKind kind = OpKind::allreduce;
-  std::string name;  // "" for an unnamed call: it gets that of the next slot of its process set
+  std::string name;  // "" for an unnamed call: it gets one by its number in its process set
   uint64_t key = 0;  // digest of the name, from Engine::submit() on
   uint64_t nth = 0;  // operations that this rank had submitted before, where somebody counts: guard/inject.h
   int slot = -1;     // of an unnamed call
+  int member = 0;    // which one of its group
   int process_set = 0;
 
   // The tensor. `shape` is what the ranks compare; for all-gather and all-to-all its first entry may differ. The memory

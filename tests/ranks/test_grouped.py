@@ -88,7 +88,48 @@ def test_a_group_in_which_one_array_differs_fails_as_one():
 
 @pytest.mark.min_ranks(2)
 def test_a_group_with_fewer_arrays_on_one_rank_fails_soon():
+    """And its name can be used again."""
     began = time.monotonic()
-    with pytest.raises(ringdp.MismatchError, match="nothing more"):
-        ringdp.grouped_allreduce([np.ones(3)] * (2 + (ringdp.rank() == 0)), op=ringdp.Sum, name="fewer")
+    for _ in range(3):
+        with pytest.raises(ringdp.MismatchError, match="nothing more"):
+            ringdp.grouped_allreduce([np.ones(3)] * (2 + (ringdp.rank() == 0)), op=ringdp.Sum, name="fewer")
+        results = ringdp.grouped_allreduce([np.ones(3)] * 4, op=ringdp.Sum, name="fewer")
+        assert len(results) == 4 and all((r == ringdp.size()).all() for r in results)
     assert time.monotonic() - began < 20  # seconds: long before the deadline
+
+
+@pytest.mark.min_ranks(2)
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("kind", ["allreduce", "allgather", "reducescatter"])
+def test_after_unnamed_groups_that_differ_in_number_unnamed_calls_still_meet(kind, wait):
+    """The last rank has one more. In flight, too, are calls from before and after, and more than unnamed names there are."""
+    size, last = ringdp.size(), ringdp.rank() == ringdp.size() - 1
+    begin = getattr(ringdp, f"grouped_{kind}_async")
+    for times in range(70):
+        arrays = [np.full((size, 2), i + 1.0) for i in range(2 + last)]
+        before = ringdp.allreduce_async(np.full(3, float(times)), op=ringdp.Sum)
+        differs = begin(arrays)
+        if wait:
+            with pytest.raises(ringdp.MismatchError, match=f"tensor 2 of its group: {kind}"):
+                differs.wait()
+        after = ringdp.grouped_allreduce_async([np.full(i + 1, times + 1.0) for i in range(3)], op=ringdp.Sum)
+        assert (before.wait() == size * times).all()
+        for i, got in enumerate(after.wait()):
+            assert got.shape == (i + 1,) and (got == size * (times + 1)).all()
+        with pytest.raises(ringdp.MismatchError, match="nothing more"):
+            differs.wait()
+        assert all((array == i + 1).all() for i, array in enumerate(arrays))
+    assert ringdp.allgather(np.array([ringdp.rank()])).tolist() == list(range(size))
+
+
+@pytest.mark.min_ranks(3)
+@pytest.mark.parametrize("name", [None, "one has joined"])
+def test_groups_differ_while_a_rank_has_joined(name):
+    """It hears of it, too: afterwards the members meet on all ranks."""
+    rank, size = ringdp.rank(), ringdp.size()
+    if rank < size - 1:
+        with pytest.raises(ringdp.MismatchError):
+            ringdp.grouped_allreduce([np.ones(3)] * (2 + (rank == 0)), op=ringdp.Sum, name=name)
+    ringdp.join()
+    results = ringdp.grouped_allreduce([np.ones(3)] * 3, op=ringdp.Sum, name=name)
+    assert len(results) == 3 and all((r == size).all() for r in results)

@@ -287,6 +287,21 @@ def test_mismatches_are_errors_on_every_rank_and_the_job_goes_on(way):
     assert same(way(lambda t: hvd.allreduce(t, op=hvd.Sum), tf.ones([2])), tf.ones([2]) * size)
 
 
+@pytest.mark.parametrize("kind", ["allreduce", "allgather", "reducescatter"])
+def test_after_unnamed_groups_that_differ_in_number_unnamed_calls_still_meet(way, kind):
+    size, last = hvd.size(), hvd.rank() == hvd.size() - 1
+    grouped = getattr(hvd, f"grouped_{kind}")
+    for times in range(3):
+        error = failing(way, lambda t: grouped([t] * (2 + last)), tf.ones([size, 2]))
+        assert isinstance(error, ringdp.MismatchError) and f"tensor 2 of its group: {kind}" in str(error)
+        x = tf.fill([3], float(times))
+        for _ in range(2):
+            assert same(way(lambda t: hvd.allreduce(t, op=hvd.Sum), x), x * size)
+        a, b = way(lambda t: hvd.grouped_allreduce([t, 2 * t], op=hvd.Sum), x)
+        assert same(a, x * size) and same(b, 2 * x * size)
+    assert same(way(hvd.allgather, tf.constant([hvd.rank()])), tf.range(size))
+
+
 def test_wrong_on_this_rank_alone(way):
     error = failing(way, lambda t: hvd.alltoall(t, splits=[5] * hvd.size()), tf.ones([1]))
     assert isinstance(error, ringdp.UsageError)

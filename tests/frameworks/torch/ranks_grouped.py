@@ -105,3 +105,41 @@ def test_a_group_with_fewer_tensors_on_one_rank_fails_soon():
     with pytest.raises(hvd.MismatchError, match="nothing more"):
         hvd.grouped_allreduce(tensors, op=hvd.Sum, name="fewer")
     assert time.monotonic() - began < 20  # seconds: long before the deadline
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", ["allreduce", "allgather", "reducescatter"])
+def test_after_unnamed_groups_that_differ_in_number_unnamed_calls_still_meet(kind, gradients):
+    if hvd.size() == 1:
+        pytest.skip("one rank has nobody to differ from")
+    size, last = hvd.size(), hvd.rank() == hvd.size() - 1
+    grouped, begin = getattr(hvd, f"grouped_{kind}"), getattr(hvd, f"grouped_{kind}_async")
+    for times in range(4):
+        tensors = [torch.full((size, 2), i + 1.0, requires_grad=gradients) for i in range(2 + last)]
+        with pytest.raises(hvd.MismatchError, match=f"tensor 2 of its group: {kind}"):
+            grouped(tensors) if gradients else begin(tensors).wait()
+        x = torch.full((3,), float(times), requires_grad=True)
+        y = hvd.allreduce(x, op=hvd.Sum)
+        a, b = hvd.grouped_allreduce([x, 2 * x], op=hvd.Sum)
+        (y + a + b).sum().backward()
+        assert (y == size * times).all() and (a == y).all() and (b == 2 * y).all()
+        assert (x.grad == 4 * size).all()
+    assert hvd.allgather(torch.tensor([hvd.rank()])).tolist() == list(range(size))
+
+
+def test_after_groups_of_an_optimizer_that_differ_in_number_unnamed_calls_still_meet():
+    """Whether the ranks have other parameters, or put them into groups of other numbers."""
+    if hvd.size() == 1:
+        pytest.skip("one rank has nobody to differ from")
+    first = hvd.rank() == 0
+    for count, groups in ((2 + first, 0), (3, 2 + first)):
+        params = [torch.nn.Parameter(torch.ones(2)) for _ in range(count)]
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(params, lr=1.0), num_groups=groups)
+        with pytest.raises(hvd.MismatchError):
+            sum(p.sum() for p in params).backward()
+            optimizer.step()
+        assert all((p == 1).all() for p in params)
+        del optimizer
+        for times in range(3):
+            x = torch.full((3,), float(times))
+            assert (hvd.allreduce(x, op=hvd.Sum) == hvd.size() * times).all()
