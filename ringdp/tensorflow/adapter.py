@@ -68,7 +68,7 @@ def run(
         body: it must not write what it is given, and what it returns must be nobody else's: TensorFlow may keep it.
         outputs: dtypes and shapes of what it returns.
         name: of the operation, for the body; None in a graph: one that is made when it is traced.
-        turn: of a gradient: `graphs.current_turn()` of where the operation itself was made.
+        turn: of a gradient: `turn.current_turn()` of where the operation itself was made.
     """
     if not tf.executing_eagerly():
         return graphs.run(what, body, tensors, outputs, name, turn)

@@ -23,7 +23,7 @@ from ringdp.numpy.ops import operations
 from ringdp.process_sets import ProcessSet
 from ringdp.requests import Request, splits_of
 from ringdp.tensorflow.adapter import like, rows_like, run
-from ringdp.tensorflow.graphs import current_turn
+from ringdp.tensorflow.turn import current_turn
 
 Arrays = list[NDArray[Any]]
 Scale = tuple[float, float]  # before and after

@@ -20,7 +20,7 @@ from ringdp.errors import UsageError
 from ringdp.numpy.ops import operations
 from ringdp.process_sets import ProcessSet, global_process_set
 from ringdp.tensorflow.adapter import run
-from ringdp.tensorflow.graphs import current_turn
+from ringdp.tensorflow.turn import current_turn
 
 Arrays = list[NDArray[Any]]
 
