@@ -102,7 +102,7 @@ def test_a_group_with_fewer_arrays_on_one_rank_fails_soon():
 @pytest.mark.parametrize("wait", [False, True])
 @pytest.mark.parametrize("kind", ["allreduce", "allgather", "reducescatter"])
 def test_after_unnamed_groups_that_differ_in_number_unnamed_calls_still_meet(kind, wait):
-    """The last rank has one more. In flight, too, are calls from before and after, and more than unnamed names there are."""
+    """The last rank has one more. Calls from before and after are in flight, too, and the names of all begin anew."""
     size, last = ringdp.size(), ringdp.rank() == ringdp.size() - 1
     begin = getattr(ringdp, f"grouped_{kind}_async")
     for times in range(70):
