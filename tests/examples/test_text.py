@@ -13,8 +13,9 @@ pytest.importorskip("torch")
 TRAIN = ROOT / "examples" / "text" / "train.py"
 DYING = Path(__file__).parent / "dying_text.py"
 SHORT = ("--steps", 80, "--commit-every", 40)
-# Of the bits a byte of counting pairs of bytes. Measured on two ranks with seed 0: 0.83 after 80 steps, 0.79 after 120.
-SHORT_ENOUGH, SHORT_ENOUGH_IN_BFLOAT16, ENOUGH = 0.9, 0.95, 0.75
+# Of the bits a byte of counting pairs of bytes. Measured on two ranks: 0.83 after 80 steps with seed 0, and at full
+# length 0.547, 0.564 and 0.563 with seeds 0 to 2.
+SHORT_ENOUGH, SHORT_ENOUGH_IN_BFLOAT16, ENOUGH = 0.9, 0.95, 0.62
 Train = Callable[..., dict[str, Any]]
 
 

@@ -430,23 +430,26 @@ while True:
     put = lambda sink, data=data: [sink.write(data[:70000]), sink.write(data[70000:])]
     writer.start(Task(Manifest(Commit(number, os.getpid()), 1), put, put))
     writer.flush()
+    print(number, flush=True)
 """
 
 
 def test_a_process_that_is_killed_while_it_writes(tmp_path):
     """Whenever that is: the newest commit with a manifest is whole, and at most two older ones are there."""
     random, numbers = Random(5), []
-    for _ in range(12):
+    for trial in range(12):
         process = subprocess.Popen(
             [sys.executable, "-c", COMMITS, str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout.readline() == "up\n"  # nothing was refused
-        time.sleep(random.uniform(0, 0.1))
+        written = [int(process.stdout.readline()) for _ in range(trial % 4)]  # however slow the disk is
+        time.sleep(random.uniform(0, 0.02))
         process.kill()
         process.communicate(timeout=30)
         said = []
         found = Folder(tmp_path).manifests(said.append)
         assert said == [] and len(found) <= 3 and all(manifest.is_whole for manifest in found)
+        assert not written or found[0].commit.number >= written[-1]
         for manifest in found[:1]:
             numbers.append(manifest.commit.number)
             for (kind, rank), contents in manifest.files.items():
