@@ -24,8 +24,10 @@ FRAMEWORK_RANKS = (2, 3)
 # Beside PyTorch, each in processes of its own: Keras has one backend in a process. `mixed` is of several at once.
 MORE_FRAMEWORKS = ("tensorflow", "jax", "keras", "mixed")
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
-# Without --all, on more than two ranks: where sums of three, or a root between others, could come out differently.
-ON_MORE_RANKS = ("ranks_operations", "ranks_training", "ranks_fit", "ranks_mixed")
+# Without --all, on more than two ranks: where sums of three, or a root between others, could come out
+# differently; and of Keras on another backend than the first, what each backend has of its own.
+ON_MORE_RANKS = ("operations", "join", "sharded", "membership", "mesh", "parallel", "c10d_collectives")
+OF_EACH_BACKEND = ("fit", "loss_scale")
 NO_FRAMEWORKS = (
     f"{VENV_FRAMEWORKS.name}, with TensorFlow, JAX and Keras, is not there: run `make test-frameworks`, or to have the "
     "environment alone `python3 tests/environment.py frameworks`"
@@ -216,9 +218,7 @@ def frameworks(selection: Selection) -> list[Command]:
     commands = [plain("frameworks", "frameworks/torch", selection, 300, by_workers())]
     files = sorted((TESTS / "frameworks" / "torch").glob("ranks_*.py"))
     for n in selection.ranks or FRAMEWORK_RANKS:
-        # Compilers take most of the time, and hardly see how many ranks there are.
-        all_files = selection.everything or selection.ranks or n == min(FRAMEWORK_RANKS)
-        chosen = [str(p.relative_to(TESTS)) for p in files if all_files or "compile" not in p.stem]
+        chosen = few_of(files, None if n == min(FRAMEWORK_RANKS) else ON_MORE_RANKS, selection)
         commands.append(under_mpirun(f"frameworks -n {n}", n, chosen, selection, 420))
     of_meshes = [str(p.relative_to(TESTS)) for p in files if p.stem.removeprefix("ranks_") in OF_MESHES]
     if of_meshes and not selection.ranks:
@@ -226,6 +226,13 @@ def frameworks(selection: Selection) -> list[Command]:
             under_mpirun(f"frameworks of meshes -n {MESH_RANKS}", MESH_RANKS, of_meshes, selection, 300)
         )
     return commands
+
+
+def few_of(files: list[Path], about: tuple[str, ...] | None, selection: Selection) -> list[str]:
+    """As pytest is given them, those about this, ranks_ABOUT.py; None: all, as with --all or a number of ranks."""
+    everything = about is None or selection.everything or bool(selection.ranks)
+    chosen = [p for p in files if everything or p.stem.removeprefix("ranks_") in (about or ())]
+    return [str(p.relative_to(TESTS)) for p in chosen]
 
 
 def more_frameworks(selection: Selection) -> list[Command]:
@@ -263,12 +270,11 @@ def one_framework(label: str, name: str, selection: Selection) -> list[Command]:
     commands = []
     if any(folder.glob("test_*.py")) and not selection.ranks:
         commands.append(plain(label, f"frameworks/{name}", selection, 300))
-    files = [str(p.relative_to(TESTS)) for p in sorted(folder.glob("ranks_*.py"))]
+    files = sorted(folder.glob("ranks_*.py"))
     for n in selection.ranks or FRAMEWORK_RANKS:
-        all_files = selection.everything or selection.ranks or n == min(FRAMEWORK_RANKS)
-        few = [] if label in ("keras on jax", "keras on torch") else ON_MORE_RANKS
-        chosen = [file for file in files if all_files or any(word in file for word in few)]
-        if chosen:
+        is_first = name != "keras" or label.endswith(KERAS_BACKENDS[0])
+        about = ON_MORE_RANKS if n > min(FRAMEWORK_RANKS) else None if is_first else OF_EACH_BACKEND
+        if chosen := few_of(files, about, selection):
             commands.append(under_mpirun(f"{label} -n {n}", n, chosen, selection, 420))
     return commands
 

@@ -9,7 +9,8 @@ import ringdp.torch as hvd
 from ringdp import world
 from ringdp.torch import operators, parallel
 
-BACKENDS = ["eager", "aot_eager"]  # "inductor" takes seconds for each graph, and so has one test
+BACKENDS = ["eager", "aot_eager"]  # "inductor" takes many seconds for each graph, and so has one test
+INDUCTOR = pytest.param("inductor", marks=[pytest.mark.host_only, pytest.mark.slow])
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +138,8 @@ ROWS = {
 
 
 HOW = [
-    ("eager", True, False),
-    ("aot_eager", False, False),
+    pytest.param("eager", True, False, marks=pytest.mark.slow),
+    pytest.param("aot_eager", False, False, marks=pytest.mark.slow),
     ("aot_eager", True, False),
     ("aot_eager", True, True),
 ]
@@ -211,7 +212,7 @@ class Noted:
         return call
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("inductor", marks=pytest.mark.host_only)])
+@pytest.mark.parametrize("backend", [*BACKENDS, INDUCTOR])
 def test_equal_calls_unused_results_and_order(backend, monkeypatch):
     """Each is carried out as often as it is written, in the order in which it is written, though the results are used
     in another, and though ranks have graphs of their own: here the numbers of rows differ."""
