@@ -66,7 +66,7 @@ kills:  ## kill fifty ranks of trainings that go on without them, and compare wi
 	$(ENVIRONMENT) test
 	@$(VENV) tests/faults/kills.py $(ARGS)
 
-mutants:  ## take one guard out at a time, and see that the tests notice (after `make dev`; half an hour)
+mutants:  ## take one guard out at a time, and see that the tests notice (after `make dev`; three quarters of an hour)
 	@test -x $(VENV) || { echo "make: run \`make dev\` first" >&2; exit 1; }
 	@$(VENV) tests/faults/mutants.py $(ARGS)
 

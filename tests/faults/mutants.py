@@ -1,7 +1,9 @@
 """Takes one guard out at a time, and sees that the tests notice: `make mutants` (after `make dev`).
 
 A guard that nobody misses is not tested. Each row changes one place of this checkout, compiles what depends on it,
-runs the tests that should turn red, and puts the place back. It takes a minute or two a row.
+runs the tests that should turn red, and puts the place back. It takes a minute or two a row. Rows of TensorFlow, JAX
+and Keras are left out, and named, where they are not installed beside ringdp: `.venv/bin/pip install -e
+'.[test-frameworks]' --no-build-isolation`.
 
     python tests/faults/mutants.py                 all of them
     python tests/faults/mutants.py death stopped   some, by name
@@ -10,6 +12,7 @@ runs the tests that should turn red, and puts the place back. It takes a minute 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import time
@@ -17,6 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from driver import phases  # noqa: E402
+from driver.environ import environment  # noqa: E402
+
 LIMIT = 900  # seconds for the tests of a row, which have limits of their own; a hang is a failure as well
 
 
@@ -28,7 +36,8 @@ class Mutant:
     file: str
     guard: str  # what is there, once
     without: str
-    tests: tuple[str, str]  # phase of tests/run.py, and -k
+    # A phase of tests/run.py, or a file of ranks, which then runs by itself on two of them; and -k.
+    tests: tuple[str, str]
 
 
 MUTANTS = (
@@ -110,11 +119,71 @@ MUTANTS = (
            ("faults", "25-calls_in_a_child")),
 )  # fmt: skip
 
+# Of the packages of frameworks, and of what they stand on.
+MUTANTS += (
+    Mutant("collectives of a program have an order", "ringdp/jax/order.py",
+           "TokenSet({EFFECT: token})", "TokenSet({EFFECT: context.tokens_in.get(EFFECT)})",
+           ("frameworks/jax/ranks_order.py", "differ_between_ranks")),
+    Mutant("a failed program does not spoil the next", "ringdp/jax/order.py",
+           "        del self.current_tokens[effect]\n", "        pass\n",
+           ("frameworks/jax/ranks_errors.py", "test_mismatches")),
+    Mutant("arrays of JAX are not written", "ringdp/jax/adapter.py",
+           "return host_memory(like.shape, like.dtype)", "return like",
+           ("frameworks/jax/ranks_operations.py", "test_sums and eager and float32")),
+    Mutant("an all-gather's gradient is that of own rows", "ringdp/jax/autograd.py",
+           "begin = sum(rows[: params[\"rank\"]])", "begin = 0",
+           ("frameworks/jax/ranks_gradients.py", "test_allgather")),
+    Mutant("lines of a pytree are compared", "csrc/submit/submission.cc",
+           "  if (!layout.empty()) digest.add(layout);\n", "",
+           ("frameworks/jax/ranks_errors.py", "test_a_leaf_differs")),
+    Mutant("memory that failed under way stays", "csrc/xla/block.cc", "  if (given_up_) {\n", "  if (false) {\n",
+           ("native", "fail_under_way")),
+    Mutant("an average's gradient is divided", "ringdp/tensorflow/autograd.py",
+           "scale[0] * scale[1] / (process_set.size() if op is Average else 1)", "scale[0] * scale[1]",
+           ("frameworks/tensorflow/ranks_gradients.py", "test_reducescatter")),
+    Mutant("a broadcast's gradient is the root's", "ringdp/torch/autograd.py",
+           "mean if is_root else torch.zeros_like(mean)", "mean",
+           ("frameworks/torch/ranks_operations.py", "gradients_through_broadcast")),
+    Mutant("gradients of split work are summed", "ringdp/torch/parallel/autograd.py",
+           "return _sum(grad, *ctx.how), None, None", "return grad, None, None",
+           ("frameworks/torch/ranks_parallel.py", "test_copy_and_reduce")),
+    Mutant("ranks vote on their gradients", "ringdp/flat.py",
+           "if digest ^ complement != ALL_ONES:", "if False:", ("ranks/test_flat.py", "lists_that_differ")),
+    Mutant("an overflow of one rank is all ranks'", "ringdp/flat.py",
+           "bool(all_finite) if looks_before", "bool(is_finite) if looks_before",
+           ("ranks/test_flat.py", "overflow_of_one_rank")),
+    Mutant("Keras looks at what was exchanged", "ringdp/keras/loss_scale.py",
+           "lambda reduced: keras_apply(self, reduced, variables)", "lambda _: keras_apply(self, grads, variables)",
+           ("frameworks/keras/ranks_loss_scale.py", "test_an_overflow_on_one_rank")),
+    Mutant("results are combined in their order", "ringdp/mapreduce.py",
+           "else combine(a, b)\n", "else combine(b, a)\n", ("ranks/test_map_reduce.py", "each_reduction or blocks")),
+)  # fmt: skip
+
 
 def build() -> str:
     """What went wrong, or nothing."""
     done = subprocess.run(["make", "-s", "build"], cwd=ROOT, capture_output=True, text=True, timeout=1800)
     return done.stderr[-2000:] if done.returncode else ""
+
+
+def run_phase(phase: str, expression: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(ROOT / "tests/run.py"), *phase.split(), "-k", expression]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+
+
+def run_file(file: str, expression: str) -> subprocess.CompletedProcess[str]:
+    """On two ranks."""
+    words = phases.under_mpirun(file, 2, [file], phases.Selection(expression), LIMIT).words
+    return subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=LIMIT, env=environment()
+    )
+
+
+def lacks(mutant: Mutant) -> str:
+    """The framework that its tests need, if that is not installed here; or nothing."""
+    parts = Path(mutant.tests[0]).parts
+    needed = parts[1] if parts[0] == "frameworks" and len(parts) == 3 else ""
+    return needed if needed and importlib.util.find_spec(needed) is None else ""
 
 
 def notices(mutant: Mutant) -> tuple[bool, str]:
@@ -127,10 +196,13 @@ def notices(mutant: Mutant) -> tuple[bool, str]:
     try:
         if mutant.file.startswith("csrc") and (error := build()):
             return False, f"it does not compile: {error}"
-        phase, expression = mutant.tests
-        words = [sys.executable, str(ROOT / "tests/run.py"), *phase.split(), "-k", expression]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
-        last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+        where, expression = mutant.tests
+        run = run_file if where.endswith(".py") else run_phase
+        done = run(where, expression)
+        lines = done.stdout.strip().splitlines()
+        last = next(
+            (line for line in reversed(lines) if "failed" in line or "passed" in line), done.stderr[-500:]
+        )
         ran = " 0 failed" not in last and "failed" in last
         return ran and done.returncode != 0, last
     finally:
@@ -148,6 +220,9 @@ def main() -> int:
     missed = []
     for mutant in MUTANTS:
         if wanted and mutant.name not in wanted:
+            continue
+        if framework := lacks(mutant):
+            print(f"left out, as {framework} is not installed: {mutant.name!r}", flush=True)
             continue
         began = time.monotonic()
         noticed, last = notices(mutant)
