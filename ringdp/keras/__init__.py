@@ -4,6 +4,18 @@ Which backend that is says Keras (KERAS_BACKEND); nothing here imports another o
 does. `ringdp.tensorflow.keras` is another name for this package.
 """
 
+from ringdp.built import (
+    ccl_built,
+    cuda_built,
+    ddl_built,
+    gloo_built,
+    gloo_enabled,
+    mpi_built,
+    mpi_enabled,
+    mpi_threads_supported,
+    nccl_built,
+    rocm_built,
+)
 from ringdp.constants import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from ringdp.errors import (
     ChecksumError,
@@ -87,9 +99,14 @@ __all__ = [
     "broadcast_object",
     "broadcast_variables",
     "callbacks",
+    "ccl_built",
     "cross_rank",
     "cross_size",
+    "cuda_built",
+    "ddl_built",
     "global_process_set",
+    "gloo_built",
+    "gloo_enabled",
     "init",
     "is_homogeneous",
     "is_initialized",
@@ -97,9 +114,14 @@ __all__ = [
     "local_rank",
     "local_size",
     "mesh",
+    "mpi_built",
+    "mpi_enabled",
+    "mpi_threads_supported",
+    "nccl_built",
     "rank",
     "reducescatter",
     "remove_process_set",
+    "rocm_built",
     "shard_equally",
     "shutdown",
     "size",

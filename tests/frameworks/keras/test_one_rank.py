@@ -11,6 +11,7 @@ from frameworks.keras.helpers import compile, data, fit, network, values, weight
 
 import ringdp
 import ringdp.keras as hvd
+from ringdp import built
 
 SGD = keras.optimizers.SGD
 
@@ -139,3 +140,14 @@ def test_other_names():
     assert other is hvd and others is hvd.callbacks
     assert MetricAverageCallback is hvd.callbacks.MetricAverageCallback
     assert set(hvd.__all__) <= set(dir(hvd))
+
+
+def test_what_it_was_built_with():
+    assert hvd.mpi_built() and hvd.mpi_enabled() and hvd.mpi_threads_supported()
+    assert not any((hvd.gloo_built(), hvd.gloo_enabled(), hvd.rocm_built(), hvd.ccl_built(), hvd.ddl_built()))
+    assert hvd.nccl_built() == built.nccl_built() and hvd.cuda_built() == built.cuda_built()
+
+
+def test_everything_that_is_exported_exists():
+    assert all(hasattr(hvd, name) for name in hvd.__all__)
+    assert {name for name in vars(built) if name.endswith(("_built", "_enabled"))} <= set(hvd.__all__)
