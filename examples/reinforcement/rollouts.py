@@ -8,7 +8,7 @@ import torch
 from policy import OBSERVED, Policy
 
 LIMIT = 500  # steps, CartPole-v1's own
-DISCOUNT, TRACE = 0.98, 0.9
+DISCOUNT, TRACE = 0.99, 0.95  # 100 steps ahead: carts that drift off the track do so slowly
 
 
 @dataclass(frozen=True)

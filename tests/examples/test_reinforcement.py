@@ -25,7 +25,7 @@ def train(result_of: Callable[..., dict[str, Any]]) -> Train:
 
 def test_two_ranks_learn_to_balance(train: Train) -> None:
     two = train(2, *SHORT)
-    # Measured: 492 and 500 with seeds 0 and 1; with four iterations fewer 298 to 500, seeds 0 to 2.
+    # Measured: 499.5 to 500 with seeds 0 to 2, and 489 to 500 after all twenty iterations.
     assert two["mean_return"] >= 195
     assert two["seconds"].keys() == {"rollouts", "learning", "exchange", "evaluation"}
     assert all(seconds > 0 for seconds in two["seconds"].values())
