@@ -328,9 +328,10 @@ def test_the_figures_of_frameworks_stand_beside_numpys():
     points = [point("NumPy", 4, 2.0, 4.0, 3.0), point("JAX", 4, 6.0), point("JAX", 64 * MIB, 30_000.0)]
     measured = {"points": points, "left_out": {"PyTorch": "No module named 'torch'"}}
     about = {"date": "2026-01-02", "processor": "a", "MPI": "b", "busy with others": "0.1 processes"}
-    text = frameworks.section(measured, 0.25, about)
+    text = frameworks.section(measured, {"import a": 0.01, "import b": 0.25}, about)
     assert "| NumPy | 3 | 1 × | – | – |" in text and "| JAX | 6 | 2 × | 30 | – |" in text
     assert "Left out: PyTorch (No module named 'torch')." in text and "at most 0.3 s: met" in text
-    assert "missed" in frameworks.section(measured, 0.31, about)
+    assert "`import a` 0.01 s, `import b` 0.25 s" in text
+    assert "missed" in frameworks.section(measured, {"import a": 0.01, "import b": 0.31}, about)
     page = frameworks.PAGE.read_text(encoding="utf-8")
     assert page.count(frameworks.BEGIN) == page.count(frameworks.END) == 1
