@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 
 FLAGS = {
     "address": "-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all",
-    # It does not know fences, and g++ warns of each. Ours order looks at atomics (shared/bell.h, Engine::new_handle).
+    # It does not know fences, and g++ warns of each. Ours order looks at atomics (shared/bell.h), but for
+    # that of Engine::new_handle, which does without one here.
     "thread": "-g -fsanitize=thread -Wno-tsan",
 }
 # A report is a failure, whatever the program goes on to do.
