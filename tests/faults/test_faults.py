@@ -261,6 +261,36 @@ def test_the_report_has_all_ranks_under_plain_mpirun(tmp_path: Path) -> None:
     assert re.search(STOPPED.format(rank=1, pid=r"\d+"), flights[0].verdict), flights[0].verdict
 
 
+BRINGS = """
+import pathlib, ringdp
+from mpi4py import MPI
+from ringdp import watch
+ringdp.init()
+if ringdp.rank() == 0:
+    watch.exception(0, "ValueError: x", False)
+    (report,) = pathlib.Path().glob("ringdp-report-*")
+    print(*sorted(p.name for p in report.iterdir()))
+MPI.COMM_WORLD.barrier()
+ringdp.shutdown()
+"""
+
+
+def test_who_ends_the_job_brings_the_recorders_of_the_living(tmp_path: Path) -> None:
+    """At once: when the launcher kills them, nobody may be left who sees it."""
+    words = [mpirun(), "-n", "2", sys.executable, "-c", BRINGS]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "rank-0.flight rank-1.flight"), done.stderr
+
+
 def test_each_fault_has_tests() -> None:
     """Of those that docs/promises.md lists."""
     text = (HERE.parents[1] / "docs" / "promises.md").read_text()
